@@ -1,0 +1,42 @@
+"""SemAlign: move knowledge from a larger language model into a smaller one by aligning layer outputs.
+
+    import semalign
+    config = semalign.load_config("run.yaml")
+    run = semalign.transfer(config)
+
+Public names are loaded on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semalign.config import TransferConfig
+    from semalign.errors import SemAlignError
+    from semalign.maths.bases import semantic_map
+    from semalign.models import Decoder, load
+    from semalign.run import transfer
+    from semalign.steps.attribute import attribute_layers
+    from semalign.steps.pair import pair_layers
+    from semalign.trainer import SemAlignTrainer
+
+_WHERE = {
+    "TransferConfig": "semalign.config",
+    "SemAlignError": "semalign.errors",
+    "semantic_map": "semalign.maths.bases",
+    "Decoder": "semalign.models",
+    "load": "semalign.models",
+    "transfer": "semalign.run",
+    "attribute_layers": "semalign.steps.attribute",
+    "pair_layers": "semalign.steps.pair",
+    "SemAlignTrainer": "semalign.trainer",
+    "load_config": "semalign.cli",
+}
+__all__ = [*_WHERE]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'semalign' has no attribute {name!r}; it offers {', '.join(_WHERE)}")

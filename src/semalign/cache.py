@@ -1,0 +1,175 @@
+"""Per-sample tensors in safetensors shards: sharded, checksummed, resumable, fingerprinted.
+
+A folder holds shard-00000.safetensors, ... and index.json. In a shard each key holds the rows of its samples one
+after another; keys start with `tokens.` (one row a token) or `positions.` (one row a supervised position), and
+`offsets.tokens`, `offsets.positions` say where each sample's rows begin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from semalign.config import differences
+from semalign.errors import CacheError
+
+Record = dict[str, Tensor]
+KINDS = ("tokens", "positions")
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write through a temporary file in the same folder, so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CacheError(
+                f"{path}: cannot be written ({error.strerror}); free space or choose another output_dir."
+            ) from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic, readable JSON."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, step: str) -> Any:
+    """A result file, or one sentence naming the step that writes it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CacheError(f"{path}: not there yet; run `semalign {step}` first.") from None
+    except json.JSONDecodeError as error:
+        raise CacheError(
+            f"{path}: not valid JSON ({error}); mend it, or delete it and run `semalign {step}`."
+        ) from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Atomic safetensors file."""
+    write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+
+def read_tensors(path: Path) -> Record:
+    """All tensors of a safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CacheError(f"{path}: cannot be read ({error}); run `semalign cache` again.") from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ShardStore:
+    """Records of samples 0..n-1 in a folder; `plan` gives the sample numbers of each shard."""
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], plan: Sequence[Sequence[int]]) -> None:
+        self.folder, self.plan = folder, [list(p) for p in plan]
+        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self._index = self._read_index()
+        self._where = {
+            sample: (n, i) for n, samples in enumerate(self.plan) for i, sample in enumerate(samples)
+        }
+        self._open: dict[int, tuple[Any, dict[str, list[int]]]] = {}
+
+    def _read_index(self) -> dict[str, Any]:
+        path = self.folder / "index.json"
+        fresh = {"fingerprint": self.fingerprint, "shards": {}}
+        if not path.exists():
+            return fresh
+        index = json.loads(path.read_text(encoding="utf-8"))
+        # A changed input makes every shard stale; they are rebuilt one by one under the same names.
+        return index if index["fingerprint"] == self.fingerprint else fresh
+
+    def stale_fields(self) -> list[str]:
+        """What changed since the folder was written, as dotted paths; empty when nothing did."""
+        path = self.folder / "index.json"
+        if not path.exists():
+            return []
+        return differences(json.loads(path.read_text(encoding="utf-8"))["fingerprint"], self.fingerprint)
+
+    def missing(self, *, verify: bool = False) -> list[int]:
+        """Shards that are absent, of the wrong size, or (with verify) of the wrong checksum."""
+        return [n for n in range(len(self.plan)) if not self._is_good(n, verify)]
+
+    def _is_good(self, number: int, verify: bool) -> bool:
+        entry = self._index["shards"].get(str(number))
+        path = self._path(number)
+        if entry is None or not path.exists() or path.stat().st_size != entry["bytes"]:
+            return False
+        return not verify or digest(path) == entry["sha256"]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+    def write(self, number: int, records: Sequence[Record]) -> int:
+        """Write one shard, records in the order of `plan[number]`; returns its bytes."""
+        assert len(records) == len(self.plan[number])
+        tensors = {key: torch.cat([r[key] for r in records]) for key in records[0]}
+        for kind in KINDS:
+            key = next((k for k in records[0] if k.startswith(kind)), None)
+            if key is not None:
+                tensors[f"offsets.{kind}"] = torch.tensor([0, *(len(r[key]) for r in records)]).cumsum(0)
+        self._open.pop(number, None)
+        write_tensors(self._path(number), tensors)
+        self._index["shards"][str(number)] = {
+            "bytes": self._path(number).stat().st_size,
+            "sha256": digest(self._path(number)),
+        }
+        write_json(self.folder / "index.json", self._index)
+        return self._index["shards"][str(number)]["bytes"]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(entry["bytes"] for entry in self._index["shards"].values())
+
+    def read(self, sample: int, keys: Sequence[str] | None = None) -> Record:
+        """The tensors of one sample; only its own rows are read from disk."""
+        number, position = self._where[sample]
+        file, offsets = self._handle(number)
+        record = {}
+        for key in keys if keys is not None else [k for k in file.keys() if not k.startswith("offsets.")]:  # noqa: SIM118
+            bounds = offsets[key.split(".", 1)[0]]
+            record[key] = file.get_slice(key)[bounds[position] : bounds[position + 1]]
+        return record
+
+    def read_shard(self, number: int) -> list[Record]:
+        """All records of one shard."""
+        return [self.read(sample) for sample in self.plan[number]]
+
+    def _handle(self, number: int) -> tuple[Any, dict[str, list[int]]]:
+        if number not in self._open:
+            if not self._is_good(number, verify=True):
+                raise CacheError(
+                    f"{self._path(number)}: missing or damaged (size or checksum differ); run `semalign cache` to rebuild this shard."
+                )
+            file = safe_open(self._path(number), "pt")
+            keys = set(file.keys())
+            offsets = {k: file.get_tensor(f"offsets.{k}").tolist() for k in KINDS if f"offsets.{k}" in keys}
+            self._open[number] = (file, offsets)
+        return self._open[number]

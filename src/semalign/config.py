@@ -1,0 +1,309 @@
+"""Every option of a run, once: a frozen dataclass per concern, with the docstring under a field as its help.
+
+`TransferConfig` is the whole; `load` reads YAML, `dump` writes it, and each dataclass checks its own fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from semalign.errors import ConfigError
+
+Interface = Literal["block", "delta", "attn", "mlp", "output"]
+MapName = Literal["semantic", "logit", "ridge"]
+OutputLoss = Literal["topk_kl", "fisher", "cosine", "cross_entropy", "kl", "none"]
+LayerLoss = Literal["cosine", "fisher", "none"]
+RecipeName = Literal["aligned", "cosine", "fisher", "cross_entropy", "kl"]
+
+
+def _require(condition: bool, field_name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ConfigError(
+            f"{field_name}: expected {expected}, got {got!r}; change it in the config or on the command line."
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A causal language model: where it is and how to load it."""
+
+    model_name_or_path: str
+    """Local folder, hub id, .gguf file, or embedded:teacher / embedded:student."""
+    model_revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the loaded weights; auto takes the checkpoint's own."""
+    attn_implementation: str | None = None
+    """Attention kernel name that transformers knows (eager, sdpa, flash_attention_2)."""
+    load_in_8bit: bool = False
+    """Quantise to 8 bits on loading (needs bitsandbytes); a quantised student can only train LoRA."""
+    load_in_4bit: bool = False
+    """Quantise to 4 bits on loading (needs bitsandbytes); a quantised student can only train LoRA."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model_name_or_path), "model_name_or_path", "a folder, hub id or .gguf file", "")
+        _require(not (self.load_in_8bit and self.load_in_4bit), "load_in_8bit", "one of 8 and 4 bits", "both")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The rows that carry the knowledge, and the rows that measure it."""
+
+    dataset_name: str
+    """jsonl file, folder of a saved dataset, hub id, or embedded:transfer."""
+    dataset_config: str | None = None
+    """Name of the dataset's configuration on the hub."""
+    dataset_train_split: str = "train"
+    """Split to take from a hub dataset."""
+    heldout_name: str | None = None
+    """Rows to measure closeness on, as dataset_name; none: the last heldout_rows of the dataset."""
+    heldout_rows: int = 0
+    """How many of the last rows are held out when heldout_name is none."""
+    max_rows: int | None = None
+    """Use only the first rows of the training part."""
+    max_length: int = 1024
+    """Tokens a row may have; longer completions are cut, prompts are kept."""
+    supervise: Literal["completion", "all"] = "completion"
+    """Which tokens are supervised: those of the last assistant turn, or all."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do with a row that cannot be parsed."""
+    max_dropped: float = 0.1
+    """Stop when a larger share of the rows has to be dropped."""
+
+    def __post_init__(self) -> None:
+        _require(self.heldout_rows >= 0, "data.heldout_rows", "a count of rows", self.heldout_rows)
+        _require(
+            self.max_rows is None or self.max_rows > 0,
+            "data.max_rows",
+            "a positive count or null",
+            self.max_rows,
+        )
+        _require(self.max_length >= 2, "data.max_length", "at least 2 tokens", self.max_length)
+        _require(0 <= self.max_dropped <= 1, "data.max_dropped", "a share between 0 and 1", self.max_dropped)
+
+
+@dataclass(frozen=True)
+class AttributionConfig:
+    """Which teacher layers matter: one backward pass over a few rows."""
+
+    rows: int = 64
+    """Training rows to attribute on."""
+    batch_size: int = 8
+    """Rows per backward pass."""
+    aggregate: Literal["abs", "sum"] = "abs"
+    """How gradient x activation is added up over tokens and channels."""
+    activation_checkpointing: bool = False
+    """Recompute layers in the backward pass to save memory."""
+
+    def __post_init__(self) -> None:
+        _require(self.rows > 0, "attribution.rows", "a positive count", self.rows)
+        _require(self.batch_size > 0, "attribution.batch_size", "a positive count", self.batch_size)
+
+
+@dataclass(frozen=True)
+class PairingConfig:
+    """Which student layers are trained, and towards which teacher layers."""
+
+    selection: Literal["attribution", "last", "all"] = "last"
+    """attribution: students of the highest-scoring teacher layers; last: the deepest; all: every layer."""
+    num_layers: int | None = None
+    """How many student layers to train; null with cost null: a quarter of them, rounded up."""
+    cost: float | None = None
+    """Budget instead of num_layers: training may cost this many times what the last layer alone costs."""
+    interpolate: bool = False
+    """Blend the two teacher layers around the exact depth instead of rounding down."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_layers is None or self.num_layers > 0,
+            "pairing.num_layers",
+            "a positive count",
+            self.num_layers,
+        )
+        _require(self.cost is None or self.cost >= 1, "pairing.cost", "at least 1", self.cost)
+        _require(self.num_layers is None or self.cost is None, "pairing.cost", "num_layers or cost", "both")
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """The objective. A recipe sets every field; a field that is not null replaces the recipe's."""
+
+    name: RecipeName = "aligned"
+    """aligned (default), cosine (the paper, version 1), fisher, or a control: cross_entropy, kl."""
+    output_loss: OutputLoss | None = None
+    """Loss at the output."""
+    output_weight: float | None = None
+    """Weight of the output loss."""
+    layer_loss: LayerLoss | None = None
+    """Loss between a paired layer's activation and its target."""
+    layer_weight: float | None = None
+    """Weight of the layer loss, averaged over the pairs."""
+    map: MapName | None = None
+    """How teacher activations become targets in the student's space."""
+    interface: Interface | None = None
+    """Which activation of a layer is supervised."""
+    learning_rate: float | None = None
+    """Peak learning rate."""
+    label_smoothing: float | None = None
+    """Label smoothing of the cross_entropy and cosine output losses."""
+    temperature: float | None = None
+    """Temperature of the topk_kl and kl losses."""
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The teacher's and the student's activations on disk."""
+
+    top_k: int = 32
+    """Tokens kept a position from each model; the union of both is stored."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of stored activations."""
+    batch_size: int = 16
+    """Rows per forward pass."""
+    shard_rows: int = 64
+    """Rows per shard; an interrupted cache step goes on at the next shard."""
+    max_bytes: int | None = None
+    """Stop before the cache would grow beyond this size."""
+    ridge_penalty: float = 1e-2
+    """Ridge penalty relative to the mean squared activation."""
+
+    def __post_init__(self) -> None:
+        _require(self.top_k > 0, "cache.top_k", "a positive count", self.top_k)
+        _require(self.batch_size > 0, "cache.batch_size", "a positive count", self.batch_size)
+        _require(self.shard_rows > 0, "cache.shard_rows", "a positive count", self.shard_rows)
+        _require(self.ridge_penalty >= 0, "cache.ridge_penalty", "a penalty of 0 or more", self.ridge_penalty)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimiser; names and meanings are those of transformers' TrainingArguments and peft's LoraConfig."""
+
+    num_train_epochs: float = 3.0
+    """Passes over the rows."""
+    max_steps: int = -1
+    """Optimiser steps; -1: num_train_epochs decides."""
+    per_device_train_batch_size: int = 16
+    """Rows per step and device."""
+    gradient_accumulation_steps: int = 1
+    """Batches per optimiser step."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+    lr_scheduler_type: str = "cosine"
+    """Schedule name that transformers knows."""
+    warmup_steps: float = 0.1
+    """Warm-up steps; a value below 1 is a share of all steps."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+    bf16: bool = False
+    """Multiply matrices in bfloat16; trained weights and losses stay float32."""
+    activation_checkpointing: bool = False
+    """Recompute layers in the backward pass to save memory."""
+    lora_r: int = 0
+    """LoRA rank on the trained layers; 0 trains their full weights."""
+    lora_alpha: int = 16
+    """LoRA scale."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Module names inside a layer; empty: the paper's (up, down, v and o projections)."""
+    cache_prefix: bool = True
+    """Compute the frozen layers below the lowest trained one once instead of in every step."""
+    live_teacher: bool = False
+    """Run the teacher in every step instead of reading cached targets (needs no disk, costs time and memory)."""
+    logging_steps: int = 1
+    """Steps between lines of train.jsonl."""
+    save_steps: int = 200
+    """Steps between checkpoints to resume from."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_train_epochs > 0, "train.num_train_epochs", "more than 0", self.num_train_epochs)
+        _require(self.lora_r >= 0, "train.lora_r", "0 or a rank", self.lora_r)
+        _require(
+            self.per_device_train_batch_size > 0,
+            "train.per_device_train_batch_size",
+            "a positive count",
+            self.per_device_train_batch_size,
+        )
+        _require(
+            not (self.live_teacher and self.cache_prefix),
+            "train.live_teacher",
+            "cache_prefix: false beside it",
+            "cache_prefix: true",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured before and after."""
+
+    tasks: str | None = None
+    """Items answered by generation: embedded:test, or a jsonl file of rows with a check; null: closeness only."""
+    max_items: int | None = None
+    """Items per task; null: all."""
+    batch_size: int = 128
+    """Rows per generation batch."""
+    max_new_tokens: int = 96
+    """Longest answer."""
+    baselines: tuple[RecipeName, ...] = ()
+    """Recipes trained and measured beside the chosen one, on the same rows and layers."""
+    allow_code_execution: bool = False
+    """Run generated code in the sandbox; code tasks need it."""
+    cka_rows: int = 64
+    """Held-out rows for the CKA heat maps; 0: none."""
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """One run: a teacher, a student, rows, and how knowledge moves."""
+
+    teacher: ModelConfig
+    """The stronger model."""
+    student: ModelConfig
+    """The smaller model of the same family."""
+    data: DataConfig
+    """Rows."""
+    output_dir: str
+    """The run folder."""
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    """Layer attribution."""
+    pairing: PairingConfig = field(default_factory=PairingConfig)
+    """Layer pairing."""
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    """Objective."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Cached activations."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Measurement."""
+    seed: int = 0
+    """Seed of row order and initialisation."""
+    allow_smaller_teacher: bool = False
+    """Go on when the teacher is smaller or shallower than the student."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain dict of a config dataclass, tuples as lists, for YAML, JSON and fingerprints."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted paths whose values differ, as `path: old -> new`."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def resolve_path(name: str, base: Path) -> str:
+    """A path in a config file counts from that file's folder when it exists there; other names stay."""
+    candidate = base / name
+    return str(candidate) if not Path(name).is_absolute() and candidate.exists() else name

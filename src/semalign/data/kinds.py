@@ -1,0 +1,127 @@
+"""The kinds of row that can be supervised, and what makes a row one of them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from semalign.errors import DataError
+
+Row = dict[str, Any]
+
+
+class Kind(StrEnum):
+    """How a row states what the model reads and what it should answer."""
+
+    IDS = "input_ids"
+    MESSAGES = "messages"
+    CHAT_PAIR = "prompt + completion (message lists)"
+    STRING_PAIR = "prompt + completion (strings)"
+    TEXT = "text"
+
+
+ACCEPTED = "messages, prompt + completion, text, or input_ids (with labels or completion_mask)"
+
+
+def row_kind(row: Row) -> Kind:
+    """The kind of a row.
+
+    A value that is null where a completion, text or conversation belongs is no mistake of form: such a row
+    has a kind, and `prepare` drops and counts it. Where a row has the columns of several kinds, the first of
+    `input_ids`, `messages`, `prompt` + `completion`, `text` whose value is not null decides.
+
+    Raises:
+        DataError: the columns or the types of their values fit no kind; the message is a reason without a
+            place.
+    """
+    groups = (("input_ids",), ("messages",), ("prompt", "completion"), ("text",))
+    present = [group for group in groups if all(column in row for column in group)]
+    if not present:
+        raise DataError(f"found columns {sorted(map(str, row))}, expected {ACCEPTED}")
+    group = next((g for g in present if row[g[0]] is not None), present[0])
+    match group[0]:
+        case "input_ids":
+            return _ids_kind(row)
+        case "messages":
+            check_messages(row["messages"], "messages")
+            return Kind.MESSAGES
+        case "prompt":
+            return _pair_kind(row)
+        case _:
+            if not isinstance(row["text"], str | None):
+                raise DataError(f"text is {_type(row['text'])}, expected a string")
+            return Kind.TEXT
+
+
+def check_messages(messages: Any, column: str) -> None:
+    """Raises DataError unless the value is null or a list of messages, content a string or null."""
+    if messages is None:
+        return
+    if not isinstance(messages, list):
+        raise DataError(f"{column} is {_type(messages)}, expected a list of messages")
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise DataError(
+                f"{column}, message {number}: expected an object with role and content, got {message!r:.60}"
+            )
+        if not isinstance(message.get("content"), str | None):
+            raise DataError(
+                f"{column}, message {number}: content is {_type(message['content'])}, expected a string"
+            )
+
+
+def _pair_kind(row: Row) -> Kind:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str | None):
+        return Kind.STRING_PAIR
+    if isinstance(prompt, list) and isinstance(completion, list | None):
+        check_messages(prompt, "prompt")
+        check_messages(completion, "completion")
+        return Kind.CHAT_PAIR
+    raise DataError(
+        f"prompt is {_type(prompt)} and completion is {_type(completion)}, expected two strings or two "
+        "message lists"
+    )
+
+
+def _ids_kind(row: Row) -> Kind:
+    ids = row["input_ids"]
+    if ids is None:
+        return Kind.IDS
+    if not _integers(ids):
+        raise DataError("input_ids is not a list of integers")
+    for column in ("labels", "completion_mask"):
+        values = row.get(column)
+        if values is not None and not (_integers(values, or_bools=True) and len(values) == len(ids)):
+            raise DataError(f"{column} is not a list of {len(ids)} integers, one for each of input_ids")
+    for t, label in enumerate(row.get("labels") or []):
+        if label not in (-100, ids[t]):
+            raise DataError(
+                f"labels[{t}] is {label}, expected -100 or input_ids[{t}] = {ids[t]} (labels are not shifted)"
+            )
+    return Kind.IDS
+
+
+def supervised_ids(row: Row) -> list[bool]:
+    """Which of a row's input_ids its labels or completion_mask supervise; without either, all."""
+    labels, completion = row.get("labels"), row.get("completion_mask")
+    if labels is not None:
+        return [label != -100 for label in labels]
+    return [True] * len(row["input_ids"] or []) if completion is None else [bool(c) for c in completion]
+
+
+def _integers(values: Any, or_bools: bool = False) -> bool:
+    accepted = (lambda v: isinstance(v, int)) if or_bools else (lambda v: type(v) is int)
+    return isinstance(values, list) and all(map(accepted, values))
+
+
+def _type(value: Any) -> str:
+    names = {
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
+    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -1,0 +1,46 @@
+"""Whether held-out rows were trained on."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from semalign.data.chat import conversation
+from semalign.data.kinds import Kind, Row, row_kind, supervised_ids
+
+
+def disjoint(train_rows: Sequence[Row], heldout_rows: Sequence[Row]) -> int:
+    """How many held-out rows have a prompt that is in the training rows too; 0 means disjoint.
+
+    Prompts are compared as NFC text with runs of white space as one space, letter case kept; roles do not
+    count. A row without a prompt is compared as a whole.
+    """
+    seen = {_prompt(row) for row in train_rows}
+    return sum(_prompt(row) in seen for row in heldout_rows)
+
+
+def _prompt(row: Row) -> str:
+    kind = row_kind(row)
+    if kind is Kind.IDS:
+        return _prompt_ids(row)
+    if kind is Kind.TEXT:
+        parts = ["", row["text"] or ""]
+    elif kind is Kind.STRING_PAIR:
+        parts = [row["prompt"], row["completion"] or ""]
+    else:
+        turns = conversation(row, kind)
+        answer = turns.pop() if turns and turns[-1]["role"] == "assistant" else {}
+        parts = [" ".join(turn.get("content") or "" for turn in turns), answer.get("content") or ""]
+    prompt, whole = _normalised(parts[0]), _normalised(" ".join(parts))
+    return prompt or whole
+
+
+def _prompt_ids(row: Row) -> str:
+    """The unsupervised ids, or all of them, as a string that no text of another kind equals."""
+    ids = row["input_ids"] or []
+    prompt = [i for i, supervised in zip(ids, supervised_ids(row), strict=True) if not supervised]
+    return "\0ids " + " ".join(map(str, prompt or ids))
+
+
+def _normalised(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())

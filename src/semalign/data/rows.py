@@ -1,0 +1,141 @@
+"""Where rows come from: a JSON Lines file, a folder saved by datasets, or the hub."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from semalign.data.jsonl import SUFFIXES, read_jsonl
+from semalign.data.kinds import ACCEPTED, Row, row_kind
+from semalign.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+def load_rows(
+    dataset_name: str,
+    *,
+    dataset_config: str | None = None,
+    split: str = "train",
+    on_bad_row: Literal["stop", "skip"] = "stop",
+) -> list[Row]:
+    """All rows of a dataset, checked for form; every row is of the same kind (see `row_kind`).
+
+    Args:
+        dataset_name: a JSON Lines file, a folder written by `save_to_disk`, or a dataset id on the hub.
+        dataset_config: name of the configuration on the hub.
+        split: split of a hub dataset or of a saved folder with several; files have none.
+        on_bad_row: stop at the first row that cannot be used, or skip such rows and log how many there were.
+
+    Raises:
+        DataError: nothing is found under the name, a row is bad and on_bad_row is stop, or no row is left.
+    """
+    if on_bad_row not in ("stop", "skip"):
+        raise DataError(f"on_bad_row: expected stop or skip, got {on_bad_row!r}; change it in the config")
+    return _accept(_entries(dataset_name, dataset_config, split), dataset_name, on_bad_row)
+
+
+def _entries(name: str, config: str | None, split: str) -> Iterator[tuple[str, Row | str]]:
+    """(place, row or reason) for every row under the name."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _numbered(name, _saved(path, split))
+    if path.suffix in SUFFIXES:
+        return read_jsonl(path)
+    if path.exists():
+        raise DataError(
+            f"{name}: expected a file of JSON Lines ({', '.join(SUFFIXES)}), got {path.suffix or 'no suffix'}"
+        )
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise DataError(
+            f"{name}: expected a file of JSON Lines or a saved folder, found nothing there; check the path"
+        )
+    return _numbered(name, _from_hub(name, config, split))
+
+
+def _numbered(name: str, rows: Any) -> Iterator[tuple[str, Row | str]]:
+    return ((f"{name}:{number}", dict(row)) for number, row in enumerate(rows, start=1))
+
+
+def _accept(entries: Iterator[tuple[str, Row | str]], name: str, on_bad_row: str) -> list[Row]:
+    """The rows of one kind; the first good row decides which."""
+    rows: list[Row] = []
+    skipped: list[str] = []
+    kind = None
+    for place, entry in entries:
+        try:
+            if isinstance(entry, str):
+                raise DataError(entry)
+            found = row_kind(entry)
+            kind = kind or found
+            if found is not kind:
+                raise DataError(
+                    f"a row of {found} after rows of {kind}; all rows of a dataset are of one kind"
+                )
+        except DataError as error:
+            if on_bad_row == "stop":
+                raise DataError(f"{place}: {error}; mend the row or set on_bad_row to skip") from error
+            skipped.append(f"{place}: {error}")
+        else:
+            rows.append(entry)
+    for line in skipped:
+        log.info("skipped %s", line)
+    if skipped:
+        log.warning(
+            "%s: skipped %d of %d rows, the first: %s",
+            name,
+            len(skipped),
+            len(skipped) + len(rows),
+            skipped[0],
+        )
+    if not rows:
+        why = (
+            f"{len(skipped)} bad rows skipped, the first: {skipped[0]}"
+            if skipped
+            else "there are no rows in it"
+        )
+        raise DataError(f"{name}: 0 usable rows, {why}; expected rows with {ACCEPTED}")
+    return rows
+
+
+def _saved(path: Path, split: str) -> Any:
+    """Rows of a folder written by `save_to_disk`."""
+    import datasets  # here because importing it takes seconds that a JSON Lines file need not pay
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected a folder written by datasets' save_to_disk, which it is not "
+            f"({_first_line(error)}); name a JSON Lines file or save the dataset again"
+        ) from error
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved
+    if split not in saved:
+        raise DataError(
+            f"{path}: expected a split named {split}, found {', '.join(saved)}; choose one of them"
+        )
+    return saved[split]
+
+
+def _from_hub(name: str, config: str | None, split: str) -> Any:
+    """Rows of a hub dataset, or of its copy in the local cache."""
+    import datasets  # here because importing it takes seconds that a JSON Lines file need not pay
+
+    arguments = ", ".join(repr(value) for value in (name, config) if value is not None) + f", split={split!r}"
+    try:
+        return datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"dataset {name!r} is neither a local file or folder nor to be had from the hub "
+            f"({_first_line(error)}); "
+            'where there is network and access, fetch it first: python -c "from datasets import '
+            f'load_dataset; load_dataset({arguments})"'
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,220 @@
+"""Rows to samples: token ids with a mask of the supervised ones, and a count of the rows dropped."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from semalign.data.chat import common_prefix, conversation, render, render_answer
+from semalign.data.kinds import ACCEPTED, Kind, Row, row_kind, supervised_ids
+from semalign.data.tokens import Marked, mark_all, mark_answer, mark_completion
+from semalign.errors import DataError
+
+log = logging.getLogger(__name__)
+
+NO_LIMIT = 10**9
+"""A tokenizer whose model_max_length exceeds this states no limit (transformers writes 1e30 then)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row as tokens."""
+
+    input_ids: list[int]
+    """Token ids, prompt and answer."""
+    mask: list[bool]
+    """mask[t]: token t is supervised, so position t - 1 has to predict it; mask[0] is False."""
+    id: str
+    """The row's own id, or source:number."""
+    task: str | None = None
+    """The row's task (or dataset) where it names one."""
+    row: Row = field(default_factory=dict, repr=False)
+    """The original row."""
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens are supervised."""
+        return sum(self.mask)
+
+    @property
+    def sha(self) -> str:
+        """SHA-256 of ids and mask: equal for samples that train alike, whatever their id."""
+        packed = struct.pack(f"<{len(self.input_ids)}q", *self.input_ids)
+        return hashlib.sha256(packed + bytes(self.mask)).hexdigest()
+
+
+class Drop(StrEnum):
+    """Why a row gives no sample."""
+
+    BLANK = "empty, null or blank completion"
+    NO_ANSWER = "conversation without an assistant turn at its end"
+    TOO_LONG = "prompt fills max_length, no answer token survives"
+    NOTHING = "no supervised token"
+
+
+def prepare(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    supervise: Literal["completion", "all"] = "completion",
+    max_dropped: float = 0.1,
+    source: str = "rows",
+) -> list[Sample]:
+    """Tokenises rows and marks the supervised tokens.
+
+    Conversations (messages, or prompt + completion as message lists) are rendered with the chat template; the
+    last assistant turn up to its end-of-turn token is supervised. Strings of prompt + completion are joined
+    as they are, without template, and end with eos. Text has no prompt, so all of it but the first token is
+    supervised, as with supervise "all". Rows longer than max_length keep their prompt and lose the end of
+    their completion.
+
+    Args:
+        max_dropped: largest share of rows that may be dropped.
+        source: name of the rows in messages and in ids of rows without one.
+
+    Raises:
+        DataError: a row is of no known kind, the template is missing or refuses a role, too many rows were
+            dropped, or none is left.
+    """
+    samples: list[Sample] = []
+    drops: Counter[Drop] = Counter()
+    cut = 0
+    for number, row in enumerate(rows, start=1):
+        own = row.get("id")
+        name = f"{source}:{number}" + ("" if own is None else f" (id {own})")
+        marked = _mark(row, tokenizer, supervise, name)
+        if isinstance(marked, Drop):
+            drops[marked] += 1
+            continue
+        ids, mask = marked[0][:max_length], [False, *marked[1][1:max_length]]
+        if not any(mask):
+            drops[Drop.TOO_LONG if any(marked[1][max_length:]) else Drop.NOTHING] += 1
+            continue
+        cut += len(ids) < len(marked[0])
+        task = row.get("task", row.get("dataset"))
+        samples.append(
+            Sample(ids, mask, f"{source}:{number}" if own is None else str(own), task and str(task), row)
+        )
+    _report(drops, cut, len(rows), max_dropped, source)
+    return samples
+
+
+def _report(drops: Counter[Drop], cut: int, total: int, max_dropped: float, source: str) -> None:
+    """Logs what was dropped and cut; raises where that is too much."""
+    dropped = drops.total()
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in drops.most_common())
+    if dropped == total:
+        raise DataError(
+            f"{source}: 0 usable samples of {total} rows ({reasons or 'there are no rows'}); expected rows "
+            f"with {ACCEPTED} whose answers are not empty and begin within data.max_length"
+        )
+    if dropped > max_dropped * total:
+        raise DataError(
+            f"{source}: {dropped} of {total} rows had to be dropped ({reasons}), more than the share of "
+            f"{max_dropped:g} that is allowed; mend the rows, or raise data.max_length or data.max_dropped"
+        )
+    if dropped:
+        log.warning("%s: dropped %d of %d rows (%s)", source, dropped, total, reasons)
+    if cut:
+        log.warning("%s: cut %d of %d rows at max_length", source, cut, total)
+
+
+def _mark(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name: str) -> Marked | Drop:
+    """Ids and mask of a whole row, before cutting; or why it is dropped."""
+    try:
+        kind = row_kind(row)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    if kind is Kind.IDS:
+        return _mark_ids(row, tokenizer, supervise, name)
+    if kind is Kind.TEXT:
+        return Drop.BLANK if _blank(row["text"]) else mark_all(row["text"], tokenizer, special=True)
+    if kind is Kind.STRING_PAIR:
+        if _blank(row["completion"]):
+            return Drop.BLANK
+        ids, mask = mark_completion(row["prompt"], row["completion"], tokenizer)
+        return ids, mask if supervise == "completion" else [True] * len(ids)
+    messages = conversation(row, kind)
+    empty = row["messages" if kind is Kind.MESSAGES else "completion"] in (None, [])
+    if empty or (messages[-1]["role"] == "assistant" and _blank(messages[-1].get("content"))):
+        return Drop.BLANK
+    if supervise == "all":
+        return mark_all(render(messages, tokenizer, name, prompt=False), tokenizer, special=False)
+    if messages[-1]["role"] != "assistant":
+        return Drop.NO_ANSWER
+    return mark_answer(render_answer(messages, tokenizer, name), tokenizer)
+
+
+def _mark_ids(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name: str) -> Marked | Drop:
+    """Ids and mask of a row that is tokenised already."""
+    ids = row["input_ids"]
+    if not ids:
+        return Drop.BLANK
+    size = len(tokenizer)
+    wrong = next((i for i in ids if not 0 <= i < size), None)
+    if wrong is not None:
+        raise DataError(
+            f"{name}: input_ids holds {wrong}, expected ids from 0 to {size - 1}; tokenise the "
+            "rows with the student's tokenizer"
+        )
+    if supervise == "all":
+        return list(ids), [True] * len(ids)
+    return list(ids), supervised_ids(row)
+
+
+def _blank(text: str | None) -> bool:
+    return text is None or not text.strip()
+
+
+def render_example(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, *, marks: tuple[str, str] = ("⟦", "⟧")
+) -> str:
+    """The sample as text, its supervised parts between the two marks.
+
+    Positions are found by decoding the tokens before them, so that tokens that share a character, or drop a
+    leading space when decoded alone, still give the exact text.
+    """
+
+    def decoded(ids: list[int]) -> str:
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    ids, mask = sample.input_ids, sample.mask
+    whole, pieces, at = decoded(ids), [], 0
+    for t, (before, now) in enumerate(zip([False, *mask], [*mask, False], strict=True)):
+        if before != now:
+            place = common_prefix(decoded(ids[:t]), whole)
+            pieces += [whole[at:place], marks[now is False]]
+            at = place
+    return "".join([*pieces, whole[at:]])
+
+
+def effective_max_length(tokenizer: PreTrainedTokenizerBase, model_config: Any, max_length: int) -> int:
+    """The smallest of max_length, the tokenizer's limit and the model's number of positions, in tokens.
+
+    A tokenizer may state no limit (its model_max_length is then a huge sentinel); only the model's config
+    counts in that case, and a warning says so.
+    """
+    text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+    positions = getattr(text_config, "max_position_embeddings", None)
+    stated = tokenizer.model_max_length
+    if stated > NO_LIMIT:
+        limit = (
+            f"the model config's {positions} positions" if positions else "no limit, for the config has none"
+        )
+        log.warning("the tokenizer states no model_max_length; using %s", limit)
+    limits = [int(limit) for limit in (stated, positions) if limit is not None and 0 < limit <= NO_LIMIT]
+    effective = min([max_length, *limits])
+    if effective < max_length:
+        log.warning("data.max_length %d exceeds the model's limit; using %d", max_length, effective)
+    return effective

@@ -1,0 +1,104 @@
+"""Text to token ids with the supervised ones marked: exactly what the model must emit, from offsets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from semalign.data.chat import Rendering
+
+Marked = tuple[list[int], list[bool]]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Token ids of a text and, where the tokenizer tells, the character at which every token ends."""
+
+    ids: list[int]
+    ends: list[int] | None
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Encoding:
+    """Tokens of a text, never truncated; `special` adds what the tokenizer puts around it (such as bos)."""
+    fast = tokenizer.is_fast
+    out = tokenizer(
+        text, add_special_tokens=special, return_offsets_mapping=fast, truncation=False, verbose=False
+    )
+    return Encoding(list(out["input_ids"]), [end for _, end in out["offset_mapping"]] if fast else None)
+
+
+def tokens_within(
+    text: str, stop: int, full: Encoding, tokenizer: PreTrainedTokenizerBase, *, special: bool
+) -> int:
+    """How many leading tokens lie wholly in text[:stop].
+
+    Usually the tokens of text[:stop] are how the whole begins. Where they are not, a token spans the boundary
+    (or an end token was added after the prefix): then every token that ends at or before it counts, so that a
+    token with any character after the boundary does not. Without offsets, the tokens both have in common
+    count.
+    """
+    prefix = encode(text[:stop], tokenizer, special=special).ids
+    if full.ids[: len(prefix)] == prefix:
+        return len(prefix)
+    if full.ends is not None:
+        return next((i for i, end in enumerate(full.ends) if end > stop), len(full.ids))
+    return next((i for i, (a, b) in enumerate(zip(prefix, full.ids, strict=False)) if a != b), len(prefix))
+
+
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of special and added tokens, without those that stand for mere white space."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    return frozenset(added | set(tokenizer.all_special_ids))
+
+
+def mark_answer(rendering: Rendering, tokenizer: PreTrainedTokenizerBase) -> Marked:
+    """Ids of a rendered conversation; marked are the answer and the token(s) that end the assistant's turn.
+
+    Template text after the end of the turn stays unmarked. A template that writes nothing after an answer, or
+    only white space, leaves the model no way to stop: there the tokenizer's eos is appended and marked. A
+    template that ends turns by plain text has that text marked.
+    """
+    text = rendering.text
+    full = encode(text, tokenizer, special=False)
+    start = tokens_within(text, rendering.answer, full, tokenizer, special=False)
+    after = tokens_within(text, rendering.tail, full, tokenizer, special=False)
+    control = control_ids(tokenizer)
+    end = next((i for i in range(after, len(full.ids)) if full.ids[i] in control), None)
+    if end is None:
+        return _mark_plain_end(rendering, tokenizer)
+    while end < len(full.ids) and full.ids[end] in control:
+        end += 1
+    return full.ids, [start <= i < end for i in range(len(full.ids))]
+
+
+def _mark_plain_end(rendering: Rendering, tokenizer: PreTrainedTokenizerBase) -> Marked:
+    """As `mark_answer`, for a template without a control token after the answer."""
+    tail = rendering.text[rendering.tail :].rstrip()
+    text = rendering.text[: rendering.tail] + tail
+    full = encode(text, tokenizer, special=False)
+    start = tokens_within(text, rendering.answer, full, tokenizer, special=False)
+    ids = full.ids if tail else with_eos(full.ids, tokenizer)
+    return ids, [i >= start for i in range(len(ids))]
+
+
+def mark_completion(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Marked:
+    """Ids of prompt + completion + eos; marked is every token with a character of the completion, and eos."""
+    text = prompt + completion
+    full = encode(text, tokenizer, special=True)
+    start = tokens_within(text, len(prompt), full, tokenizer, special=True)
+    ids = with_eos(full.ids, tokenizer)
+    return ids, [i >= start for i in range(len(ids))]
+
+
+def mark_all(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Marked:
+    """Ids of a text, all marked; `special` adds bos and eos, which a rendered conversation has already."""
+    ids = encode(text, tokenizer, special=special).ids
+    ids = with_eos(ids, tokenizer) if special else ids
+    return ids, [True] * len(ids)
+
+
+def with_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids, ending with eos if the tokenizer has one."""
+    eos = tokenizer.eos_token_id
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]

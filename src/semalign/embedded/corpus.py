@@ -1,0 +1,85 @@
+"""The text the two models are trained on, as chats.
+
+The teacher reads answered questions about everything. The student reads answered questions about a minority of the
+facts and kinds; of the rest it only sees questions without answers (drawn without a fact in them) and lines to
+repeat, so it knows all words and forms but not what belongs to what.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from semalign.embedded import arithmetic, functions, world
+from semalign.embedded.items import kinds_of, make_item, messages
+from semalign.embedded.splits import TASKS, Item, Task, split_of
+
+STUDENT_FACT_SHARE = 5
+"""The student knows one fact in this many."""
+_OPEN_SHARE, _ECHO_SHARE = 0.2, 0.15
+
+Chat = list[dict[str, str]]
+
+
+def _known(task: Task, kind: Any) -> bool:
+    """Whether the student was trained on answers about ``kind``."""
+    if task == "knowledge":
+        return hash_share(f"{kind.land}|{kind.relation}")
+    basic = arithmetic.BASIC_KINDS if task == "arithmetic" else functions.BASIC_KINDS
+    return kind.name in basic
+
+
+def hash_share(name: str) -> bool:
+    """A fixed choice of one name in ``STUDENT_FACT_SHARE``."""
+    return random.Random(f"student|{name}").randrange(STUDENT_FACT_SHARE) == 0
+
+
+def student_kinds(task: Task) -> list[Any]:
+    """The facts or kinds of a task that the student was trained on."""
+    return [kind for kind in kinds_of(task) if _known(task, kind)]
+
+
+def _draw(task: Task, kinds: list[Any], rng: random.Random) -> Item:
+    return make_item(task, rng.choice(kinds), "pretraining", rng)
+
+
+def teacher_chats(count: int, seed: int) -> Iterator[Chat]:
+    """``count`` answered questions over the four families in turn."""
+    rng = random.Random(f"teacher|{seed}")
+    kinds = {task: list(kinds_of(task)) for task in TASKS}
+    for n in range(count):
+        yield messages(_draw(TASKS[n % len(TASKS)], kinds[TASKS[n % len(TASKS)]], rng))
+
+
+def _open_chat(task: Task, rng: random.Random) -> Chat:
+    if task == "knowledge":
+        prompt = world.open_question(rng)
+    else:
+        prompt = _draw(task, list(kinds_of(task)), rng).prompt
+    return [{"role": "user", "content": prompt}]
+
+
+def _echo_chat(task: Task, rng: random.Random) -> Chat:
+    """A line to repeat: names, a step of a calculation, or a line of code, without the question it answers."""
+    if task == "knowledge":
+        line = " ".join(rng.sample(world.all_names(), 3))
+    else:
+        answer = _draw(task, list(kinds_of(task)), rng).answer
+        line = answer if task == "arithmetic" else rng.choice(answer.splitlines()[1:]).strip()
+    return [{"role": "user", "content": f"Repeat: {line}"}, {"role": "assistant", "content": line}]
+
+
+def student_chats(count: int, seed: int) -> Iterator[Chat]:
+    """``count`` chats: mostly answered questions of the known minority, some open questions and repetitions."""
+    rng = random.Random(f"student|{seed}")
+    kinds = {task: student_kinds(task) for task in TASKS}
+    for n in range(count):
+        task, luck = TASKS[n % len(TASKS)], rng.random()
+        if luck < _OPEN_SHARE:
+            yield _open_chat(task, rng)
+        elif luck < _OPEN_SHARE + _ECHO_SHARE:
+            yield _echo_chat(task, rng)
+        else:
+            yield messages(_draw(task, kinds[task], rng))
+
+
+__all__ = ["split_of", "student_chats", "student_kinds", "teacher_chats"]

@@ -1,0 +1,34 @@
+"""Errors a user can meet. Each message says what was expected, what came and what to do.
+
+Every class carries the exit code that the command line returns for it.
+"""
+
+
+class SemAlignError(ValueError):
+    """Any mistake that the user can mend."""
+
+    exit_code = 1
+
+
+class ConfigError(SemAlignError):
+    """The configuration, or an edited plan, asks for something impossible."""
+
+    exit_code = 3
+
+
+class DataError(SemAlignError):
+    """Rows cannot be read, rendered or supervised."""
+
+    exit_code = 4
+
+
+class ModelError(SemAlignError):
+    """A model cannot be loaded, or the two models do not go together."""
+
+    exit_code = 5
+
+
+class CacheError(SemAlignError):
+    """Cached signals are missing, stale or damaged."""
+
+    exit_code = 6

@@ -1,0 +1,151 @@
+"""Exact answer checkers: a letter, a final number, or code that must pass asserts.
+
+A row's ``check`` holds what is needed: ``{"kind": "letter", "answer": "B", "options": [...]}``,
+``{"kind": "number", "answer": 15}`` or
+``{"kind": "python", "entry": name, "prefix": text before a bare body, "asserts": [...]}``.
+"""
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from semalign.errors import ConfigError, DataError
+from semalign.evaluation.sandbox import Program, run_programs
+
+_NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
+_FINAL_NUMBER = re.compile(rf"(?:answer is:?|####|=>)\s*\$?({_NUMBER})", re.IGNORECASE)
+_ANY_NUMBER = re.compile(rf"(?<![\w.])({_NUMBER})")
+_FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_CODE_START = re.compile(r"^(?:def |async def |class |import |from |@)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the checker found."""
+
+    correct: bool
+    extracted: bool
+    """Whether the completion held an answer in a known form, right or wrong."""
+    reason: str
+
+
+def check_answer(row: Mapping[str, Any], completion: str, *, allow_code_execution: bool) -> Verdict:
+    """Check one completion against its row; see ``check_answers``."""
+    return check_answers([row], [completion], allow_code_execution=allow_code_execution, workers=1)[0]
+
+
+def check_answers(
+    rows: Sequence[Mapping[str, Any]],
+    completions: Sequence[str],
+    *,
+    allow_code_execution: bool,
+    workers: int = 2,
+) -> list[Verdict]:
+    """Check completions against their rows, all code in ``workers`` sandbox processes.
+
+    Raises ConfigError when a row needs code to be run and ``allow_code_execution`` is off.
+    """
+    if len(rows) != len(completions):
+        raise DataError(f"Expected one completion for each of {len(rows)} rows, got {len(completions)}.")
+    verdicts: list[Verdict | None] = [None] * len(rows)
+    programs: dict[int, Program] = {}
+    for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+        if _check_of(row)["kind"] == "python":
+            _require_permission(row, allow_code_execution)
+            code = extract_code(completion, str(_check_of(row)["entry"]), str(_check_of(row).get("prefix", "")))
+            if code is None:
+                verdicts[number] = Verdict(False, False, "no code for the wanted function")
+            else:
+                programs[number] = Program(code, tuple(_check_of(row)["asserts"]))
+        else:
+            verdicts[number] = _check_text(_check_of(row), completion)
+    if programs:
+        outcomes = run_programs(list(programs.values()), workers=workers)
+        for number, outcome in zip(programs, outcomes, strict=True):
+            verdicts[number] = Verdict(outcome.passed, True, outcome.reason)
+    assert all(verdict is not None for verdict in verdicts)
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+def _check_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    check = row.get("check")
+    if not isinstance(check, Mapping) or check.get("kind") not in ("letter", "number", "python"):
+        raise DataError(
+            f"Row {row.get('id')!r} needs a check of kind letter, number or python, got {check!r}; "
+            "rows without a check can be trained on but not graded."
+        )
+    return check
+
+
+def _require_permission(row: Mapping[str, Any], allowed: bool) -> None:
+    if not allowed:
+        raise ConfigError(
+            f"Row {row.get('id')!r} is graded by running generated code, which is off: "
+            "set allow_code_execution to true, or leave code tasks out."
+        )
+
+
+def _check_text(check: Mapping[str, Any], completion: str) -> Verdict:
+    if check["kind"] == "letter":
+        found: str | float | None = extract_letter(completion, len(check.get("options", "ABCD")))
+        wanted: str | float = str(check["answer"])
+    else:
+        found, wanted = extract_number(completion), float(check["answer"])
+    if found is None:
+        return Verdict(False, False, f"no {check['kind']} found")
+    right = found == wanted
+    return Verdict(right, True, "right" if right else f"expected {wanted}, found {found}")
+
+
+def extract_letter(completion: str, options: int) -> str | None:
+    """The chosen letter: after the last "answer is", else a completion that is or starts with a bare letter."""
+    last = chr(ord("A") + options - 1)
+    stated = re.findall(rf"(?i:answer(?:\s+is)?)\s*:?\s*[\(\*\"']*([A-{last}])(?![A-Za-z0-9'])", completion)
+    if stated:
+        return str(stated[-1])
+    bare = re.match(rf"\s*[\(\*\"']*([A-{last}])(?:[\)\.\:,\*\"']|\s*$|\s*\n)", completion)
+    return bare.group(1) if bare else None
+
+
+def extract_number(completion: str) -> float | None:
+    """The final number: after the last "answer is" or "####", else the last number of all."""
+    found = _FINAL_NUMBER.findall(completion) or _ANY_NUMBER.findall(completion)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def extract_code(completion: str, entry: str, prefix: str = "") -> str | None:
+    """Python source that defines ``entry``, from a completion with or without fences.
+
+    A completion that does not define ``entry`` is taken as the body that continues ``prefix``. Lines after the code
+    that are no Python are dropped. None when nothing compiles.
+    """
+    text = completion.replace("\r\n", "\n")
+    blocks = _FENCE.findall(text)
+    defines = re.compile(rf"^(?:async )?def {re.escape(entry)}\s*\(", re.MULTILINE)
+    candidates = [block for block in blocks if defines.search(block)] or blocks[:1] or [text]
+    source = textwrap.dedent(candidates[0])
+    if defines.search(source):
+        start = _CODE_START.search(source)
+        assert start is not None
+        return _compilable(source[start.start() :], defines)
+    if not prefix:
+        return None
+    body = candidates[0].strip("\n")
+    if body and not body[0].isspace():
+        body = textwrap.indent(body, "    ")
+    return _compilable(prefix + body, defines)
+
+
+def _compilable(source: str, defines: re.Pattern[str]) -> str | None:
+    """The longest run of whole lines from the start that compiles and still defines the function."""
+    lines = source.rstrip().split("\n")
+    while lines and defines.search(text := "\n".join(lines)):
+        try:
+            compile(text, "completion", "exec")
+        except (SyntaxError, ValueError):
+            lines.pop()
+        else:
+            return text + "\n"
+    return None

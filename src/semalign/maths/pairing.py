@@ -1,0 +1,132 @@
+"""Layer pairing: which teacher layer teaches which student layer.
+
+Layers are counted 1..L on both sides (0 is the embedding, which is never paired).
+Legend: L_T teacher layers, L_S student layers; N tokens, D width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semalign.errors import ConfigError
+from semalign.maths._tensors import working_dtype
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """One student layer and the teacher layer (or point between two layers) that it learns from.
+
+    The target is (1 - fraction) h_l + fraction h_{l+1}, with l = `teacher`.
+    """
+
+    teacher: int
+    """Teacher layer l, counted from 1."""
+    student: int
+    """Student layer, counted from 1."""
+    fraction: float = 0.0
+    """Share of teacher layer l + 1 in the target, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.teacher < 1 or self.student < 1 or not 0.0 <= self.fraction <= 1.0:
+            raise ConfigError(
+                "A layer pair needs layers counted from 1 and a fraction in [0, 1], got "
+                f"teacher={self.teacher}, student={self.student}, fraction={self.fraction}; mend the pair."
+            )
+
+    @property
+    def teacher_layers(self) -> tuple[int, ...]:
+        """The teacher layers whose outputs the target is made of (one or two)."""
+        return (self.teacher,) if self.fraction == 0.0 else (self.teacher, self.teacher + 1)
+
+
+def teacher_layer(k: int, L_T: int, L_S: int) -> int:
+    """Teacher layer that student layer k looks at: l(k) = max(1, floor(L_T / L_S * k)), in exact integers.
+
+    With 20 and 10 layers l(k) = 2k.
+    """
+    _check_depths(L_T, L_S)
+    _check_range("Student layer", k, L_S)
+    return max(1, L_T * k // L_S)
+
+
+def student_layer_for(l: int, L_T: int, L_S: int) -> int:  # noqa: E741 (the text's own letter)
+    """Student layer for a critical teacher layer: k' = min{k : l(k) >= l}, or L_S if there is none."""
+    _check_depths(L_T, L_S)
+    _check_range("Teacher layer", l, L_T)
+    return next((k for k in range(1, L_S + 1) if teacher_layer(k, L_T, L_S) >= l), L_S)
+
+
+def interpolated(k: int, L_T: int, L_S: int) -> LayerPair:
+    """Pair at the exact relative depth of student layer k.
+
+    u = L_T k / L_S, a = max(1, min(floor(u), L_T - 1)), fraction = clip(u - a, 0, 1), on layers a and a + 1.
+    A fraction of 1 is written as layer a + 1 with fraction 0: the same target from one layer.
+    """
+    _check_depths(L_T, L_S)
+    _check_range("Student layer", k, L_S)
+    lower = max(1, min(L_T * k // L_S, L_T - 1))
+    # Numerator over L_S, so that whole depths come out as exactly 0 or 1.
+    excess = min(max(L_T * k - lower * L_S, 0), L_S)
+    if excess == L_S:
+        return LayerPair(teacher=lower + 1, student=k)
+    return LayerPair(teacher=lower, student=k, fraction=excess / L_S)
+
+
+def pair_critical(
+    scores: Sequence[float], L_S: int, *, count: int, interpolate: bool = False
+) -> list[LayerPair]:
+    """Pairs for the highest-scoring teacher layers, sorted by student layer.
+
+    Walks the teacher layers in descending score (ties: shallower first), maps each to its student layer k'
+    by `student_layer_for`, and stops at `count` distinct student layers. Each pair is (l(k'), k'), or the
+    interpolated pair of k'. `scores[0]` belongs to layer 1.
+    """
+    L_T = len(scores)
+    _check_depths(L_T, L_S)
+    bad = next((index for index, score in enumerate(scores) if not math.isfinite(score)), None)
+    if bad is not None:
+        raise ConfigError(
+            f"Layer scores must be finite, got {scores[bad]} for layer {bad + 1}; attribute again."
+        )
+    # With fewer teacher than student layers only L_T student layers can be reached.
+    _check_range("The number of pairs", count, min(L_T, L_S))
+    ranked = sorted(range(1, L_T + 1), key=lambda layer: -scores[layer - 1])
+    students: list[int] = []
+    for layer in ranked:
+        student = student_layer_for(layer, L_T, L_S)
+        if student not in students:
+            students.append(student)
+        if len(students) == count:
+            break
+    return depth_pairs(students, L_T, L_S, interpolate=interpolate)
+
+
+def depth_pairs(students: Sequence[int], L_T: int, L_S: int, *, interpolate: bool = False) -> list[LayerPair]:
+    """Pairs for the given student layers by relative depth, sorted by student layer, without repeats."""
+    if interpolate:
+        return [interpolated(k, L_T, L_S) for k in sorted(set(students))]
+    return [LayerPair(teacher=teacher_layer(k, L_T, L_S), student=k) for k in sorted(set(students))]
+
+
+def blend(lower_ND: Tensor, upper_ND: Tensor, fraction: float) -> Tensor:
+    """Activation between two teacher layers: (1 - fraction) h_a + fraction h_{a+1}, in float32."""
+    if not 0.0 <= fraction <= 1.0:
+        raise ConfigError(f"The fraction between two layers must lie in [0, 1], got {fraction}.")
+    dtype = working_dtype(lower_ND, upper_ND)
+    return torch.lerp(lower_ND.to(dtype), upper_ND.to(dtype), fraction)
+
+
+def _check_depths(L_T: int, L_S: int) -> None:
+    if L_T < 1 or L_S < 1:
+        raise ConfigError(
+            f"Both models need at least one layer, got {L_T} teacher and {L_S} student layers; "
+            "check which modules are counted as layers."
+        )
+
+
+def _check_range(what: str, value: int, highest: int) -> None:
+    if not 1 <= value <= highest:
+        raise ConfigError(f"{what} must lie in 1..{highest}, got {value}; layers are counted from 1.")

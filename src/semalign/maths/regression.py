@@ -1,0 +1,100 @@
+"""Linear maps from teacher to student activations, fitted on a stream of paired rows.
+
+Legend: N tokens, D teacher width, E student width. X is N x D (teacher), Y is N x E (student).
+"""
+
+import torch
+from torch import Tensor
+
+from semalign.errors import ModelError
+from semalign.maths._tensors import check_matrix, check_rows
+
+
+class RidgeFit:
+    """Running sums for a linear fit y = M x + b; only D x D and D x E numbers are kept, in float64.
+
+    Call `add` for every batch, then `solve` (any number of times, with different penalties).
+    With `center=False` the map goes through the origin and the bias is zero.
+    """
+
+    def __init__(
+        self,
+        teacher_width: int,
+        student_width: int,
+        *,
+        center: bool = True,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.rows = 0
+        self.center = center
+        self._teacher_D = torch.zeros(teacher_width, dtype=torch.float64, device=device)
+        self._student_E = torch.zeros(student_width, dtype=torch.float64, device=device)
+        self._gram_DD = torch.zeros(teacher_width, teacher_width, dtype=torch.float64, device=device)
+        self._cross_DE = torch.zeros(teacher_width, student_width, dtype=torch.float64, device=device)
+
+    def add(self, teacher_ND: Tensor, student_NE: Tensor) -> None:
+        """Add paired rows: row n of both is the same token. Raises ModelError if a value is not finite."""
+        check_matrix("Teacher activations", teacher_ND, self._teacher_D.numel())
+        check_matrix("Student activations", student_NE, self._student_E.numel())
+        check_rows("Teacher activations", "student activations", len(teacher_ND), len(student_NE))
+        teacher_ND = teacher_ND.detach().to(self._gram_DD)
+        student_NE = student_NE.detach().to(self._gram_DD)
+        for name, rows_NW in (("Teacher", teacher_ND), ("Student", student_NE)):
+            if not rows_NW.isfinite().all():
+                raise ModelError(
+                    f"{name} activations must be finite, got NaN or infinity; "
+                    "run that model in bfloat16 or float32."
+                )
+        self.rows += len(teacher_ND)
+        self._teacher_D += teacher_ND.sum(0)
+        self._student_E += student_NE.sum(0)
+        self._gram_DD.addmm_(teacher_ND.T, teacher_ND)
+        self._cross_DE.addmm_(teacher_ND.T, student_NE)
+
+    def solve(self, *, penalty: float = 1e-3) -> tuple[Tensor, Tensor]:
+        """Ridge map and bias: M' = (X'X + penalty * mean(diag X'X) I)^-1 X'Y, b = mean y - M mean x.
+
+        X and Y are centred unless `center=False`. `penalty=0` gives the least-squares map of smallest
+        norm, also with fewer rows than D. Returns (map_ED, bias_E) in float32.
+        """
+        if penalty < 0:
+            raise ModelError(f"The ridge penalty must not be negative, got {penalty}; 1e-3 is the default.")
+        teacher_D, student_E, gram_DD, cross_DE = self._moments()
+        if penalty > 0:
+            shift = penalty * gram_DD.diagonal().mean()
+            # All-zero activations leave nothing to scale the penalty by; any shift then gives M = 0.
+            gram_DD.diagonal().add_(shift if shift > 0 else 1.0)
+            map_DE = torch.cholesky_solve(cross_DE, torch.linalg.cholesky(gram_DD))
+        else:
+            map_DE = torch.linalg.pinv(gram_DD, hermitian=True) @ cross_DE
+        return map_DE.T.float().contiguous(), (student_E - teacher_D @ map_DE).float()
+
+    def solve_procrustes(self) -> tuple[Tensor, Tensor]:
+        """Scaled orthogonal map: M = s Q with Q Q' = I (E x D, D >= E), and b = mean y - M mean x.
+
+        Q = U V' from the SVD of Y'X maximises the covariance of Q x with y; s is the least-squares scale
+        for that Q. For D = E this is the optimal orthogonal map (Schoenemann 1966); for D > E the
+        least-squares Q has no closed form and this one is the usual choice.
+        """
+        teacher_D, student_E, gram_DD, cross_DE = self._moments()
+        if cross_DE.shape[0] < cross_DE.shape[1]:
+            raise ModelError(
+                f"An orthogonal map needs a teacher at least as wide as the student, got widths "
+                f"{cross_DE.shape[0]} and {cross_DE.shape[1]}; use solve() instead."
+            )
+        left_EE, _, right_ED = torch.linalg.svd(cross_DE.T, full_matrices=False)
+        rotation_ED = left_EE @ right_ED
+        spread = ((rotation_ED @ gram_DD) * rotation_ED).sum()
+        scale = (rotation_ED * cross_DE.T).sum() / spread if spread > 0 else spread.new_zeros(())
+        map_ED = scale * rotation_ED
+        return map_ED.float(), (student_E - map_ED @ teacher_D).float()
+
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means of both sides (zero if not centring), and X'X and X'Y of the (centred) rows."""
+        if self.rows == 0:
+            raise ModelError("A fit needs at least one row of activations, got none; call add() first.")
+        teacher_D = self._teacher_D / self.rows * self.center
+        student_E = self._student_E / self.rows * self.center
+        gram_DD = self._gram_DD - self.rows * torch.outer(teacher_D, teacher_D)
+        cross_DE = self._cross_DE - self.rows * torch.outer(teacher_D, student_E)
+        return teacher_D, student_E, gram_DD, cross_DE

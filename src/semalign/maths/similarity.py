@@ -1,0 +1,87 @@
+"""How alike two sets of activations are, and how much of a gap was closed.
+
+Legend: N tokens, D and E widths.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from semalign.errors import DataError, ModelError
+from semalign.maths._tensors import check_matrix, check_rows, unit, working_dtype
+
+
+@torch.no_grad()
+def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
+    """Linear CKA in [0, 1]: |X'Y|_F^2 / (|X'X|_F |Y'Y|_F) with centred columns (Kornblith et al. 2019).
+
+    Unchanged by rotations, shifts and a common scale of either side. Computed from D x E covariances when
+    there are more rows than columns, else from the N x N Gram matrices; the same number, in float64.
+    Zero if either side is constant.
+    """
+    check_matrix("x", x_ND)
+    check_matrix("y", y_NE)
+    check_rows("x", "y", len(x_ND), len(y_NE))
+    if len(x_ND) < 2:
+        raise ModelError(
+            f"CKA compares variation over rows and needs at least 2, got {len(x_ND)}; add tokens."
+        )
+    x_ND, y_NE = x_ND.double(), y_NE.double()
+    x_ND, y_NE = x_ND - x_ND.mean(0), y_NE - y_NE.mean(0)
+    if len(x_ND) > max(x_ND.shape[1], y_NE.shape[1]):
+        return cka_from_moments(x_ND.T @ x_ND, x_ND.T @ y_NE, y_NE.T @ y_NE)
+    x_NN, y_NN = x_ND @ x_ND.T, y_NE @ y_NE.T
+    return _ratio(float((x_NN * y_NN).sum()), float(x_NN.norm() * y_NN.norm()))
+
+
+@torch.no_grad()
+def cka_from_moments(xx_DD: Tensor, xy_DE: Tensor, yy_EE: Tensor) -> float:
+    """Linear CKA from centred (co)variances X'X, X'Y, Y'Y, which can be summed over a stream of rows."""
+    cross = float(xy_DE.double().square().sum())
+    return _ratio(cross, float(xx_DD.double().norm() * yy_EE.double().norm()))
+
+
+@torch.no_grad()
+def mean_cosine(x_ND: Tensor, y_ND: Tensor) -> float:
+    """Mean over rows of cos(x, y); a zero row counts as cosine 0."""
+    check_matrix("x", x_ND)
+    check_matrix("y", y_ND, x_ND.shape[1])
+    check_rows("x", "y", len(x_ND), len(y_ND))
+    dtype = working_dtype(x_ND, y_ND)
+    return float((unit(x_ND.to(dtype)) * unit(y_ND.to(dtype))).sum(-1).mean())
+
+
+def gap_closed(before: float, after: float, teacher: float) -> float:
+    """Share of the teacher-student gap that was closed: (after - before) / (teacher - before).
+
+    1 means level with the teacher; more than 1 is better than the teacher; below 0 is a loss.
+    """
+    _check_finite(before=before, after=after, teacher=teacher)
+    if teacher == before:
+        raise DataError(
+            f"The share of a gap needs a teacher that differs from the untouched student, got {teacher} "
+            "for both; report the plain difference instead."
+        )
+    return (after - before) / (teacher - before)
+
+
+def kl_gap_closed(before: float, after: float) -> float:
+    """Share of the divergence from the teacher that was removed: 1 - after / before."""
+    _check_finite(before=before, after=after)
+    if before <= 0:
+        raise DataError(
+            f"The share of a removed divergence needs a positive divergence before, got {before}; "
+            "the untouched student already equals the teacher."
+        )
+    return 1.0 - after / before
+
+
+def _ratio(cross: float, scale: float) -> float:
+    return cross / scale if scale > 0 else 0.0
+
+
+def _check_finite(**figures: float) -> None:
+    for name, figure in figures.items():
+        if not math.isfinite(figure):
+            raise DataError(f"A gap needs finite figures, got {name}={figure}; evaluate that model again.")

@@ -1,0 +1,132 @@
+"""Losses on the union of both models' top-k tokens: the full KL's knowledge from 2k head rows.
+
+J is the union of the teacher's and the untouched student's top-k tokens at a position, stored as 2K ids of
+which repeats are masked out. Log-probabilities are those of the full softmax, not renormalised.
+
+Legend: N supervised positions, V vocabulary, K top tokens of one model, J = 2K slots of the union.
+"""
+
+# ruff: noqa: N815 (field names carry shapes too)
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semalign.errors import ModelError
+from semalign.maths._tensors import check_matrix, check_rows, working_dtype
+
+# Stands for log 0 in masked slots: exp of it is exactly 0, and 0 times it is 0, not NaN.
+_LOG_ZERO = -1e30
+
+
+@dataclass(frozen=True, eq=False)
+class TopkTargets:
+    """What is cached per supervised position for the top-k losses."""
+
+    ids_NJ: Tensor
+    """Token ids: the teacher's top k, then the student's (int64)."""
+    teacher_logp_NJ: Tensor
+    """Teacher log-probabilities of these tokens (float32)."""
+    student_logp_NJ: Tensor
+    """Log-probabilities of the untouched student (float32)."""
+    mask_NJ: Tensor
+    """True for the slots that count; a student token already among the teacher's is False."""
+
+
+@torch.no_grad()
+def topk_targets(teacher_logits_NV: Tensor, student_logits_NV: Tensor, k: int) -> TopkTargets:
+    """Union of both models' top-k tokens with both models' log-probabilities at every slot.
+
+    Needs the full logits of both models at the same positions, so call it on chunks of positions.
+    """
+    check_matrix("Teacher logits", teacher_logits_NV)
+    check_matrix("Student logits", student_logits_NV, teacher_logits_NV.shape[1])
+    check_rows("Teacher logits", "student logits", len(teacher_logits_NV), len(student_logits_NV))
+    if not 1 <= k <= teacher_logits_NV.shape[1]:
+        raise ModelError(f"k must lie in 1..{teacher_logits_NV.shape[1]} (the vocabulary), got {k}.")
+    teacher_logp_NV = torch.log_softmax(teacher_logits_NV.to(working_dtype(teacher_logits_NV)), dim=-1)
+    student_logp_NV = torch.log_softmax(student_logits_NV.to(working_dtype(student_logits_NV)), dim=-1)
+    teacher_top = teacher_logp_NV.topk(k, dim=-1)
+    student_top = student_logp_NV.topk(k, dim=-1)
+    ids_NJ, mask_NJ = union_topk(
+        teacher_top.indices, teacher_top.values, student_top.indices, student_top.values
+    )
+    return TopkTargets(
+        ids_NJ=ids_NJ,
+        teacher_logp_NJ=teacher_logp_NV.gather(1, ids_NJ),
+        student_logp_NJ=student_logp_NV.gather(1, ids_NJ),
+        mask_NJ=mask_NJ,
+    )
+
+
+def union_topk(
+    teacher_ids_NK: Tensor, teacher_logp_NK: Tensor, student_ids_NK: Tensor, student_logp_NK: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Union of two lists of token ids per position: (ids_NJ, mask_NJ), the teacher's slots first.
+
+    A student id that the teacher's list has already is masked False, so every token counts once. Slots with
+    log-probability -inf are padding (a list shorter than K) and masked too. Ids within one list differ.
+    """
+    check_rows("Teacher ids", "student ids", len(teacher_ids_NK), len(student_ids_NK))
+    teacher_real_NK = teacher_logp_NK > -torch.inf
+    student_real_NK = student_logp_NK > -torch.inf
+    # Student slot against teacher slot; padding on the teacher's side hides nothing.
+    same_NKK = student_ids_NK[:, :, None] == teacher_ids_NK[:, None, :]
+    repeated_NK = (same_NKK & teacher_real_NK[:, None, :]).any(-1)
+    ids_NJ = torch.cat([teacher_ids_NK, student_ids_NK], dim=1)
+    return ids_NJ, torch.cat([teacher_real_NK, student_real_NK & ~repeated_NK], dim=1)
+
+
+def topk_kl_loss(
+    logits_NJ: Tensor, teacher_logp_NJ: Tensor, mask_NJ: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """KL(p_T || p_S) with both distributions renormalised over the masked-in tokens of J.
+
+    At temperature t both sides are divided by t before the softmax and the loss is multiplied by t^2, which
+    keeps the size of the gradient (Hinton et al. 2015).
+    """
+    _check_slots(logits_NJ, mask_NJ, teacher_logp_NJ)
+    if temperature <= 0:
+        raise ModelError(f"The temperature must be positive, got {temperature}.")
+    student_NJ = _masked_log_softmax(logits_NJ, mask_NJ, temperature)
+    teacher_NJ = _masked_log_softmax(teacher_logp_NJ.detach(), mask_NJ, temperature)
+    terms_NJ = (teacher_NJ.exp() * (teacher_NJ - student_NJ)).masked_fill(~mask_NJ, 0.0)
+    return terms_NJ.sum(-1).mean() * temperature**2
+
+
+def fisher_loss(
+    logits_NJ: Tensor, teacher_logp_NJ: Tensor, student_logp_NJ: Tensor, mask_NJ: Tensor
+) -> Tensor:
+    """Fisher-weighted quadratic surrogate of the KL on the tokens of J.
+
+    1/2 sum_J w_j (d_j - dbar)^2 with w = (p_T + p_S0) / 2 (not renormalised), d = z_S - log p_T and
+    dbar = sum w d / sum w: the second-order expansion of the KL around equal models. `student_logp_NJ` are
+    the untouched student's; they and the teacher's must be finite where the mask is True.
+    """
+    _check_slots(logits_NJ, mask_NJ, teacher_logp_NJ, student_logp_NJ)
+    dtype = working_dtype(logits_NJ)
+    teacher_NJ = teacher_logp_NJ.detach().to(dtype).masked_fill(~mask_NJ, _LOG_ZERO)
+    student_NJ = student_logp_NJ.detach().to(dtype).masked_fill(~mask_NJ, _LOG_ZERO)
+    weight_NJ = (teacher_NJ.exp() + student_NJ.exp()) / 2
+    difference_NJ = (logits_NJ.to(dtype) - teacher_NJ).masked_fill(~mask_NJ, 0.0)
+    # A position with nothing masked in has weight 0 everywhere and counts as loss 0.
+    total_N1 = weight_NJ.sum(-1, keepdim=True)
+    mean_N1 = (weight_NJ * difference_NJ).sum(-1, keepdim=True) / torch.where(total_N1 > 0, total_N1, 1.0)
+    return (weight_NJ * (difference_NJ - mean_N1).square()).sum(-1).mean() / 2
+
+
+def _masked_log_softmax(scores_NJ: Tensor, mask_NJ: Tensor, temperature: float) -> Tensor:
+    scores_NJ = scores_NJ.to(working_dtype(scores_NJ)) / temperature
+    return torch.log_softmax(scores_NJ.masked_fill(~mask_NJ, _LOG_ZERO), dim=-1)
+
+
+def _check_slots(logits_NJ: Tensor, mask_NJ: Tensor, *logps: Tensor) -> None:
+    check_matrix("Gathered logits", logits_NJ)
+    shapes = [tuple(tensor.shape) for tensor in (logits_NJ, mask_NJ, *logps)]
+    if len(set(shapes)) > 1 or mask_NJ.dtype != torch.bool:
+        raise ModelError(
+            "Gathered logits, log-probabilities and the bool mask must share one shape (positions x slots), "
+            f"got {shapes} and a {mask_NJ.dtype} mask; gather the logits with the ids that go with the mask."
+        )
+    if len(logits_NJ) == 0:
+        raise ModelError("A loss needs at least one supervised position, got none; skip such a batch.")

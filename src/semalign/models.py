@@ -1,0 +1,434 @@
+"""The only file that knows Hugging Face attribute names.
+
+A `Decoder` shows a causal language model as  tokens -> layers 1..L -> final norm -> head  and can run any
+span of its layers. Layers are counted 1..L; the stream "after layer 0" is the embedding's output.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from semalign.config import ModelConfig
+from semalign.errors import ModelError
+from semalign.maths.head import PLAIN_HEAD, HeadOptions, gathered_logits
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Attribute names of one architecture family; `attn` and `mlp` name the module whose output joins the stream."""
+
+    layers: str = "layers"
+    norm: str = "norm"
+    attn: str = "self_attn"
+    mlp: str = "mlp"
+    lora: tuple[str, ...] = ("up_proj", "down_proj", "v_proj", "o_proj")
+
+
+# Gemma normalises a sublayer's output before adding it, so the contribution is the norm's output.
+_GEMMA = Layout(attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
+LAYOUTS: dict[str, Layout] = {
+    "llama": Layout(),
+    "mistral": Layout(),
+    "qwen2": Layout(),
+    "qwen3": Layout(),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "phi3": Layout(lora=("gate_up_proj", "down_proj", "qkv_proj", "o_proj")),
+    "gpt2": Layout("h", "ln_f", "attn", "mlp", lora=("c_attn", "c_fc", "c_proj")),
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The LM head: logits = softcap(scale * (W q + bias)) for the post-norm state q."""
+
+    weight_VD: Tensor
+    options: HeadOptions = PLAIN_HEAD
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits in float32 (N, V); the product runs in the weight's type, as in the model itself."""
+        bias, cap = self.options.bias_V, self.options.softcap
+        bias = None if bias is None else bias.to(self.weight_VD.dtype)
+        logits_NV = nn.functional.linear(hidden_ND.to(self.weight_VD.dtype), self.weight_VD, bias).float()
+        logits_NV = logits_NV * self.options.scale
+        return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+
+    def gathered(self, hidden_ND: Tensor, ids_NK: Tensor) -> Tensor:
+        """Logits of chosen tokens only (N, K), float32; the gradient goes to the hidden states."""
+        o = self.options
+        return gathered_logits(
+            hidden_ND.float(), self.weight_VD, ids_NK, bias_V=o.bias_V, scale=o.scale, softcap=o.softcap
+        )
+
+    def to(self, device: torch.device | str) -> Head:
+        """The same head on a device."""
+        bias = self.options.bias_V
+        options = replace(self.options, bias_V=None if bias is None else bias.to(device))
+        return Head(self.weight_VD.to(device), options)
+
+    def detached(self) -> Head:
+        """A copy that outlives its model."""
+        bias = self.options.bias_V
+        return Head(
+            self.weight_VD.clone(), replace(self.options, bias_V=None if bias is None else bias.clone())
+        )
+
+
+class Decoder:
+    """A loaded causal language model, its tokenizer, and the parts SemAlign touches."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str = "model"
+    ) -> None:
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.config = model.config.get_text_config()
+        self.layout = layout_of(self.config, name)
+        self.body: Any = model.base_model
+        self.layers: list[nn.Module] = list(getattr(self.body, self.layout.layers))
+        self.final_norm: Any = getattr(self.body, self.layout.norm)
+        self.shared_vocab: int | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.layers)
+
+    @property
+    def width(self) -> int:
+        """Channels of the residual stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is, and so where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether head and embedding share storage."""
+        head, embedding = self.model.get_output_embeddings().weight, self.model.get_input_embeddings().weight
+        return head.data_ptr() == embedding.data_ptr()
+
+    def head(self) -> Head:
+        """The head, sliced to the ids proven shared where that was established (`shared_vocab`)."""
+        linear = self.model.get_output_embeddings()
+        size = self.shared_vocab or linear.weight.shape[0]
+        scale = float(getattr(self.config, "logit_scale", None) or 1.0)
+        scale /= float(getattr(self.config, "logits_scaling", None) or 1.0)
+        bias = getattr(linear, "bias", None)
+        softcap = getattr(self.config, "final_logit_softcapping", None)
+        options = HeadOptions(None if bias is None else bias.detach()[:size], scale, softcap)
+        return Head(linear.weight.detach()[:size], options)
+
+    def norm_weight(self) -> Tensor:
+        """gamma of the final norm; Gemma stores gamma - 1."""
+        weight = self.final_norm.weight.detach().float()
+        return weight + 1.0 if self.config.model_type.startswith("gemma") else weight
+
+    def sublayer(self, layer: int, interface: str) -> nn.Module:
+        """The module of layer 1..L whose output is the `attn` or `mlp` contribution to the stream."""
+        return getattr(self.layers[layer - 1], self.layout.attn if interface == "attn" else self.layout.mlp)
+
+    @contextmanager
+    def span(self, start: int, stop: int, *, norm: bool) -> Iterator[nn.Module]:
+        """Inside, `body` runs layers start+1..stop only, and the final norm only with `norm`."""
+        assert 0 <= start <= stop <= self.num_layers
+        body, layout = self.body, self.layout
+        kept = (getattr(body, layout.layers), self.final_norm, body.config)
+        config = copy.copy(body.config)
+        # Some models look their layer's attention type up by position.
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = config.layer_types[start:stop]
+        config.num_hidden_layers = stop - start
+        setattr(body, layout.layers, nn.ModuleList(self.layers[start:stop]))
+        setattr(body, layout.norm, self.final_norm if norm else nn.Identity())
+        body.config = config
+        try:
+            yield body
+        finally:
+            setattr(body, layout.layers, kept[0])
+            setattr(body, layout.norm, kept[1])
+            body.config = kept[2]
+
+    def forward(self, inputs: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Run the current span on token ids (B, T), or on the stream (B, T, D) that enters its first layer."""
+        if inputs.dim() == 2:
+            return self.body(
+                input_ids=inputs, attention_mask=attention_mask_BT, use_cache=False
+            ).last_hidden_state
+        first = getattr(self.body, self.layout.layers)[0]
+        handle = first.register_forward_pre_hook(_replace_stream(inputs), with_kwargs=True)
+        # The embeds only give shapes: scaling or position embeddings added to them never reach the layers.
+        try:
+            return self.body(
+                inputs_embeds=inputs, attention_mask=attention_mask_BT, use_cache=False
+            ).last_hidden_state
+        finally:
+            handle.remove()
+
+    def self_test(self) -> float:
+        """Largest |difference| between the model's logits and head(norm(last layer's output)), relative to their spread."""
+        ids = torch.arange(12, device=self.device)[None] % self.config.vocab_size + 3
+        mask = torch.ones_like(ids)
+        captured: list[Tensor] = []
+        handle = self.layers[-1].register_forward_hook(lambda m, a, out: captured.append(first_tensor(out)))
+        try:
+            with torch.no_grad():
+                expected = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+                ours = self.head().logits(self.final_norm(captured[0])[0])
+        finally:
+            handle.remove()
+        error = float((expected[0, :, : ours.shape[1]] - ours).abs().max() / expected.std().clamp_min(1e-6))
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.1
+        if not error <= tolerance:
+            raise ModelError(
+                f"{self.name}: final norm and head on the last layer's output miss the model's logits by {error:.2g} of "
+                f"their spread (expected at most {tolerance}); this architecture alters its logits in a way SemAlign does not know."
+            )
+        return error
+
+
+def _replace_stream(hidden: Tensor) -> Any:
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    return hook
+
+
+def first_tensor(output: Any) -> Tensor:
+    """A module's output without the extras some return beside it."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def layout_of(config: Any, name: str) -> Layout:
+    """The layout of a supported architecture, or one sentence saying why not."""
+    kind = getattr(config, "model_type", "unknown")
+    if kind in LAYOUTS:
+        return LAYOUTS[kind]
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "an encoder-decoder"
+    elif hasattr(config, "vision_config"):
+        reason = "a vision-language model"
+    elif any(getattr(config, a, None) for a in ("num_experts", "num_local_experts", "n_routed_experts")):
+        reason = "a mixture of experts, which has not been tested"
+    else:
+        reason = "an architecture that has not been tested"
+    raise ModelError(
+        f"{name}: model type {kind!r} is {reason}; SemAlign works with decoders of type {', '.join(LAYOUTS)}."
+    )
+
+
+def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Where transformers shall look, and the keyword arguments for it; missing local files are named here."""
+    name = config.model_name_or_path
+    if name in ("embedded:teacher", "embedded:student"):
+        return str(Path(__file__).parent / "embedded" / name.split(":")[1]), {}
+    path = Path(name)
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(
+                f"{name}: expected a GGUF file, found none; give the path of the downloaded file."
+            )
+        return str(path.parent), {"gguf_file": path.name}
+    if name.startswith((".", "/", "~")) and not path.expanduser().is_dir():
+        raise ModelError(
+            f"{name}: expected a model folder, found none; give a folder with config.json, or a hub id."
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(
+            f"{name}: expected config.json in the folder, found none; give the folder that holds the model."
+        )
+    return name, {"revision": config.model_revision} if config.model_revision else {}
+
+
+def load_config(config: ModelConfig) -> Any:
+    """The checkpoint's configuration alone: architecture and sizes, before any weight is read."""
+    where, extra = locate(config)
+    try:
+        loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreachable(config, error)) from error
+    text = loaded.get_text_config()
+    layout_of(
+        loaded if loaded.model_type not in LAYOUTS and hasattr(loaded, "vision_config") else text,
+        config.model_name_or_path,
+    )
+    return text
+
+
+def identity(config: ModelConfig) -> dict[str, Any]:
+    """What makes this checkpoint itself, for fingerprints: sizes and sampled content of its files, not their place.
+
+    Hub checkpoints are known by the commit that their configuration was resolved to.
+    """
+    where, extra = locate(config)
+    known: dict[str, Any] = {
+        "dtype": config.dtype,
+        "load_in_8bit": config.load_in_8bit,
+        "load_in_4bit": config.load_in_4bit,
+    }
+    if "gguf_file" in extra:
+        return known | {
+            "files": {Path(config.model_name_or_path).name: _sampled_digest(Path(config.model_name_or_path))}
+        }
+    folder = Path(where)
+    if folder.is_dir():
+        kinds = (".safetensors", ".json", ".jinja", ".model")
+        files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
+        return known | {"files": {p.name: _sampled_digest(p) for p in files}}
+    loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+    return known | {"commit": getattr(loaded, "_commit_hash", None) or config.model_revision}
+
+
+def _sampled_digest(path: Path) -> str:
+    # Reading 32 spread blocks tells checkpoints apart without reading hundreds of gigabytes.
+    size, block = path.stat().st_size, 1 << 16
+    hashed = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(32):
+            file.seek(max(0, (size - block)) * i // 31)
+            hashed.update(file.read(block))
+    return hashed.hexdigest()[:16]
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer."""
+    where, extra = locate(config)
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreachable(config, error)) from error
+
+
+def _unreachable(config: ModelConfig, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    name = config.model_name_or_path
+    return f"{name}: cannot be loaded ({reason}); without a network fetch it before with: hf download {name}"
+
+
+def load(config: ModelConfig, *, device: str | None = None) -> Decoder:
+    """Load, check every weight for NaN and infinity, and run the self-test."""
+    load_config(config)
+    where, extra = locate(config)
+    is_gguf = "gguf_file" in extra
+    if config.load_in_8bit or config.load_in_4bit:
+        extra["quantization_config"] = _quantisation(config)
+    elif is_gguf:
+        extra["quantization_config"] = GgufConfig(dequantize=True)
+    if config.attn_implementation:
+        extra["attn_implementation"] = config.attn_implementation
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=_dtype(config), trust_remote_code=config.trust_remote_code, **extra
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreachable(config, error)) from error
+    if is_gguf:
+        # The weights are plain tensors now; the entry would make transformers refuse to save them.
+        model.config.__dict__.pop("quantization_config", None)
+        model.hf_quantizer = None
+        model.is_quantized = False
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not (config.load_in_8bit or config.load_in_4bit):
+        model = model.to(target)
+    decoder = Decoder(model, load_tokenizer(config), config.model_name_or_path)
+    _check_finite(decoder)
+    decoder.self_test()
+    return decoder
+
+
+def _dtype(config: ModelConfig) -> Any:
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    # A GGUF file has no type of its own once dequantised.
+    return torch.bfloat16 if config.model_name_or_path.endswith(".gguf") else "auto"
+
+
+def _quantisation(config: ModelConfig) -> Any:
+    try:
+        import bitsandbytes  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError as error:
+        raise ModelError(
+            "load_in_8bit and load_in_4bit need bitsandbytes, which is not installed; run: pip install bitsandbytes"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_8bit=config.load_in_8bit, load_in_4bit=config.load_in_4bit)
+
+
+def _check_finite(decoder: Decoder) -> None:
+    for name, parameter in decoder.model.named_parameters():
+        # The sum is NaN or infinite when any element is, and needs no copy of the tensor.
+        if parameter.is_floating_point() and not torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
+            bad = int((~torch.isfinite(parameter)).sum())
+            if bad:
+                raise ModelError(
+                    f"{decoder.name}: tensor {name} has {bad} NaN or infinite values; fetch the checkpoint again."
+                )
+
+
+def check_pair(teacher: Any, student: Any, *, allow_smaller_teacher: bool) -> None:
+    """Refuse a teacher that is narrower or shallower than the student, from the configurations alone."""
+    for what, t, s in (
+        ("layers", teacher.num_hidden_layers, student.num_hidden_layers),
+        ("channels", teacher.hidden_size, student.hidden_size),
+    ):
+        if t < s and not allow_smaller_teacher:
+            raise ModelError(
+                f"expected a teacher at least as large as the student, got {t} teacher {what} and {s} student {what}; "
+                "swap the two or set allow_smaller_teacher: true."
+            )
+
+
+def share_vocabulary(size: int, *decoders: Decoder) -> None:
+    """Slice every head to the first `size` ids, which both models are known to share."""
+    for decoder in decoders:
+        decoder.shared_vocab = size
+
+
+def lora_modules(decoder: Decoder, layers: Sequence[int], targets: Sequence[str]) -> list[str]:
+    """Full names of the linear modules inside the given layers whose last name is a target; none may miss."""
+    wanted = tuple(targets) or decoder.layout.lora
+    by_id = {id(module): name for name, module in decoder.model.named_modules()}
+    found, matched = [], set()
+    for layer in layers:
+        root = by_id[id(decoder.layers[layer - 1])]
+        for name, module in decoder.layers[layer - 1].named_modules():
+            last = name.rsplit(".", 1)[-1]
+            if last in wanted and not list(module.children()):
+                found.append(f"{root}.{name}")
+                matched.add(last)
+    if missing := sorted(set(wanted) - matched):
+        available = sorted(
+            {
+                n.rsplit(".", 1)[-1]
+                for n, m in decoder.layers[0].named_modules()
+                if not list(m.children()) and n
+            }
+        )
+        raise ModelError(
+            f"train.lora_target_modules: {', '.join(missing)} match no module of the trained layers; available: {', '.join(available)}."
+        )
+    return found

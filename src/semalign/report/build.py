@@ -1,0 +1,94 @@
+"""Run folder -> view model -> report.html."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path, PurePosixPath
+
+import jinja2
+import yaml
+
+from semalign.report import outcome, process
+from semalign.report.blocks import Report
+from semalign.report.files import Json, RunFiles, read_run
+from semalign.report.words import recipe_name
+
+
+def build_report(run_dir: Path) -> Path:
+    """Write `run_dir`/report.html from the files in `run_dir` alone, and return its path.
+
+    Raises CacheError when metrics.json is missing or a file is damaged. An older report stays whole until the new
+    one is complete.
+    """
+    page = render(view(read_run(Path(run_dir))))
+    return _replace(Path(run_dir) / "report.html", page)
+
+
+def view(files: RunFiles) -> Report:
+    """The view model of a run: every number, sentence and drawing of the page."""
+    metrics, environment = files.metrics, files.environment or {}
+    names = _models(files.config_text)
+    return Report(
+        name=files.name,
+        teacher=names["teacher"],
+        student=names["student"],
+        recipe=recipe_name(str(metrics.get("recipe") or "unknown recipe")),
+        started=str(environment.get("started") or ""),
+        version=str(environment.get("semalign") or ""),
+        headline=outcome.top_line(metrics),
+        notes=outcome.notes(metrics),
+        gaps=outcome.gap_panels(metrics),
+        tiles=outcome.tiles(files),
+        sections=[
+            outcome.tasks_section(metrics),
+            outcome.closeness_section(metrics),
+            process.layers_section(files),
+            process.alignment_section(files),
+            process.cka_section(files),
+            process.training_section(files),
+            process.cost_section(metrics),
+            outcome.samples_section(metrics),
+            process.setup_section(files),
+        ],
+    )
+
+
+def render(report: Report) -> str:
+    """The page. Everything but our own drawings is escaped."""
+    loader = jinja2.PackageLoader("semalign.report", "")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.jinja").render(report=report)
+
+
+def _models(config_text: str | None) -> dict[str, str]:
+    """Names of teacher and student from the config; of a local path only the last part."""
+    try:
+        config: Json = yaml.safe_load(config_text or "") or {}
+        found = {role: str(config[role]["model_name_or_path"]) for role in ("teacher", "student")}
+    except (yaml.YAMLError, KeyError, TypeError):
+        return {"teacher": "teacher", "student": "student"}
+    local = ("/", "./", "../", "~", "\\")
+    return {
+        role: PurePosixPath(name).name if name.startswith(local) else name for role, name in found.items()
+    }
+
+
+def _replace(path: Path, page: str) -> Path:
+    """Write beside `path`, then rename, so that readers see the old page or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            # A lone surrogate in a model's answer has no UTF-8 form; it becomes a question mark.
+            file.write(page.encode("utf-8", errors="replace"))
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; a report is to be shown
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path

@@ -1,0 +1,244 @@
+"""Diagrams of layers as SVG text: attribution, pairing, weight movement, CKA. Layers count from 1.
+
+All drawings but the heat map share one horizontal layout, depth from left to right over the full width for either
+model, so they can stand above each other: layer k of n covers (k - 1)/n .. k/n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from semalign.report import svg
+from semalign.report.svg import el, pct
+from semalign.report.words import number, percent
+
+MARGIN = (62, 4)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A pair; `fraction` blends teacher layer `teacher` with the one after it."""
+
+    teacher: int
+    student: int
+    fraction: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """T4 → S3, or T4.5 → S3 for a blend."""
+        return f"T{self.teacher + round(self.fraction, 2):g} → S{self.student}"
+
+    @property
+    def blend(self) -> dict[int, float]:
+        """Teacher layers that enter the target, with their weights."""
+        weights = {self.teacher: 1 - self.fraction, self.teacher + 1: self.fraction}
+        return {layer: weight for layer, weight in weights.items() if weight > 0}
+
+
+def attribution_bars(
+    scores: Mapping[int, float],
+    paired: Collection[int],
+    critical: Collection[int],
+    name: str,
+    *,
+    height: int = 132,
+) -> str:
+    """One bar a teacher layer, paired ones filled and critical ones outlined; negative scores hang below the line."""
+    count = max(scores)
+    total = sum(abs(score) for score in scores.values()) or 1.0
+    top, bottom = max(0.0, *scores.values()), min(0.0, *scores.values())
+    unit = height / ((top - bottom) or 1.0)
+    zero = top * unit
+    parts = []
+    for layer, score in sorted(scores.items()):
+        share = abs(score) / total
+        box = _span(layer, count) | {"y": zero - max(score, 0) * unit, "height": max(abs(score) * unit, 1.0)}
+        kind = ("fill c-teacher" if layer in paired else "fill c-quiet") + (
+            " critical" if layer in critical else ""
+        )
+        words = f"Teacher layer {layer}: score {number(score, 4)}, {percent(share, 1)} of all layers together"
+        parts.append(el("rect", box | {"class": kind}, svg.title(words)))
+    parts.append(el("line", {"x1": 0, "x2": "100%", "y1": zero, "y2": zero, "class": "grid zero"}))
+    largest = max(abs(top), abs(bottom))
+    parts.append(
+        svg.label(
+            number(largest if top >= -bottom else bottom), -10, 11 if top >= -bottom else height, "tick end"
+        )
+    )
+    parts.append(svg.label("score", -10, 27 if top >= -bottom else height - 16, "tick end"))
+    return svg.drawing(parts, height=height, name=name, margin=MARGIN)
+
+
+def pairing(
+    depths: tuple[int, int],
+    links: Sequence[Link],
+    *,
+    critical: Collection[int],
+    trained: Collection[int],
+    name: str,
+) -> str:
+    """The two stacks as rows of boxes (teacher above) with a line per pair; `depths` are the layer counts."""
+    teacher, student = depths
+    box, top, gap = 30, 22, 96
+    low = top + box + gap
+    paired = {layer for link in links for layer in link.blend}
+    parts = [svg.label("Teacher", -10, top + box / 2 + 4, "name c-teacher")]
+    parts.append(svg.label("Student", -10, low + box / 2 + 4, "name c-after"))
+    for link in links:
+        ends = {
+            "x1": pct(_target(link, teacher)),
+            "y1": top + box,
+            "x2": pct(_centre(link.student, student)),
+            "y2": low,
+        }
+        parts.append(el("line", ends | {"class": "link"}, svg.title(_link_words(link))))
+    for layer in range(1, teacher + 1):
+        kinds = ["box", "paired" if layer in paired else "", "critical" if layer in critical else ""]
+        notes = ["critical" if layer in critical else "", "paired" if layer in paired else ""]
+        parts.append(
+            _box(layer, teacher, (top, box), " ".join(filter(None, kinds)), _words("Teacher", layer, notes))
+        )
+    for layer in range(1, student + 1):
+        kind = "box trained" if layer in trained else "box"
+        note = "trained" if layer in trained else "frozen"
+        parts.append(_box(layer, student, (low, box), kind, _words("Student", layer, [note])))
+    for link in links:
+        parts.append(
+            el(
+                "circle",
+                {"cx": pct(_target(link, teacher)), "cy": top + box, "r": 3, "class": "knot c-teacher"},
+            )
+        )
+        parts.append(
+            el(
+                "circle",
+                {"cx": pct(_centre(link.student, student)), "cy": low, "r": 3, "class": "knot c-after"},
+            )
+        )
+    parts += _numbers(teacher, top - 7) + _numbers(student, low + box + 17)
+    return svg.drawing(parts, height=low + box + 24, name=name, margin=MARGIN)
+
+
+def movement_bars(changes: Mapping[int, float], count: int, name: str, *, height: int = 64) -> str:
+    """Relative weight change per student layer, hanging from the student's row."""
+    most = max(changes.values(), default=0.0) or 1.0
+    parts = [el("line", {"x1": 0, "x2": "100%", "y1": 0.5, "y2": 0.5, "class": "grid zero"})]
+    for layer, change in sorted(changes.items()):
+        box = _span(layer, count) | {
+            "y": 0,
+            "height": max(height * change / most, 1.0),
+            "class": "fill c-after",
+        }
+        words = f"Student layer {layer}: weights moved by {percent(change, 2)} of their norm"
+        parts.append(el("rect", box, svg.title(words)))
+    parts.append(svg.label(percent(most, 1), -10, height, "tick end"))
+    parts.append(svg.label("change", -10, height - 16, "tick end"))
+    return svg.drawing(parts, height=height + 4, name=name, margin=MARGIN)
+
+
+def _span(layer: int, count: int) -> dict[str, str | float]:
+    """Horizontal extent of a layer, with a gap that stays visible at 80 layers and small at 4."""
+    step = 100 / count
+    gap = min(0.8, step * 0.16)
+    return {"x": pct((layer - 1) * step + gap / 2), "width": pct(step - gap)}
+
+
+def _centre(layer: float, count: int) -> float:
+    return (layer - 0.5) * 100 / count
+
+
+def _target(link: Link, count: int) -> float:
+    """Where a pair starts: at its teacher layer, or between two for a blend."""
+    return _centre(min(link.teacher + link.fraction, count), count)
+
+
+def _link_words(link: Link) -> str:
+    if len(link.blend) == 1:
+        return f"Teacher layer {next(iter(link.blend))} → student layer {link.student}"
+    shares = " and ".join(f"{percent(weight)} of layer {layer}" for layer, weight in link.blend.items())
+    return f"Teacher, {shares} → student layer {link.student}"
+
+
+def _words(model: str, layer: int, notes: Sequence[str]) -> str:
+    return ", ".join([f"{model} layer {layer}", *filter(None, notes)])
+
+
+def _box(layer: int, count: int, rows: tuple[float, float], kind: str, words: str) -> str:
+    place = _span(layer, count) | {"y": rows[0], "height": rows[1], "rx": 2 if count <= 40 else 0.5}
+    return el("rect", place | {"class": kind}, svg.title(words))
+
+
+def _numbers(count: int, y: float) -> list[str]:
+    """Layer numbers: all where they fit a phone's width, else every fifth or tenth."""
+    step = 1 if count <= 14 else 2 if count <= 24 else 5 if count <= 48 else 10
+    shown = [k for k in range(1, count + 1) if k % step == 0 or k == 1]
+    return [svg.label(str(k), pct(_centre(k, count)), y, "tick mid") for k in shown]
+
+
+@dataclass(frozen=True)
+class HeatScale:
+    """Colour range shared by the heat maps of a page."""
+
+    low: float
+    high: float
+
+    def level(self, value: float) -> int:
+        """Colour step 0..20."""
+        return round(20 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low))))
+
+
+def heat_map(
+    values_ts: Sequence[Sequence[float | None]],
+    scale: HeatScale,
+    *,
+    before_ts: Sequence[Sequence[float | None]] | None = None,
+    pairs: Collection[tuple[int, int]] = (),
+    name: str,
+) -> str:
+    """CKA per teacher layer (rows, the first at the bottom) and student layer (columns); pairs are framed."""
+    rows, columns = len(values_ts), len(values_ts[0])
+    height = min(440, max(150, 34 * rows))
+    shown = columns <= 8 and rows <= 16
+    cells, labels, frames = [], [], []
+    for t, row in enumerate(values_ts):
+        for s, value in enumerate(row):
+            old = before_ts[t][s] if before_ts else None
+            cells.append(_cell(t, s, rows, (value, old), scale))
+            if shown and value is not None:
+                kind = "cell high" if scale.level(value) > 10 else "cell"
+                y = height * (rows - t - 0.5) / rows + 4
+                labels.append(svg.label(number(value, 2), pct(_centre(s + 1, columns)), y, kind))
+    for t, s in sorted(pairs):
+        if t <= rows and s <= columns:
+            frames.append(el("rect", {"x": s - 1, "y": rows - t, "width": 1, "height": 1, "class": "frame"}))
+    view = {
+        "width": "100%",
+        "height": height,
+        "viewBox": f"0 0 {columns} {rows}",
+        "preserveAspectRatio": "none",
+    }
+    grid = el("svg", view | {"class": "cells"}, *cells, *frames)
+    ticks = (
+        [svg.label("teacher layer", -44, -8, "tick start")]
+        + _side_numbers(rows, height)
+        + _numbers(columns, height + 16)
+    )
+    ticks.append(svg.label("student layer", "50%", height + 33, "tick mid"))
+    body = el("svg", {"y": 18, "overflow": "visible"}, grid, *labels, *ticks)
+    return svg.drawing([body], height=height + 58, name=name, margin=(48, 4))
+
+
+def _cell(t: int, s: int, rows: int, values: tuple[float | None, float | None], scale: HeatScale) -> str:
+    value, old = values
+    words = f"T{t + 1}, S{s + 1}: {number(value, 2)}"
+    if value is not None and old is not None:
+        words += f" ({'+' if value >= old else '−'}{abs(value - old):.2f})"
+    kind = "void" if value is None else f"q{scale.level(value)}"
+    return el("path", {"class": kind, "d": f"M{s} {rows - t - 1}h1v1h-1z"}, svg.title(words))
+
+
+def _side_numbers(count: int, height: float) -> list[str]:
+    step = 1 if count <= 24 else 5 if count <= 48 else 10
+    shown = [k for k in range(1, count + 1) if k % step == 0 or k == 1]
+    return [svg.label(str(k), -8, height * (count - k + 0.5) / count + 4, "tick end") for k in shown]

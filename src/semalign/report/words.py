@@ -1,0 +1,174 @@
+"""Numbers as text, and the sentences of the report. Pure functions of plain values.
+
+A *share* is a part of the gap between the untouched student (0) and the teacher (1); it may leave that range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+DASH = "–"
+LEVEL = 0.005
+"""Two shares closer than this print as the same percentage and are called level."""
+
+RECIPES: Mapping[str, str] = {
+    "aligned": "Aligned",
+    "cosine": "Cosine",
+    "fisher": "Fisher",
+    "cross_entropy": "Cross-entropy",
+    "kl": "Full KL",
+}
+
+
+def finite(value: object) -> float | None:
+    """`value` as a float, or None when it is missing, not a number or not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def recipe_name(key: str) -> str:
+    """Name of a recipe as people read it."""
+    return RECIPES.get(key) or key.replace("_", " ").capitalize()
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """0.614 -> 61%."""
+    return (
+        DASH
+        if value is None
+        else f"{_unsigned_zero(round(100 * value, digits)):.{digits}f}%".replace("-", "−")
+    )
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A measured value with `digits` decimals; more for tiny values, fewer for large ones."""
+    if value is None:
+        return DASH
+    size = abs(value)
+    if 0 < size < 10 ** (-digits):
+        return f"{value:.1e}".replace("-", "−")
+    places = digits if size < 100 else 1 if size < 10_000 else 0
+    return f"{_unsigned_zero(round(value, places)):,.{places}f}".replace("-", "−")
+
+
+def count(value: float | None) -> str:
+    """12345 -> 12,345."""
+    return DASH if value is None else f"{round(value):,}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration: 0.42 s, 31 s, 4 min 05 s, 2 h 10 min."""
+    if value is None:
+        return DASH
+    if value < 10:
+        return f"{value:.2g} s" if value < 1 else f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(value: float | None) -> str:
+    """Bytes with a decimal unit: 1.2 GB."""
+    if value is None:
+        return DASH
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= step:
+            return f"{value / step:.3g} {unit}" if value < 1000 * step else f"{value / step:,.0f} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def listing(items: Sequence[object]) -> str:
+    """1, 2 and 3."""
+    words = [str(item) for item in items]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def layers(numbers: Sequence[int]) -> str:
+    """Layer numbers with runs joined: 3, 4, 5, 9 -> 3–5 and 9."""
+    runs: list[list[int]] = []
+    for layer in sorted(set(numbers)):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    parts = [f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return listing(", ".join(parts).split(", ")) if parts else "none"
+
+
+def clip(text: str, limit: int) -> str:
+    """`text`, cut at `limit` characters with a note of how many are left out."""
+    return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
+
+
+def _unsigned_zero(value: float) -> float:
+    return 0.0 if value == 0 else value
+
+
+def share_closed(before: float | None, after: float | None, teacher: float | None) -> float | None:
+    """(after - before) / (teacher - before); None where the teacher is not ahead of the student."""
+    if before is None or after is None or teacher is None or teacher <= before:
+        return None
+    return (after - before) / (teacher - before)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The one sentence, cut around its number so that the page can set the number off."""
+
+    lead: str
+    number: str
+    rest: str
+
+    @property
+    def sentence(self) -> str:
+        """The whole sentence."""
+        return f"{self.lead}{self.number}{self.rest}"
+
+
+def headline(recipe: str, measure: str, share: float | None, baselines: Mapping[str, float]) -> Headline:
+    """What the run reached, and how that compares with the best baseline.
+
+    `measure` names the gap ("accuracy gap"), `share` is the part of it that was closed, `baselines` the same per
+    baseline (those without a value left out).
+    """
+    if share is None:
+        return Headline("The run was evaluated, but no gap between student and teacher was measured", "", ".")
+    name = recipe_name(recipe)
+    comparison = _comparison(share, baselines)
+    if share < -LEVEL:
+        lead = f"{name} training widened the {measure} between student and teacher by "
+        return Headline(lead, percent(-share), f"{comparison}.")
+    beyond = " (the student passed its teacher)" if share > 1 + LEVEL else ""
+    lead = f"{name} training closed "
+    return Headline(
+        lead, percent(share), f" of the {measure} between student and teacher{beyond}{comparison}."
+    )
+
+
+def _comparison(share: float, baselines: Mapping[str, float]) -> str:
+    """How the best baseline did, as the end of a sentence."""
+    if not baselines:
+        return "; no baseline was trained beside it"
+    best = max(baselines, key=lambda key: baselines[key])
+    name, value = recipe_name(best).lower().replace("kl", "KL"), baselines[best]
+    if value > share + LEVEL:
+        return f"; the {name} baseline did better and {closed(value)}"
+    if value >= share - LEVEL:
+        return f"; the {name} baseline came out level, at {percent(value)}"
+    if share < -LEVEL:
+        return f"; the best baseline, {name}, {closed(value)}"
+    word = "more than any baseline (best" if len(baselines) > 1 else "more than the baseline ("
+    return (
+        f", {word}: {name}, {percent(value)})" if len(baselines) > 1 else f", {word}{name}, {percent(value)})"
+    )
+
+
+def closed(share: float) -> str:
+    """closed 45% / widened it by 3%."""
+    return f"widened it by {percent(-share)}" if share < -LEVEL else f"closed {percent(share)}"

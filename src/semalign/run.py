@@ -1,0 +1,114 @@
+"""The steps in order on one run folder, and the resume rules."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+from semalign.cache import write_atomic, write_json
+from semalign.config import TransferConfig, differences, to_dict
+from semalign.errors import ConfigError
+from semalign.folder import RunFolder
+from semalign.report import build_report
+from semalign.steps.attribute import attribute
+from semalign.steps.cache import cache
+from semalign.steps.evaluate import add_costs, evaluate
+from semalign.steps.inputs import Inputs, load_inputs
+from semalign.steps.pair import pair
+from semalign.steps.train import train
+
+STEPS = ("attribute", "pair", "cache", "train", "evaluate", "report")
+Progress = Callable[[str], None]
+
+
+def plain(config: TransferConfig) -> dict[str, Any]:
+    """The config as nested plain values."""
+    return {k: to_dict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in vars(config).items()}
+
+
+def open_run(config: TransferConfig) -> RunFolder:
+    """The run folder with its config and environment written; another config in the same folder stops with a diff."""
+    run = RunFolder(Path(config.output_dir))
+    new = plain(config)
+    if run.config.exists():
+        old = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        if changed := [line for line in differences(old, new) if not line.startswith("output_dir")]:
+            raise ConfigError(
+                f"{run.root}: holds a run with another config ({'; '.join(changed)}); choose another output_dir or delete the folder."
+            )
+    try:
+        write_atomic(run.config, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {run.root} cannot be written ({error.strerror}); choose another folder."
+        ) from error
+    if not run.environment.exists():
+        write_json(run.environment, environment())
+    return run
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command line."""
+    versions = {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "semalign")}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "memory_bytes": psutil.virtual_memory().total,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def transfer(
+    config: TransferConfig, steps: Sequence[str] = STEPS, progress: Progress = lambda step: None
+) -> RunFolder:
+    """Run steps in order; those whose result is still valid are skipped, so a killed run goes on where it was.
+
+    Args:
+        steps: which of STEPS to run; each reads only files that earlier ones wrote.
+        progress: called with a step's name when it starts.
+    """
+    run = RunFolder(Path(config.output_dir))
+    with run.lock():
+        run = open_run(config)
+        inputs = load_inputs(config)
+        for step in (s for s in STEPS if s in steps):
+            progress(step)
+            run_step(step, config, run, inputs)
+    return run
+
+
+def run_step(step: str, config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
+    """One step by name."""
+    if step == "train":
+        for baseline in (None, *config.evaluation.baselines):
+            train(config, run, inputs, baseline)
+    elif step == "evaluate":
+        evaluate(config, run, inputs)
+        add_costs(run, config)
+    elif step == "report":
+        build_report(run.root)
+    else:
+        {"attribute": attribute, "pair": pair, "cache": cache}[step](config, run, inputs)

@@ -1,0 +1,182 @@
+"""What one forward pass of each model leaves behind for training: prefixes, activations, top-k sets.
+
+Legend: B batch, T tokens, N supervised positions of a sample, D teacher width, E student width, K top-k, V vocabulary.
+A supervised token t is predicted by the state at t - 1: position-wise records hold those states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semalign.cache import Record
+from semalign.capture import Point, capture
+from semalign.data import Sample, collate
+from semalign.errors import ModelError
+from semalign.maths.pairing import LayerPair, blend
+from semalign.maths.topk import union_topk
+from semalign.models import Decoder, Head
+
+LOGIT_CHUNK = 256  # positions whose full logits are live at once
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which signals a run needs, for every recipe in it."""
+
+    pairs: tuple[LayerPair, ...]
+    interfaces: tuple[str, ...] = ()
+    cut: int | None = None
+    """Store the student's stream after this layer (None: not at all)."""
+    top_k: int = 0
+    teacher_output: bool = False
+    dtype: torch.dtype = torch.bfloat16
+
+
+def state_mask(mask_BT: Tensor) -> Tensor:
+    """Positions whose state predicts a supervised token: the token mask moved one to the left."""
+    shifted = torch.zeros_like(mask_BT)
+    shifted[:, :-1] = mask_BT[:, 1:]
+    return shifted
+
+
+def labels_of(sample: Sample) -> Tensor:
+    """Supervised token ids (N,)."""
+    return torch.tensor([i for i, m in zip(sample.input_ids, sample.mask, strict=True) if m])
+
+
+def _split(rows_XD: Tensor, samples: Sequence[Sample], dtype: torch.dtype | None) -> list[Tensor]:
+    rows = rows_XD if dtype is None else rows_XD.to(dtype)
+    # clone: a view would keep the whole batch alive
+    return [part.clone() for part in rows.cpu().split([s.supervised for s in samples])]
+
+
+def _check_finite(what: str, parts: Sequence[Tensor], samples: Sequence[Sample]) -> None:
+    for sample, part in zip(samples, parts, strict=True):
+        if not torch.isfinite(part.float()).all():
+            raise ModelError(
+                f"sample {sample.id}: {what} holds NaN or infinite values; load the model in float32 or bfloat16, or drop the sample."
+            )
+
+
+def batch_inputs(decoder: Decoder, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask and states mask (B, T) of samples, on the model's device."""
+    batch = collate(samples)
+    move = decoder.device
+    return batch["input_ids"].to(move), batch["attention_mask"].to(move), state_mask(batch["mask"]).to(move)
+
+
+def topk(head: Head, hidden_ND: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids (N, k) and logits (N, k) of the likeliest tokens, and log sum exp over the vocabulary (N,), in chunks."""
+    ids, values, lse = [], [], []
+    for chunk in hidden_ND.split(LOGIT_CHUNK):
+        logits_NV = head.logits(chunk)
+        top = logits_NV.topk(min(k, logits_NV.shape[1]), dim=1)
+        ids.append(top.indices)
+        values.append(top.values)
+        lse.append(logits_NV.logsumexp(1))
+    return torch.cat(ids), torch.cat(values), torch.cat(lse)
+
+
+@torch.no_grad()
+def student_signals(student: Decoder, samples: Sequence[Sample], request: Request) -> list[Record]:
+    """Per sample: tokens.prefix (T, E); positions.own.<interface>.<layer> (N, E); positions.student_output (N, E),
+    positions.student_ids and .student_logp (N, K), positions.student_lse (N,) of the untouched student."""
+    ids_BT, attention_BT, states_BT = batch_inputs(student, samples)
+    points = [Point(p.student, i) for p in request.pairs for i in request.interfaces]
+    if request.cut:
+        points.append(Point(request.cut, "block"))
+    with capture(student, points) as found, student.span(0, student.num_layers, norm=True):
+        output_BTE = student.forward(ids_BT, attention_BT)
+    records: list[Record] = [{} for _ in samples]
+    if request.cut is not None:
+        prefix = (
+            found[Point(request.cut, "block")]
+            if request.cut
+            else student.model.get_input_embeddings()(ids_BT)
+        )
+        for record, row, sample in zip(records, prefix, samples, strict=True):
+            record["tokens.prefix"] = row[: len(sample.input_ids)].to(request.dtype).cpu().clone()
+    for pair in request.pairs:
+        for interface in request.interfaces:
+            name = f"positions.own.{interface}.{pair.student}"
+            _put(records, name, found[Point(pair.student, interface)][states_BT], samples, request.dtype)
+    if request.top_k:
+        output_XE = output_BTE[states_BT]
+        top, values, lse = topk(student.head(), output_XE, request.top_k)
+        _put(records, "positions.student_output", output_XE, samples, request.dtype)
+        _put(records, "positions.student_ids", top, samples, torch.int32)
+        _put(records, "positions.student_logp", values - lse[:, None], samples, None)
+        _put(records, "positions.student_lse", lse, samples, None)
+    return records
+
+
+@torch.no_grad()
+def teacher_signals(
+    teacher: Decoder, samples: Sequence[Sample], request: Request, own: Sequence[Record], student_head: Head
+) -> list[Record]:
+    """Per sample: positions.teacher.<interface>.<student layer> (N, D), blended over depth where the pair says so;
+    positions.teacher_output (N, D); positions.ids, .teacher_logp, .student_logp, .valid (N, 2K) over the union of
+    both models' top-k sets. Stops after the deepest layer that anything needs."""
+    ids_BT, attention_BT, states_BT = batch_inputs(teacher, samples)
+    layers = (
+        {layer for p in request.pairs for layer in (p.teacher, p.teacher + (p.fraction > 0))}
+        if request.interfaces
+        else set()
+    )
+    points = [Point(layer, i) for layer in sorted(layers) for i in request.interfaces]
+    needs_output = bool(request.top_k or request.teacher_output or "output" in request.interfaces)
+    stop = teacher.num_layers if needs_output else max(layers)
+    with capture(teacher, points) as found, teacher.span(0, stop, norm=needs_output):
+        output_BTD = teacher.forward(ids_BT, attention_BT)
+    records: list[Record] = [{} for _ in samples]
+    for pair in request.pairs:
+        for interface in request.interfaces:
+            states = found[Point(pair.teacher, interface)][states_BT].float()
+            if pair.fraction > 0:
+                states = blend(
+                    states, found[Point(pair.teacher + 1, interface)][states_BT].float(), pair.fraction
+                )
+            _put(records, f"positions.teacher.{interface}.{pair.student}", states, samples, request.dtype)
+    output_XD = output_BTD[states_BT]
+    if request.teacher_output:
+        _put(records, "positions.teacher_output", output_XD, samples, request.dtype)
+    if request.top_k:
+        _put_union(records, samples, teacher.head(), output_XD, own, student_head, request.top_k)
+    return records
+
+
+def _put_union(
+    records: list[Record],
+    samples: Sequence[Sample],
+    head: Head,
+    output_XD: Tensor,
+    own: Sequence[Record],
+    student_head: Head,
+    k: int,
+) -> None:
+    device = output_XD.device
+    theirs = {
+        k: torch.cat([r[f"positions.student_{k}"] for r in own]).to(device)
+        for k in ("ids", "logp", "lse", "output")
+    }
+    top, values, lse = topk(head, output_XD, k)
+    ids, valid = union_topk(top, values, theirs["ids"].long(), theirs["logp"])
+    student_logits = student_head.to(device).gathered(theirs["output"], ids)
+    _put(records, "positions.ids", ids, samples, torch.int32)
+    _put(records, "positions.valid", valid, samples, None)
+    _put(records, "positions.teacher_logp", head.gathered(output_XD, ids) - lse[:, None], samples, None)
+    _put(records, "positions.student_logp", student_logits - theirs["lse"][:, None], samples, None)
+
+
+def _put(
+    records: Sequence[Record], name: str, rows: Tensor, samples: Sequence[Sample], dtype: torch.dtype | None
+) -> None:
+    parts = _split(rows, samples, dtype)
+    if parts[0].is_floating_point():
+        _check_finite(name, parts, samples)
+    for record, part in zip(records, parts, strict=True):
+        record[name] = part

@@ -1,0 +1,295 @@
+"""Step 3: both models once over the rows. Leaves everything training needs in the student's space; frees both models.
+
+Three passes: the student (prefix streams, its own activations and top-k), the teacher (activations, union of top-k), and,
+once the maps are known, the teacher's activations are replaced shard by shard by targets in the student's space.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging as hf_logging
+
+from semalign.cache import Record, ShardStore, write_tensors
+from semalign.capture import Point, capture
+from semalign.config import Interface, MapName, TransferConfig
+from semalign.data import Sample, length_batches
+from semalign.errors import CacheError
+from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.maths.bases import logit_map, semantic_map
+from semalign.maths.regression import RidgeFit
+from semalign.maths.similarity import mean_cosine
+from semalign.models import Decoder, Head, load, share_vocabulary
+from semalign.recipes import RECIPES, Recipe, resolve
+from semalign.signals import Request, batch_inputs, student_signals, teacher_signals
+from semalign.steps.inputs import Inputs
+from semalign.steps.pair import Plan, read_plan
+from semalign.supervision import Maps, to_targets
+
+logger = logging.getLogger(__name__)
+SCHEMA = 1  # of the cache's files; a change makes older caches stale
+CKA_POSITIONS = 512
+
+
+def recipes_of(config: TransferConfig) -> dict[str | None, Recipe]:
+    """The run's own recipe (None) and its baselines by name."""
+    return {None: resolve(config.recipe)} | {name: RECIPES[name] for name in config.evaluation.baselines}
+
+
+def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[MapName, Interface]]]:
+    """The union of what all recipes of a run read, and the (map, interface) kinds of targets among it."""
+    recipes = list(recipes_of(config).values())
+    wanted = sorted({(r.map, r.interface) for r in recipes if r.needs_targets})
+    request = Request(
+        pairs=plan.pairs,
+        interfaces=tuple(sorted({interface for _, interface in wanted})),
+        cut=plan.cut if config.train.cache_prefix and plan.cut else None,
+        top_k=config.cache.top_k if any(r.needs_topk for r in recipes) else 0,
+        teacher_output=any(r.needs_teacher_output for r in recipes),
+        dtype=getattr(torch, config.cache.dtype),
+    )
+    return request, wanted
+
+
+def shard_plan(samples: Sequence[Sample], shard_rows: int) -> list[list[int]]:
+    """Sample numbers of each shard, longest rows first, so that batches hold rows of like length."""
+    return length_batches([len(s.input_ids) for s in samples], max_tokens=None, batch_size=shard_rows)
+
+
+class Stores:
+    """The three stores of a run's targets/ folder."""
+
+    def __init__(self, config: TransferConfig, run: RunFolder, inputs: Inputs, plan: Plan) -> None:
+        request, wanted = request_of(config, plan)
+        self.request, self.wanted = request, wanted
+        self.fingerprint = fingerprint(
+            schema=SCHEMA,
+            **inputs.fingerprint,
+            plan=asdict(plan),
+            targets=wanted,
+            cut=request.cut,
+            top_k=request.top_k,
+            teacher_output=request.teacher_output,
+            dtype=config.cache.dtype,
+            ridge_penalty=config.cache.ridge_penalty,
+            shard_rows=config.cache.shard_rows,
+        )
+        train, heldout = (shard_plan(s, config.cache.shard_rows) for s in (inputs.train, inputs.heldout))
+        self.student = ShardStore(run.targets / "student", self.fingerprint, train)
+        self.teacher = ShardStore(run.targets / "teacher", self.fingerprint, train)
+        self.heldout = ShardStore(run.targets / "heldout", self.fingerprint, heldout)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return self.student.bytes + self.teacher.bytes + self.heldout.bytes
+
+
+def fill(
+    store: ShardStore,
+    samples: Sequence[Sample],
+    run_batch: Callable[[list[int]], list[Record]],
+    *,
+    label: str,
+    batch_size: int,
+    limit: Callable[[], None],
+) -> None:
+    """Write the shards a store lacks."""
+    missing = store.missing(verify=True)
+    with hf_logging.tqdm(total=sum(len(store.plan[n]) for n in missing), desc=label) as progress:
+        for number in missing:
+            records: list[Record] = []
+            for batch in _chunks(store.plan[number], batch_size):
+                records += run_batch(batch)
+                progress.update(len(batch))
+            store.write(number, records)
+            limit()
+
+
+def _chunks(numbers: Sequence[int], size: int) -> list[list[int]]:
+    return [list(numbers[i : i + size]) for i in range(0, len(numbers), size)]
+
+
+def head_maps(
+    teacher: Head, student: Head, norms: tuple[Tensor, Tensor], wanted: Sequence[tuple[str, str]]
+) -> dict[str, Tensor]:
+    """The maps that come from the heads alone. States after the final norm have no norm left to fold in."""
+    maps: dict[str, Tensor] = {}
+    names = {name for name, _ in wanted}
+    if "semantic" in names:
+        maps["semantic"] = semantic_map(teacher.weight_VD, student.weight_VD)
+    if "logit" in names:
+        maps["logit"] = logit_map(
+            teacher.weight_VD, student.weight_VD, teacher_norm_D=norms[0], student_norm_E=norms[1]
+        )
+    return maps
+
+
+def fit_maps(stores: Stores, raw: Callable[[int], Record], penalty: float) -> dict[str, Tensor]:
+    """Ridge maps teacher -> untouched student, one per pair and interface, over all cached positions."""
+    fits: dict[str, RidgeFit] = {}
+    for name, interface in stores.wanted:
+        if name != "ridge":
+            continue
+        for layer in (p.student for p in stores.request.pairs):
+            source, own = f"positions.teacher.{interface}.{layer}", f"positions.own.{interface}.{layer}"
+            for number in range(len(stores.teacher.plan)):
+                records = [
+                    (raw(sample)[source], stores.student.read(sample, [own])[own])
+                    for sample in stores.teacher.plan[number]
+                ]
+                x, y = (torch.cat([r[i] for r in records]).float() for i in (0, 1))
+                key = f"ridge.{interface}.{layer}"
+                fits.setdefault(key, RidgeFit(x.shape[1], y.shape[1])).add(x, y)
+    maps = {}
+    for key, fit in fits.items():
+        maps[key], maps[f"{key}.bias"] = fit.solve(penalty=penalty)
+    return maps
+
+
+def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
+    """Write targets/: stores, maps.safetensors, teacher_head.safetensors, cka.safetensors, manifest.json."""
+    plan = read_plan(run)
+    stores = Stores(config, run, inputs, plan)
+    if is_done(run.manifest, stores.fingerprint) and not any(
+        s.missing() for s in (stores.student, stores.teacher, stores.heldout)
+    ):
+        return
+    if changed := stores.student.stale_fields():
+        logger.warning("cached activations are stale (%s); they are computed again", "; ".join(changed[:3]))
+    result: dict[str, Any] = {}
+    with measured(result):
+        head, norm = _student_pass(config, inputs, stores)
+        gc.collect()
+        maps = _teacher_pass(config, run, inputs, stores, (head, norm))
+        gc.collect()
+        alignment = _alignment(maps, stores, inputs)
+        shutil.rmtree(run.targets / "raw", ignore_errors=True)
+    result |= {
+        "bytes": stores.bytes,
+        "samples": len(inputs.train),
+        "tokens": sum(len(s.input_ids) for s in inputs.train),
+        "supervised_tokens": sum(s.supervised for s in inputs.train),
+        "top_k": stores.request.top_k,
+        "alignment": alignment,
+    }
+    save_result(run.manifest, stores.fingerprint, result)
+
+
+def _limit(config: TransferConfig, stores: Stores) -> Callable[[], None]:
+    def check() -> None:
+        if config.cache.max_bytes is not None and stores.bytes > config.cache.max_bytes:
+            raise CacheError(
+                f"cache.max_bytes: the cache has grown to {stores.bytes} bytes, allowed are {config.cache.max_bytes}; "
+                "raise the limit, or lower data.max_rows, cache.top_k or the number of pairs."
+            )
+
+    return check
+
+
+def _student_pass(config: TransferConfig, inputs: Inputs, stores: Stores) -> tuple[Head, Tensor]:
+    student = load(config.student)
+    share_vocabulary(inputs.vocabulary, student)
+    fill(
+        stores.student,
+        inputs.train,
+        lambda batch: student_signals(student, [inputs.train[i] for i in batch], stores.request),
+        label="cache student",
+        batch_size=config.cache.batch_size,
+        limit=_limit(config, stores),
+    )
+    return student.head().detached(), student.norm_weight().clone()
+
+
+def _teacher_pass(
+    config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, student: tuple[Head, Tensor]
+) -> Maps:
+    """The teacher over training and held-out rows; then the maps, and targets in place of raw activations."""
+    raws = {
+        "teacher": ShardStore(run.targets / "raw" / "teacher", stores.fingerprint, stores.teacher.plan),
+        "heldout": ShardStore(run.targets / "raw" / "heldout", stores.fingerprint, stores.heldout.plan),
+    }
+    teacher = load(config.teacher)
+    share_vocabulary(inputs.vocabulary, teacher)
+    options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(config, stores)}
+
+    def train_batch(batch: list[int]) -> list[Record]:
+        own = [stores.student.read(i) for i in batch] if stores.request.top_k else []
+        return teacher_signals(teacher, [inputs.train[i] for i in batch], stores.request, own, student[0])
+
+    quiet = replace(stores.request, top_k=0, teacher_output=True)
+    fill(raws["teacher"], inputs.train, train_batch, label="cache teacher", **options)
+    fill(
+        raws["heldout"],
+        inputs.heldout,
+        lambda batch: teacher_signals(teacher, [inputs.heldout[i] for i in batch], quiet, [], student[0]),
+        label="cache held-out",
+        **options,
+    )
+    if inputs.heldout and config.evaluation.cka_rows:
+        write_tensors(
+            run.targets / "cka.safetensors",
+            layer_states(teacher, inputs.heldout[: config.evaluation.cka_rows]),
+        )
+    head, norms = teacher.head(), (teacher.norm_weight(), student[1])
+    write_tensors(run.targets / "teacher_head.safetensors", {"weight": head.weight_VD, **_bias(head)})
+    tensors = head_maps(head, student[0], norms, stores.wanted) | fit_maps(
+        stores, raws["teacher"].read, config.cache.ridge_penalty
+    )
+    del teacher
+    write_tensors(run.targets / "maps.safetensors", tensors)
+    maps = Maps(tensors)
+    layers = [p.student for p in stores.request.pairs]
+    for raw, final in ((raws["teacher"], stores.teacher), (raws["heldout"], stores.heldout)):
+        for number in range(len(final.plan)):
+            final.write(number, [to_targets(r, maps, stores.wanted, layers) for r in raw.read_shard(number)])
+    return maps
+
+
+def _bias(head: Head) -> dict[str, Tensor]:
+    return {} if head.options.bias_V is None else {"bias": head.options.bias_V}
+
+
+@torch.no_grad()
+def layer_states(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Streams after every layer at the supervised positions of a few rows, at most CKA_POSITIONS of them: `layer.<n>` (N, D)."""
+    points = [Point(n, "block") for n in range(1, decoder.num_layers + 1)]
+    kept: dict[str, list[Tensor]] = {}
+    for sample in samples:
+        ids, attention, states = batch_inputs(decoder, [sample])
+        with capture(decoder, points) as found:
+            decoder.forward(ids, attention)
+        for point in points:
+            kept.setdefault(f"layer.{point.layer}", []).append(found[point][states].cpu())
+    return {key: torch.cat(parts)[:CKA_POSITIONS] for key, parts in kept.items()}
+
+
+def _alignment(maps: Maps, stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:
+    """Mean cosine between targets and the untouched student's own activations, over the training rows."""
+    lines = []
+    for name, interface in stores.wanted:
+        for pair in stores.request.pairs:
+            target, own = (
+                f"positions.target.{name}.{interface}.{pair.student}",
+                f"positions.own.{interface}.{pair.student}",
+            )
+            numbers = range(len(inputs.train))
+            x = torch.cat([stores.teacher.read(n, [target])[target] for n in numbers]).float()
+            y = torch.cat([stores.student.read(n, [own])[own] for n in numbers]).float()
+            lines.append(
+                {
+                    "teacher": pair.teacher,
+                    "student": pair.student,
+                    "interface": interface,
+                    "map": name,
+                    "cosine": mean_cosine(x, y),
+                }
+            )
+    return lines

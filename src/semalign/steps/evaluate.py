@@ -1,0 +1,319 @@
+"""Step 5: the same measurements for the untouched student, the trained one, every baseline and the teacher."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging as hf_logging
+
+from semalign.cache import read_json, read_tensors
+from semalign.capture import Point, capture
+from semalign.config import ModelConfig, TransferConfig, to_dict
+from semalign.data import length_batches
+from semalign.errors import DataError
+from semalign.evaluation.generate import generate
+from semalign.evaluation.statistics import wilson_interval
+from semalign.evaluation.tasks import check_answers
+from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.maths.full_vocabulary import closeness
+from semalign.maths.similarity import gap_closed, kl_gap_closed, linear_cka, mean_cosine
+from semalign.models import Decoder, load, share_vocabulary
+from semalign.recipes import resolve
+from semalign.signals import batch_inputs, labels_of
+from semalign.steps.cache import Stores, layer_states
+from semalign.steps.inputs import Inputs, rows_named
+from semalign.steps.pair import read_plan
+from semalign.steps.train import read_teacher_head
+
+SAMPLES_SHOWN = 3  # a task
+
+
+def systems(config: TransferConfig, run: RunFolder) -> dict[str, ModelConfig]:
+    """Name -> model of everything that is measured beside the teacher."""
+    trained = {"after": None, **{name: name for name in config.evaluation.baselines}}
+    folders = {name: run.training(baseline) / "student" for name, baseline in trained.items()}
+    return {"before": config.student} | {
+        name: ModelConfig(str(folder), dtype=config.student.dtype) for name, folder in folders.items()
+    }
+
+
+def evaluate(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
+    """Write metrics.json."""
+    models = systems(config, run)
+    wanted = fingerprint(
+        inputs=inputs.fingerprint,
+        evaluation=to_dict(config.evaluation),
+        students={
+            n: read_json(run.training(None if n == "after" else n) / "train.json", "train")["fingerprint"]
+            for n in models
+            if n != "before"
+        },
+    )
+    if is_done(run.metrics, wanted):
+        return
+    result: dict[str, Any] = {}
+    with measured(result):
+        measured_by_name = {
+            name: _measure(name, model, config, run, inputs) for name, model in models.items()
+        }
+        if config.evaluation.tasks:
+            measured_by_name["teacher"] = {"answers": _answers(config.teacher, config, inputs, "teacher")}
+    result |= summarise(config, run, inputs, measured_by_name)
+    save_result(run.metrics, wanted, result)
+
+
+def _measure(
+    name: str, model: ModelConfig, config: TransferConfig, run: RunFolder, inputs: Inputs
+) -> dict[str, Any]:
+    decoder = load(model)
+    share_vocabulary(inputs.vocabulary, decoder)
+    found: dict[str, Any] = {}
+    if inputs.heldout:
+        found |= heldout_figures(decoder, config, run, inputs, name)
+    if config.evaluation.tasks:
+        found["answers"] = _generate(decoder, config, name)
+    del decoder
+    gc.collect()
+    return found
+
+
+@torch.no_grad()
+def heldout_figures(
+    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs, name: str
+) -> dict[str, Any]:
+    """Closeness to the teacher per token, alignment per pair, CKA between all layers, on the held-out rows."""
+    plan, recipe = read_plan(run), resolve(config.recipe)
+    store = Stores(config, run, inputs, plan).heldout
+    head, teacher = decoder.head(), read_teacher_head(run, inputs)
+    points = {p: Point(p.student, recipe.interface) for p in plan.pairs} if recipe.needs_targets else {}
+    tokens: dict[str, list[Tensor]] = {}
+    pairs: dict[Any, list[tuple[Tensor, Tensor]]] = {p: [] for p in points}
+    lengths = [len(s.input_ids) for s in inputs.heldout]
+    batches = length_batches(lengths, max_tokens=None, batch_size=config.cache.batch_size)
+    for batch in hf_logging.tqdm(batches, desc=f"held-out {name}"):
+        samples = [inputs.heldout[i] for i in batch]
+        ids, attention, states = batch_inputs(decoder, samples)
+        with capture(decoder, points.values()) as found, decoder.span(0, decoder.num_layers, norm=True):
+            output_XE = decoder.forward(ids, attention)[states]
+        stored = [store.read(i) for i in batch]
+        theirs = torch.cat([r["positions.teacher_output"] for r in stored]).to(output_XE.device)
+        labels = torch.cat([labels_of(s) for s in samples]).to(output_XE.device)
+        figures = closeness(
+            output_XE,
+            head.weight_VD,
+            theirs,
+            teacher.weight_VD,
+            labels,
+            student=head.options,
+            teacher=teacher.options,
+        )
+        for key, values in figures.items():
+            tokens.setdefault(key, []).append(values.cpu())
+        for pair, point in points.items():
+            target = torch.cat(
+                [r[f"positions.target.{recipe.map}.{recipe.interface}.{pair.student}"] for r in stored]
+            )
+            pairs[pair].append((target.float(), found[point][states].float().cpu()))
+    figure = {key: torch.cat(parts) for key, parts in tokens.items()}
+    return {
+        "closeness": {
+            "kl": float(figure["kl"].mean()),
+            "top1_agreement": float(figure["top1"].mean()),
+            "nll": float(figure["nll_student"].mean()),
+        },
+        "teacher_nll": float(figure["nll_teacher"].mean()),
+        "tokens": len(figure["kl"]),
+        "alignment": {
+            p.student: mean_cosine(*(torch.cat(x) for x in zip(*v, strict=True))) for p, v in pairs.items()
+        },
+        "cka": _cka(decoder, config, run, inputs)
+        if name in ("before", "after") and config.evaluation.cka_rows
+        else None,
+    }
+
+
+def _cka(decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs) -> list[list[float]]:
+    """Linear CKA of teacher layer (row) and student layer (column) streams."""
+    teacher = read_tensors(run.targets / "cka.safetensors")
+    student = layer_states(decoder, inputs.heldout[: config.evaluation.cka_rows])
+    rows, columns = len(teacher), len(student)
+    return [
+        [
+            round(linear_cka(teacher[f"layer.{t}"].float(), student[f"layer.{s}"].float()), 4)
+            for s in range(1, columns + 1)
+        ]
+        for t in range(1, rows + 1)
+    ]
+
+
+def task_rows(config: TransferConfig) -> list[dict[str, Any]]:
+    """Items to answer, at most max_items of each task."""
+    assert config.evaluation.tasks is not None
+    counts: dict[str, int] = {}
+    kept = []
+    for row in rows_named(config.evaluation.tasks, config.data):
+        if "check" not in row or "task" not in row:
+            raise DataError(
+                f"{config.evaluation.tasks}: expected rows with task, messages and check, got {sorted(row)}; see the docs on tasks."
+            )
+        counts[row["task"]] = counts.get(row["task"], 0) + 1
+        if config.evaluation.max_items is None or counts[row["task"]] <= config.evaluation.max_items:
+            kept.append(row)
+    return kept
+
+
+def _answers(model: ModelConfig, config: TransferConfig, inputs: Inputs, name: str) -> list[dict[str, Any]]:
+    return _generate(load(model), config, name)
+
+
+def _generate(decoder: Decoder, config: TransferConfig, name: str) -> list[dict[str, Any]]:
+    """Answers to all task items with their verdicts, by greedy decoding."""
+    rows, options = task_rows(config), config.evaluation
+    prompts = [[m for m in row["messages"] if m["role"] != "assistant"] for row in rows]
+    assert decoder.tokenizer is not None
+    texts = generate(
+        decoder.model,
+        decoder.tokenizer,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+    )
+    verdicts = check_answers(rows, texts, allow_code_execution=options.allow_code_execution)
+    return [
+        {
+            "task": row["task"],
+            "prompt": prompt[-1]["content"],
+            "gold": row["messages"][-1]["content"],
+            "text": text,
+        }
+        | {"correct": v.correct, "extracted": v.extracted}
+        for row, prompt, text, v in zip(rows, prompts, texts, verdicts, strict=True)
+    ]
+
+
+def summarise(
+    config: TransferConfig, run: RunFolder, inputs: Inputs, found: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """metrics.json without its fingerprint: headline figures, baselines, tasks, closeness, alignment, CKA, costs."""
+    tasks = _tasks(found)
+    accuracy = (
+        {name: sum(t[name]["accuracy"] for t in tasks.values()) / len(tasks) for name in found}
+        if tasks
+        else {}
+    )
+
+    def closed(name: str) -> dict[str, float | None]:
+        near = {n: f["closeness"]["kl"] for n, f in found.items() if "closeness" in f}
+        return {
+            "accuracy_gap_closed": gap_closed(accuracy["before"], accuracy[name], accuracy["teacher"])
+            if accuracy
+            else None,
+            "kl_gap_closed": kl_gap_closed(near["before"], near[name]) if near else None,
+        }
+
+    trainings = {
+        n: read_json(run.training(n) / "train.json", "train") for n in (None, *config.evaluation.baselines)
+    }
+    summary: dict[str, Any] = {"recipe": config.recipe.name, **closed("after")}
+    summary["baselines"] = {
+        n: closed(n) | {"train_seconds": trainings[n]["train_seconds"]} for n in config.evaluation.baselines
+    }
+    summary["train_seconds"] = trainings[None]["train_seconds"]
+    summary["movement"] = trainings[None]["movement"]
+    summary["accuracy"], summary["tasks"] = accuracy, tasks
+    if inputs.heldout:
+        summary |= _closeness(config, run, inputs, found)
+    summary["samples"] = _samples(found)
+    return summary
+
+
+def _tasks(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    answers = {name: f["answers"] for name, f in found.items() if "answers" in f}
+    tasks: dict[str, Any] = {}
+    for name, items in answers.items():
+        for task in sorted({i["task"] for i in items}):
+            chosen = [i for i in items if i["task"] == task]
+            right = sum(i["correct"] for i in chosen)
+            low, high = wilson_interval(right, len(chosen))
+            entry = tasks.setdefault(task, {"n": len(chosen)})
+            failures = sum(not i["extracted"] for i in chosen) / len(chosen)
+            entry[name] = {
+                "accuracy": right / len(chosen),
+                "low": low,
+                "high": high,
+                "extraction_failures": failures,
+            }
+    return tasks
+
+
+def _closeness(
+    config: TransferConfig, run: RunFolder, inputs: Inputs, found: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    recipe, plan = resolve(config.recipe), read_plan(run)
+    before, after = found["before"], found["after"]
+    closeness = {name: f["closeness"] for name, f in found.items() if "closeness" in f}
+    alignment = [
+        {"teacher": p.teacher + p.fraction, "student": p.student, "interface": recipe.interface}
+        | {"before": before["alignment"][p.student], "after": after["alignment"][p.student]}
+        for p in plan.pairs
+        if p.student in before["alignment"]
+    ]
+    cka = {"before": before["cka"], "after": after["cka"]} if before["cka"] else None
+    counts = {
+        "rows": len(inputs.heldout),
+        "tokens": before["tokens"],
+        "teacher": {"nll": before["teacher_nll"]},
+    }
+    return {"closeness": counts | closeness, "alignment": alignment, "cka": cka}
+
+
+def _samples(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A few answers per task side by side, those that changed first."""
+    if "answers" not in found["before"]:
+        return []
+    rows = list(zip(*(found[n]["answers"] for n in ("teacher", "before", "after")), strict=True))
+    changed: Callable[[Any], tuple[bool, str]] = lambda r: (  # noqa: E731
+        r[1]["correct"] == r[2]["correct"],
+        hashlib.sha256(r[0]["prompt"].encode()).hexdigest(),
+    )
+    kept: list[dict[str, Any]] = []
+    for task in sorted({r[0]["task"] for r in rows}):
+        for teacher, before, after in sorted((r for r in rows if r[0]["task"] == task), key=changed)[
+            :SAMPLES_SHOWN
+        ]:
+            three = {"teacher": teacher, "before": before, "after": after}
+            kept.append(
+                {k: teacher[k] for k in ("task", "prompt", "gold")}
+                | {n: a["text"] for n, a in three.items()}
+                | {"correct": {n: a["correct"] for n, a in three.items()}}
+            )
+    return kept
+
+
+def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
+    """Add each step's seconds and peak memory to metrics.json; the totals count every step once, baselines apart."""
+    metrics = read_json(run.metrics, "evaluate")
+    files = {
+        "attribute": run.scores,
+        "pair": run.pairs,
+        "cache": run.manifest,
+        "train": run.root / "train.json",
+    }
+    files |= {f"train {n}": run.training(n) / "train.json" for n in config.evaluation.baselines} | {
+        "evaluate": run.metrics
+    }
+    steps = [
+        {"name": name} | {k: read_json(path, name)[k] for k in ("seconds", "peak_rss_bytes")}
+        for name, path in files.items()
+    ]
+    metrics["steps"] = steps
+    metrics["wall_seconds"] = round(sum(s["seconds"] for s in steps), 3)
+    metrics["peak_rss_bytes"] = max(s["peak_rss_bytes"] for s in steps)
+    wanted = metrics.pop("fingerprint")
+    save_result(run.metrics, wanted, metrics)
+    return metrics

@@ -1,0 +1,109 @@
+"""What every step starts from: tokenised rows and the vocabulary both models share, checked before weights are read."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from semalign import embedded
+from semalign.config import DataConfig, TransferConfig, to_dict
+from semalign.data import (
+    Sample,
+    check_shared,
+    disjoint,
+    effective_max_length,
+    load_rows,
+    prepare,
+    shared_vocabulary,
+)
+from semalign.errors import DataError
+from semalign.folder import hash_of
+from semalign.models import check_pair, identity, load_config, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows as tokens, for training and for measuring, and what identifies them."""
+
+    train: list[Sample]
+    heldout: list[Sample]
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+    """Leading ids that mean the same in both models; heads are sliced to them."""
+    teacher: Any
+    """The teacher's configuration."""
+    student: Any
+    """The student's configuration."""
+    fingerprint: dict[str, Any]
+    """Identity of the models and the tokenised rows."""
+
+
+def rows_named(name: str, data: DataConfig) -> list[dict[str, Any]]:
+    """Rows of a dataset, file, or split of the embedded world."""
+    if name.startswith("embedded:"):
+        split = name.split(":", 1)[1]
+        if split not in ("transfer", "validation", "test"):
+            raise DataError(
+                f"{name}: the embedded splits are embedded:transfer, embedded:validation and embedded:test; choose one."
+            )
+        return embedded.rows(split)  # type: ignore[arg-type]
+    return load_rows(
+        name, dataset_config=data.dataset_config, split=data.dataset_train_split, on_bad_row=data.on_bad_row
+    )
+
+
+def split_rows(data: DataConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Training and held-out rows; an overlap between them stops the run."""
+    rows = rows_named(data.dataset_name, data)
+    if data.heldout_name is not None:
+        heldout = rows_named(data.heldout_name, data)
+        if data.heldout_rows:
+            heldout = heldout[: data.heldout_rows]
+    else:
+        if data.heldout_rows >= len(rows):
+            raise DataError(
+                f"data.heldout_rows: expected fewer than the {len(rows)} rows of {data.dataset_name}, got {data.heldout_rows}; lower it."
+            )
+        at = len(rows) - data.heldout_rows
+        rows, heldout = rows[:at], rows[at:]
+    rows = rows[: data.max_rows]
+    if heldout and (shared := disjoint(rows, heldout)):
+        raise DataError(
+            f"{data.dataset_name}: {shared} held-out prompts are among the training rows too; remove the duplicates from one side."
+        )
+    return rows, heldout
+
+
+def load_inputs(config: TransferConfig) -> Inputs:
+    """Read configurations, tokenizers and rows; check that the models go together."""
+    teacher, student = load_config(config.teacher), load_config(config.student)
+    check_pair(teacher, student, allow_smaller_teacher=config.allow_smaller_teacher)
+    tokenizer = load_tokenizer(config.student)
+    shared = shared_vocabulary(
+        load_tokenizer(config.teacher), tokenizer, teacher.vocab_size, student.vocab_size
+    )
+    if shared.teacher_extra or shared.student_extra:
+        logger.info("heads sliced to the %d shared ids", shared.size)
+    rows, heldout_rows = split_rows(config.data)
+    length = min(effective_max_length(tokenizer, c, config.data.max_length) for c in (teacher, student))
+    options: dict[str, Any] = {
+        "max_length": length,
+        "supervise": config.data.supervise,
+        "max_dropped": config.data.max_dropped,
+    }
+    train = prepare(rows, tokenizer, source=config.data.dataset_name, **options)
+    heldout = prepare(heldout_rows, tokenizer, source="held-out rows", **options) if heldout_rows else []
+    check_shared([*train, *heldout], shared, tokenizer)
+    known = {
+        "teacher": identity(config.teacher),
+        "student": identity(config.student),
+        "data": to_dict(config.data) | {"dataset_name": None, "heldout_name": None},
+        "train": hash_of([s.sha for s in train]),
+        "heldout": hash_of([s.sha for s in heldout]),
+    }
+    return Inputs(train, heldout, tokenizer, shared.size, teacher, student, known)

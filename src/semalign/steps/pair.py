@@ -1,0 +1,105 @@
+"""Step 2: which student layers are trained, and towards which teacher layers. Writes a plan that may be edited."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from semalign.cache import read_json
+from semalign.config import PairingConfig, TransferConfig
+from semalign.errors import ConfigError
+from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.maths.pairing import LayerPair, depth_pairs, pair_critical
+from semalign.steps.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What later steps obey."""
+
+    pairs: tuple[LayerPair, ...]
+    trained_layers: tuple[int, ...]
+
+    @property
+    def cut(self) -> int:
+        """Student layers 1..cut never change."""
+        return min(self.trained_layers) - 1
+
+
+def pair_layers(
+    scores: list[float], teacher_layers: int, student_layers: int, options: PairingConfig
+) -> list[LayerPair]:
+    """Pairs by the config's selection and budget; see `PairingConfig`.
+
+    A budget by cost counts layers from the top: training layers k..L costs as much as L - k + 1 single layers, because
+    the gradient has to pass through all of them.
+    """
+    reach = student_layers if options.cost is None else min(student_layers, int(options.cost))
+    count = options.num_layers or (reach if options.cost is not None else math.ceil(student_layers / 4))
+    if count > student_layers:
+        raise ConfigError(
+            f"pairing.num_layers: the student has {student_layers} layers, got {count}; choose at most that many."
+        )
+    last = list(range(student_layers - count + 1, student_layers + 1))
+    if options.selection == "all":
+        last = list(range(1, student_layers + 1))
+    if options.selection != "attribution":
+        return depth_pairs(last, teacher_layers, student_layers, interpolate=options.interpolate)
+    if options.cost is None:
+        return pair_critical(scores, student_layers, count=count, interpolate=options.interpolate)
+    # Within a cost, the layers that attribution prefers among those in reach of the gradient.
+    ranked = pair_critical(scores, student_layers, count=student_layers, interpolate=options.interpolate)
+    return [p for p in ranked if p.student > student_layers - reach][-count:]
+
+
+def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
+    """Write pairs.json, unless it is there for the same scores and options (then any edit in it is kept)."""
+    scores_file = read_json(run.scores, "attribute")
+    scores = [entry["score"] for entry in scores_file["layers"]]
+    wanted = fingerprint(pairing=asdict(config.pairing), scores=scores)
+    if is_done(run.pairs, wanted):
+        return
+    result: dict[str, Any] = {}
+    with measured(result):
+        depth = inputs.student.num_hidden_layers
+        pairs = pair_layers(scores, len(scores), depth, config.pairing)
+        ranked = sorted(range(1, len(scores) + 1), key=lambda n: -scores[n - 1])
+    result |= {
+        "teacher_layers": len(scores),
+        "student_layers": depth,
+        "selection": config.pairing.selection,
+        "critical_layers": sorted(ranked[: len(pairs)]),
+        "pairs": [asdict(p) for p in pairs],
+        "trained_layers": [p.student for p in pairs],
+    }
+    save_result(run.pairs, wanted, result)
+
+
+def read_plan(run: RunFolder) -> Plan:
+    """The plan as it stands in the file, checked like any user's input."""
+    plan = read_json(run.pairs, "pair")
+    try:
+        pairs = tuple(LayerPair(**p) for p in plan["pairs"])
+        trained = tuple(sorted({int(k) for k in plan["trained_layers"]}))
+        depths = plan["teacher_layers"], plan["student_layers"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{run.pairs}: expected pairs of teacher, student and fraction and a list trained_layers, got {error}; mend or delete it."
+        ) from error
+    for p in pairs:
+        if not (
+            1 <= p.student <= depths[1]
+            and 1 <= p.teacher <= depths[0]
+            and p.teacher + (p.fraction > 0) <= depths[0]
+        ):
+            raise ConfigError(
+                f"{run.pairs}: pair {asdict(p)} is out of range; student layers are 1 to {depths[1]}, teacher layers 1 to {depths[0]}."
+            )
+    if not trained or not set(trained) <= set(range(1, depths[1] + 1)):
+        raise ConfigError(
+            f"{run.pairs}: trained_layers {list(trained)} must name layers between 1 and {depths[1]}; mend the list."
+        )
+    if len({p.student for p in pairs}) != len(pairs):
+        raise ConfigError(f"{run.pairs}: a student layer is paired twice; keep one pair per student layer.")
+    return Plan(pairs, trained)

@@ -1,0 +1,348 @@
+"""A transformers Trainer on the supervised suffix of the student: only the layers that change, no vocabulary-sized tensor.
+
+The recipes `kl` and `cross_entropy` are controls and do form logits, in chunks.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from semalign.cache import ShardStore
+from semalign.capture import Point, capture
+from semalign.data import Sample, collate
+from semalign.errors import SemAlignError
+from semalign.maths.bases import gram
+from semalign.maths.full_vocabulary import cross_entropy_loss, full_kl_loss
+from semalign.maths.losses import cosine_loss, output_cosine_loss
+from semalign.maths.topk import fisher_loss, topk_kl_loss
+from semalign.models import Decoder, Head
+from semalign.recipes import Recipe
+from semalign.signals import labels_of, state_mask
+from semalign.supervision import Supervision
+
+
+class SuffixModel(nn.Module):
+    """Layers cut+1..L of the student with the recipe's losses on top.
+
+    Use inside `decoder.span(cut, L, norm=True)`. The stream that enters layer cut+1 comes with the batch
+    (`prefix`), or is computed from `input_ids` when cut is 0.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cut: int,
+        recipe: Recipe,
+        layers: Sequence[int],
+        teacher_head: Head | None = None,
+    ) -> None:
+        super().__init__()
+        self.suffix = nn.ModuleList(decoder.layers[cut:])
+        self.norm = decoder.final_norm
+        # Plain attributes: neither the embedding nor the head is a part of what is trained, moved or saved.
+        self.decoder, self.recipe, self.layers = decoder, recipe, list(layers)
+        self.head, self.teacher_head = decoder.head(), teacher_head
+        self.points = {k: Point(k, recipe.interface) for k in layers} if recipe.needs_targets else {}
+        self.gram_EE = self._gram() if recipe.output_loss == "cosine" else None
+
+    def _gram(self) -> Tensor:
+        options = self.head.options
+        if options.softcap is not None or options.bias_V is not None:
+            raise SemAlignError(
+                "recipe.output_loss: cosine needs a head without bias and without logit soft-cap, which this student has; "
+                "use topk_kl or fisher."
+            )
+        return gram(self.head.weight_VD)
+
+    def train(self, mode: bool = True) -> SuffixModel:
+        """Dropout stays off: targets and prefixes were computed without it. Checkpointing alone needs train mode."""
+        checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in self.suffix.modules())
+        return super().train(mode and checkpointing)
+
+    def forward(
+        self, attention_mask: Tensor, states: Tensor, labels: Tensor, **batch: Tensor
+    ) -> dict[str, Tensor]:
+        """Mean losses over the supervised positions: loss, loss_output, loss_layer."""
+        stream = batch["prefix"] if "prefix" in batch else batch["input_ids"]
+        with capture(self.decoder, self.points.values()) as found:
+            output_BTE = self.decoder.forward(stream, attention_mask)
+        losses = {"loss_output": self.output_loss(output_BTE[states].float(), labels, batch)}
+        if self.points:
+            terms = [
+                self.layer_loss(found[p][states].float(), batch[f"target.{k}"], batch)
+                for k, p in self.points.items()
+            ]
+            losses["loss_layer"] = torch.stack(terms).mean()
+        total = self.recipe.output_weight * losses["loss_output"]
+        if "loss_layer" in losses:
+            total = total + self.recipe.layer_weight * losses["loss_layer"]
+        return {"loss": total, **losses}
+
+    def output_loss(self, hidden_NE: Tensor, labels_N: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """The recipe's loss at the output."""
+        recipe, head = self.recipe, self.head
+        if recipe.output_loss in ("topk_kl", "fisher"):
+            logits_NJ = head.gathered(hidden_NE, batch["ids"].long())
+            if recipe.output_loss == "fisher":
+                return fisher_loss(logits_NJ, batch["teacher_logp"], batch["student_logp"], batch["valid"])
+            return topk_kl_loss(
+                logits_NJ, batch["teacher_logp"], batch["valid"], temperature=recipe.temperature
+            )
+        if recipe.output_loss == "cosine":
+            assert self.gram_EE is not None
+            return output_cosine_loss(
+                hidden_NE, head.weight_VD, self.gram_EE, labels_N, label_smoothing=recipe.label_smoothing
+            )
+        if recipe.output_loss == "cross_entropy":
+            return cross_entropy_loss(
+                hidden_NE,
+                head.weight_VD,
+                labels_N,
+                label_smoothing=recipe.label_smoothing,
+                options=head.options,
+            )
+        if recipe.output_loss == "kl":
+            assert self.teacher_head is not None
+            return full_kl_loss(
+                hidden_NE,
+                head.weight_VD,
+                batch["teacher_output"],
+                self.teacher_head.weight_VD,
+                temperature=recipe.temperature,
+                student=head.options,
+                teacher=self.teacher_head.options,
+            )
+        return hidden_NE.sum() * 0.0
+
+    def layer_loss(self, hidden_NE: Tensor, target_NE: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """The recipe's loss at one paired layer; fisher reads both through final norm and head at the cached tokens."""
+        if self.recipe.layer_loss == "cosine":
+            return cosine_loss(hidden_NE, target_NE)
+        ids = batch["ids"].long()
+        with torch.no_grad():
+            target_NJ = self.head.gathered(self.norm(target_NE.float()), ids)
+        logits_NJ = self.head.gathered(self.norm(hidden_NE), ids)
+        # The metric is the output's, (p_T + p_S0) / 2; only the residual is the layer's own.
+        weights = (batch["teacher_logp"].exp() + batch["student_logp"].exp()).clamp_min(1e-30).log()
+        return fisher_loss(logits_NJ - target_NJ + weights, weights, weights, batch["valid"]) / 2
+
+
+class SampleDataset(Dataset):
+    """Samples by number, with their ids for length grouping."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"index": index}
+
+
+class EpochSampler(Sampler[int]):
+    """Length-grouped order from (seed, epoch) alone, so that a resumed run sees the same batches."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class Collator:
+    """Sample numbers -> one batch: padded stream or ids, states mask, labels, the supervision's signals."""
+
+    def __init__(
+        self, samples: Sequence[Sample], supervision: Supervision, prefixes: ShardStore | None
+    ) -> None:
+        self.samples, self.supervision, self.prefixes = samples, supervision, prefixes
+
+    def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
+        numbers = [f["index"] for f in features]
+        chosen = [self.samples[n] for n in numbers]
+        padded = collate(chosen)
+        batch = {
+            "attention_mask": padded["attention_mask"],
+            "states": state_mask(padded["mask"]),
+            "labels": torch.cat([labels_of(s) for s in chosen]),
+        }
+        if self.prefixes is None:
+            batch["input_ids"] = padded["input_ids"]
+        else:
+            streams = [self.prefixes.read(n, ["tokens.prefix"])["tokens.prefix"].float() for n in numbers]
+            batch["prefix"] = nn.utils.rnn.pad_sequence(streams, batch_first=True)
+        return batch | self.supervision.signals(numbers)
+
+
+class SemAlignTrainer(Trainer):
+    """Trainer whose loss is the recipe's, averaged over all supervised positions of an optimiser step."""
+
+    def __init__(
+        self,
+        model: SuffixModel,
+        args: TrainingArguments,
+        samples: Sequence[Sample],
+        collator: Collator,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, args, train_dataset=SampleDataset(samples), data_collator=collator, **options)
+        self.samples = samples
+        # Ask the Trainer for the number of supervised positions of the whole step, and normalise by it here.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._parts: dict[str, list[float]] = {}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        lengths = [len(s.input_ids) for s in self.samples]
+        return EpochSampler(
+            lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """See the class; a non-finite loss stops the run, naming step and term."""
+        outputs = model(**inputs)
+        for name in ("loss_output", "loss_layer"):
+            if name in outputs:
+                value = float(outputs[name].detach())
+                if not torch.isfinite(torch.tensor(value)):
+                    raise SemAlignError(
+                        f"step {self.state.global_step + 1}: {name} is {value}; lower recipe.learning_rate or train without bf16."
+                    )
+                self._parts.setdefault(name, []).append(value)
+        loss = outputs["loss"]
+        if num_items_in_batch is not None:
+            loss = loss * len(inputs["labels"]) / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each loss term since the last line."""
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._parts.items()}
+            self._parts = {}
+        super().log(logs, start_time)
+
+
+class LineLog(TrainerCallback):
+    """One line of train.jsonl per logged step; lines after the step that is resumed from are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the lines that the checkpoint knows about."""
+        kept = []
+        if self.path.exists() and state.global_step:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line and json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Append."""
+        logs = kwargs.get("logs") or {}
+        if "loss" in logs and state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class GradientCheck(TrainerCallback):
+    """After the first backward pass: exactly the chosen parameters have gradients, and they are finite and not all zero."""
+
+    def __init__(self) -> None:
+        self.is_checked = False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Runs once."""
+        if self.is_checked:
+            return
+        self.is_checked = True
+        for name, parameter in kwargs["model"].named_parameters():
+            if parameter.requires_grad != (parameter.grad is not None):
+                raise SemAlignError(
+                    f"{name}: expected a gradient exactly where training was asked for; this recipe does not reach it."
+                )
+            # A LoRA pair starts with one factor at zero, which leaves the other without gradient.
+            if (
+                parameter.grad is not None
+                and "lora_" not in name
+                and not 0 < float(parameter.grad.abs().sum()) < float("inf")
+            ):
+                raise SemAlignError(
+                    f"{name}: its first gradient is zero, NaN or infinite; the loss does not depend on this parameter."
+                )
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[StopOnSignal]:
+        """Handlers live as long as the block; only a main thread can have them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        kept = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise SystemExit(128 + number)
+        self.received = number
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask the Trainer to save and stop."""
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+
+
+def complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint whose last-written file is there and readable."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+            return str(path)
+        except (OSError, json.JSONDecodeError):
+            continue
+    return None

@@ -1,0 +1,27 @@
+"""Batches for passes in which order does not matter."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semalign.data import length_batches
+
+
+@given(
+    st.lists(st.integers(1, 50), max_size=40), st.one_of(st.none(), st.integers(1, 200)), st.integers(1, 9)
+)
+def test_every_index_once_within_the_limits_longest_first(lengths, max_tokens, batch_size):
+    batches = length_batches(lengths, max_tokens=max_tokens, batch_size=batch_size)
+    order = [i for batch in batches for i in batch]
+    assert order == sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for batch in batches:
+        assert 1 <= len(batch) <= batch_size
+        assert max_tokens is None or len(batch) == 1 or len(batch) * lengths[batch[0]] <= max_tokens
+
+
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=40), st.integers(1, 200), st.integers(1, 9))
+def test_no_batch_could_have_taken_the_next_row(lengths, max_tokens, batch_size):
+    batches = length_batches(lengths, max_tokens=max_tokens, batch_size=batch_size)
+    for batch in batches[:-1]:
+        assert len(batch) == batch_size or (len(batch) + 1) * lengths[batch[0]] > max_tokens

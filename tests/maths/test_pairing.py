@@ -1,0 +1,123 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semalign.errors import ConfigError
+from semalign.maths.pairing import (
+    LayerPair,
+    blend,
+    depth_pairs,
+    interpolated,
+    pair_critical,
+    student_layer_for,
+    teacher_layer,
+)
+
+from . import reference
+
+depths = st.integers(1, 60)
+
+
+def test_the_example_of_twenty_and_ten_layers() -> None:
+    assert [teacher_layer(k, 20, 10) for k in range(1, 11)] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    assert student_layer_for(7, 20, 10) == 4
+    assert student_layer_for(8, 20, 10) == 4
+    assert interpolated(4, 20, 10) == LayerPair(teacher=8, student=4)
+
+
+def test_forty_and_thirty_two_layers() -> None:
+    assert teacher_layer(1, 40, 32) == 1
+    assert teacher_layer(4, 40, 32) == 5
+    assert teacher_layer(32, 40, 32) == 40
+    # l(3) = 3 and l(4) = 5, so critical layer 4 goes to the deeper student layer 4.
+    assert student_layer_for(4, 40, 32) == 4
+    assert interpolated(3, 40, 32) == LayerPair(teacher=3, student=3, fraction=0.75)
+
+
+@settings(deadline=None)
+@given(depths, depths, st.data())
+def test_layers_follow_the_text(teacher_layers: int, student_layers: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, student_layers))
+    layer = data.draw(st.integers(1, teacher_layers))
+    assert teacher_layer(k, teacher_layers, student_layers) == reference.teacher_layer(
+        k, teacher_layers, student_layers
+    )
+    assert student_layer_for(layer, teacher_layers, student_layers) == reference.student_layer_for(
+        layer, teacher_layers, student_layers
+    )
+    pair = interpolated(k, teacher_layers, student_layers)
+    weights = reference.interpolated_layers(k, teacher_layers, student_layers)
+    assert pair.student == k
+    assert pair.teacher_layers == tuple(sorted(weights))
+    assert 1 - pair.fraction == pytest.approx(float(weights[pair.teacher]), abs=1e-12)
+    assert max(pair.teacher_layers) <= teacher_layers
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), depths, st.booleans(), st.data())
+def test_critical_pairs_follow_the_text(
+    scores: list[float], student_layers: int, interpolate: bool, data: st.DataObject
+) -> None:
+    depth = len(scores)
+    count = data.draw(st.integers(1, min(depth, student_layers)))
+    pairs = pair_critical(scores, student_layers, count=count, interpolate=interpolate)
+    wanted: list[int] = []
+    for index in torch.tensor(scores, dtype=torch.float64).argsort(descending=True, stable=True).tolist():
+        student = reference.student_layer_for(index + 1, depth, student_layers)
+        if student not in wanted and len(wanted) < count:
+            wanted.append(student)
+    assert [pair.student for pair in pairs] == sorted(wanted)
+    for pair in pairs:
+        expected = reference.teacher_layer(pair.student, depth, student_layers)
+        assert pair == (
+            interpolated(pair.student, depth, student_layers)
+            if interpolate
+            else LayerPair(teacher=expected, student=pair.student)
+        )
+
+
+def test_two_critical_layers_of_one_student_layer_count_once() -> None:
+    scores = [0.0] * 20
+    scores[6], scores[7], scores[18] = 3.0, 2.0, 1.0  # layers 7 and 8 both belong to student layer 4
+    assert pair_critical(scores, 10, count=2) == [LayerPair(8, 4), LayerPair(20, 10)]
+
+
+def test_every_student_layer_can_be_paired() -> None:
+    pairs = pair_critical(list(range(28)), 24, count=24)
+    assert [pair.student for pair in pairs] == list(range(1, 25))
+
+
+def test_depth_pairs_are_sorted_and_single() -> None:
+    assert depth_pairs([5, 1, 5], 20, 10) == [LayerPair(2, 1), LayerPair(10, 5)]
+    assert depth_pairs([3], 40, 32, interpolate=True) == [LayerPair(3, 3, 0.75)]
+
+
+def test_blend_is_the_interpolation() -> None:
+    lower, upper = torch.randn(3, 4).bfloat16(), torch.randn(3, 4).bfloat16()
+    expected = 0.25 * lower.float() + 0.75 * upper.float()
+    torch.testing.assert_close(blend(lower, upper, 0.75), expected)
+    assert torch.equal(blend(lower, upper, 0.0), lower.float())
+    assert torch.equal(blend(lower, upper, 1.0), upper.float())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: teacher_layer(0, 20, 10), r"1\.\.10, got 0"),
+        (lambda: teacher_layer(11, 20, 10), r"1\.\.10, got 11"),
+        (lambda: student_layer_for(21, 20, 10), r"1\.\.20, got 21"),
+        (lambda: interpolated(11, 20, 10), r"1\.\.10, got 11"),
+        (lambda: teacher_layer(1, 0, 10), "at least one layer"),
+        (lambda: depth_pairs([1, 11], 20, 10), r"1\.\.10, got 11"),
+        (lambda: pair_critical([1.0] * 20, 10, count=0), r"1\.\.10, got 0"),
+        (lambda: pair_critical([1.0] * 4, 10, count=5), r"1\.\.4, got 5"),
+        (lambda: pair_critical([1.0, float("nan")], 2, count=1), "layer 2"),
+        (lambda: LayerPair(0, 1), "counted from 1"),
+        (lambda: LayerPair(1, 1, 1.5), "fraction"),
+        (lambda: blend(torch.ones(1, 1), torch.ones(1, 1), -0.1), "fraction"),
+    ],
+)
+def test_out_of_range_is_refused(call: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call()  # type: ignore[operator]

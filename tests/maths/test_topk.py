@@ -1,0 +1,208 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semalign.errors import ModelError
+from semalign.maths.head import gathered_logits
+from semalign.maths.topk import TopkTargets, fisher_loss, topk_kl_loss, topk_targets, union_topk
+
+from . import reference
+
+sizes = st.tuples(st.integers(1, 4), st.integers(3, 12), st.integers(1, 3), st.integers(0, 1000))
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(size: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, TopkTargets]:
+    """Logits of student (a leaf), teacher and untouched student, and the targets cached from the last two."""
+    positions, vocabulary, k, seed = size
+    student = normal(positions, vocabulary, seed=seed).requires_grad_()
+    teacher = normal(positions, vocabulary, seed=seed + 1)
+    untouched = normal(positions, vocabulary, seed=seed + 2)
+    return student, teacher, untouched, topk_targets(teacher, untouched, k)
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes)
+def test_targets_hold_the_union_once_with_both_log_probabilities(size: tuple[int, int, int, int]) -> None:
+    _, teacher, untouched, targets = drawn(size)
+    unions = reference.topk_union(teacher, untouched, size[2])
+    for n, union in enumerate(unions):
+        counted = targets.ids_NJ[n][targets.mask_NJ[n]].tolist()
+        assert len(counted) == len(set(counted))
+        assert set(counted) == union
+    assert targets.ids_NJ.shape == (size[0], 2 * size[2])
+    for logp, logits in ((targets.teacher_logp_NJ, teacher), (targets.student_logp_NJ, untouched)):
+        torch.testing.assert_close(logp, logits.log_softmax(-1).gather(1, targets.ids_NJ))
+
+
+def test_padding_is_masked_and_hides_nothing() -> None:
+    minus = -torch.inf
+    ids, mask = union_topk(
+        torch.tensor([[3, 0]]),
+        torch.tensor([[-0.1, minus]]),
+        torch.tensor([[0, 3]]),
+        torch.tensor([[-0.2, -2.0]]),
+    )
+    assert ids.tolist() == [[3, 0, 0, 3]]
+    assert mask.tolist() == [[True, False, True, False]]
+
+
+@settings(deadline=None, max_examples=25)
+@given(sizes, st.sampled_from([1.0, 2.5]))
+def test_topk_kl(size: tuple[int, int, int, int], temperature: float) -> None:
+    student, teacher, untouched, targets = drawn(size)
+    unions = reference.topk_union(teacher, untouched, size[2])
+    (copy,) = reference.double(student)
+    expected = reference.topk_kl_loss(copy, teacher.double(), unions, temperature)
+    loss = topk_kl_loss(
+        student.gather(1, targets.ids_NJ), targets.teacher_logp_NJ, targets.mask_NJ, temperature=temperature
+    )
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    (gradient,), (wanted,) = torch.autograd.grad(loss, student), torch.autograd.grad(expected, copy)
+    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(sizes)
+def test_fisher(size: tuple[int, int, int, int]) -> None:
+    student, teacher, untouched, targets = drawn(size)
+    unions = reference.topk_union(teacher, untouched, size[2])
+    (copy,) = reference.double(student)
+    expected = reference.fisher_loss(copy, teacher.double(), untouched.double(), unions)
+    loss = fisher_loss(
+        student.gather(1, targets.ids_NJ), targets.teacher_logp_NJ, targets.student_logp_NJ, targets.mask_NJ
+    )
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-5)
+    (gradient,), (wanted,) = torch.autograd.grad(loss, student), torch.autograd.grad(expected, copy)
+    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_with_the_whole_vocabulary_the_topk_kl_is_the_full_kl() -> None:
+    student, teacher, _, targets = drawn((5, 9, 9, 0))
+    loss = topk_kl_loss(student.gather(1, targets.ids_NJ), targets.teacher_logp_NJ, targets.mask_NJ)
+    full = reference.divergence(student.detach().double(), teacher.double(), "forward")
+    torch.testing.assert_close(loss.double(), full, rtol=1e-5, atol=1e-6)
+
+
+def test_fisher_is_the_second_order_expansion_of_the_kl() -> None:
+    teacher = normal(6, 9).double()
+    step = normal(6, 9, seed=1).double()
+    errors = []
+    for size in (1e-2, 1e-3):
+        student = teacher + size * step
+        targets = topk_targets(teacher, teacher, 9)  # untouched student = teacher: w = p_T on all tokens
+        fisher = fisher_loss(
+            student.gather(1, targets.ids_NJ),
+            targets.teacher_logp_NJ,
+            targets.student_logp_NJ,
+            targets.mask_NJ,
+        )
+        kl = reference.divergence(student, teacher, "forward")
+        errors.append(float((fisher - kl).abs() / kl))
+    # The relative error of a second-order expansion falls in proportion to the step.
+    assert errors[0] < 0.05
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_adding_a_constant_to_the_logits_changes_nothing() -> None:
+    student, _, _, targets = drawn((4, 10, 3, 7))
+    logits = student.detach().gather(1, targets.ids_NJ)
+    shift = torch.tensor([[3.0], [-5.0], [0.5], [10.0]])
+    arguments = (targets.teacher_logp_NJ, targets.student_logp_NJ, targets.mask_NJ)
+    torch.testing.assert_close(
+        fisher_loss(logits + shift, *arguments), fisher_loss(logits, *arguments), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        topk_kl_loss(logits + shift, arguments[0], arguments[2]),
+        topk_kl_loss(logits, arguments[0], arguments[2]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_a_student_equal_to_the_teacher_has_no_loss() -> None:
+    _, teacher, _, targets = drawn((4, 10, 3, 8))
+    logits = teacher.gather(1, targets.ids_NJ)
+    assert float(topk_kl_loss(logits, targets.teacher_logp_NJ, targets.mask_NJ)) == pytest.approx(0, abs=1e-6)
+    loss = fisher_loss(logits, targets.teacher_logp_NJ, targets.student_logp_NJ, targets.mask_NJ)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("filler", [float("nan"), float("inf"), -float("inf")])
+def test_masked_slots_are_never_read(filler: float) -> None:
+    student, _, _, targets = drawn((4, 6, 3, 3))
+    assert not targets.mask_NJ.all()
+    hidden = ~targets.mask_NJ
+    logits = student.gather(1, targets.ids_NJ)
+    dirty = [
+        x.masked_fill(hidden, filler) for x in (logits, targets.teacher_logp_NJ, targets.student_logp_NJ)
+    ]
+    for clean, spoilt in (
+        (
+            topk_kl_loss(logits, targets.teacher_logp_NJ, targets.mask_NJ),
+            topk_kl_loss(*dirty[:2], targets.mask_NJ),
+        ),
+        (
+            fisher_loss(logits, targets.teacher_logp_NJ, targets.student_logp_NJ, targets.mask_NJ),
+            fisher_loss(*dirty, targets.mask_NJ),
+        ),
+    ):
+        assert torch.equal(clean, spoilt)
+        (one,) = torch.autograd.grad(clean, student, retain_graph=True)
+        (two,) = torch.autograd.grad(spoilt, student, retain_graph=True)
+        assert torch.equal(one, two)
+
+
+def test_a_position_without_tokens_counts_as_zero() -> None:
+    logits = normal(2, 4).requires_grad_()
+    logp = normal(2, 4, seed=1).log_softmax(-1)
+    mask = torch.tensor([[True] * 4, [False] * 4])
+    for both, one in (
+        (topk_kl_loss(logits, logp, mask), topk_kl_loss(logits[:1], logp[:1], mask[:1])),
+        (fisher_loss(logits, logp, logp, mask), fisher_loss(logits[:1], logp[:1], logp[:1], mask[:1])),
+    ):
+        torch.testing.assert_close(both, one / 2)
+        gradient = torch.autograd.grad(both, logits)[0]
+        assert gradient[1].abs().max() == 0
+        assert gradient[0].abs().max() > 0
+
+
+def test_bfloat16_caches_are_upcast() -> None:
+    _, _, _, targets = drawn((4, 10, 3, 9))
+    hidden, weight = normal(4, 5, seed=4).bfloat16().requires_grad_(), normal(10, 5, seed=5).bfloat16()
+    logits = gathered_logits(hidden, weight, targets.ids_NJ)
+    teacher, student = targets.teacher_logp_NJ.bfloat16(), targets.student_logp_NJ.bfloat16()
+    for loss, same in (
+        (
+            topk_kl_loss(logits, teacher, targets.mask_NJ),
+            topk_kl_loss(logits, teacher.float(), targets.mask_NJ),
+        ),
+        (
+            fisher_loss(logits, teacher, student, targets.mask_NJ),
+            fisher_loss(logits, teacher.float(), student.float(), targets.mask_NJ),
+        ),
+    ):
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, same)
+        loss.backward(retain_graph=True)
+    assert hidden.grad is not None and hidden.grad.isfinite().all()
+
+
+def test_mistakes_are_refused() -> None:
+    logits = torch.ones(2, 4)
+    with pytest.raises(ModelError, match="share one shape"):
+        topk_kl_loss(logits, torch.ones(2, 3), torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ModelError, match="float32 mask"):
+        fisher_loss(logits, logits, logits, torch.ones(2, 4))
+    with pytest.raises(ModelError, match="at least one"):
+        topk_kl_loss(torch.ones(0, 4), torch.ones(0, 4), torch.ones(0, 4, dtype=torch.bool))
+    with pytest.raises(ModelError, match="temperature"):
+        topk_kl_loss(logits, logits, torch.ones(2, 4, dtype=torch.bool), temperature=0.0)
+    with pytest.raises(ModelError, match=r"1\.\.4"):
+        topk_targets(logits, logits, 5)
+    with pytest.raises(ModelError, match="4 columns"):
+        topk_targets(logits, torch.ones(2, 5), 2)
