@@ -90,7 +90,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train(
-    size: Size, chats: Callable[[int, int], Iterator[corpus.Chat]], tokenizer: PreTrainedTokenizerFast, scratch: Path
+    size: Size,
+    chats: Callable[[int, int], Iterator[corpus.Chat]],
+    tokenizer: PreTrainedTokenizerFast,
+    scratch: Path,
 ) -> LlamaForCausalLM:
     """A freshly initialised model of ``size``, trained once over ``size.rows`` chats."""
     set_seed(0)
@@ -161,7 +164,9 @@ def accuracies(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> d
 
 def main() -> None:
     """Build, save, measure, judge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "src/semalign/embedded")
     parser.add_argument("--scratch", type=Path, default=Path("build/pair"))
     for name in ("teacher", "student"):
@@ -169,7 +174,11 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer = build_tokenizer()
     from dataclasses import replace
-    for name, size, chats in (("teacher", TEACHER, corpus.teacher_chats), ("student", STUDENT, corpus.student_chats)):
+
+    for name, size, chats in (
+        ("teacher", TEACHER, corpus.teacher_chats),
+        ("student", STUDENT, corpus.student_chats),
+    ):
         started = time.perf_counter()
         change = getattr(options, f"{name}_set")
         if change is None:
@@ -177,8 +186,13 @@ def main() -> None:
         model = train(replace(size, **change), chats, tokenizer, options.scratch)
         save(model, tokenizer, options.output / name)
         seconds = time.perf_counter() - started
-        print(name, json.dumps(accuracies(model, tokenizer)), f"{seconds:.0f} s",
-              f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+        print(
+            name,
+            json.dumps(accuracies(model, tokenizer)),
+            f"{seconds:.0f} s",
+            f"{sum(p.numel() for p in model.parameters()):,} parameters",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

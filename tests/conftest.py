@@ -1,110 +1,13 @@
-"""Tiny models, a tiny tokenizer and tiny rows that every test can share."""
+"""Fixtures that every test can share."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-TEXT = [
-    "add two and three",
-    "what is the colour of the sky",
-    "the answer is five",
-    "blue and green",
-    "0 1 2 3 4 5 6 7 8 9",
-]
-COMMON: dict[str, Any] = {
-    "vocab_size": 320,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-WIDE = {
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,
-}
-NARROW = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
-EXTRA: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": True},
-    "mistral": {"sliding_window": 8},
-    "qwen2": {},
-    "qwen3": {},
-    "gemma2": {"query_pre_attn_scalar": 12, "sliding_window": 8, "final_logit_softcapping": 5.0},
-    "gemma3_text": {"query_pre_attn_scalar": 12, "sliding_window": 8, "sliding_window_pattern": 2},
-    "phi3": {"original_max_position_embeddings": 128},
-    "gpt2": {},
-}
-ARCHITECTURES = tuple(EXTRA)
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a chat template and 320 ids."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        TEXT * 20, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
-    )
-    filler = [f"<unused{i}>" for i in range(320 - bpe.get_vocab_size())]
-    bpe.add_special_tokens(filler)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="<|end|>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def tiny_model(kind: str, *, layers: int, wide: bool, seed: int = 0) -> PreTrainedModel:
-    """A random model of an architecture, with weights large enough that layers matter."""
-    sizes = WIDE if wide else NARROW
-    if kind == "gpt2":
-        config = AutoConfig.for_model(
-            kind,
-            n_embd=sizes["hidden_size"],
-            n_layer=layers,
-            n_head=4,
-            n_positions=128,
-            **{k: v for k, v in COMMON.items() if k != "max_position_embeddings"},
-        )
-    else:
-        config = AutoConfig.for_model(kind, num_hidden_layers=layers, **COMMON, **sizes, **EXTRA[kind])
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.15)
-            elif "norm" in name or "ln_" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
-
-
-def save_model(model: PreTrainedModel, folder: Path) -> Path:
-    """A folder that from_pretrained reads, tokenizer included."""
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+from tiny import save_model, tiny_model, tiny_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 
 @pytest.fixture(scope="session")

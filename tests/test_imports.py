@@ -21,6 +21,7 @@ ORDER = (
     "capture",
     "cache",
     "folder",
+    "progress",
     "signals",
     "supervision",
     "trainer",

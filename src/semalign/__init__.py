@@ -32,7 +32,18 @@ _WHERE = {
     "SemAlignTrainer": "semalign.trainer",
     "load_config": "semalign.cli",
 }
-__all__ = [*_WHERE]
+__all__ = [
+    "Decoder",
+    "SemAlignError",
+    "SemAlignTrainer",
+    "TransferConfig",
+    "attribute_layers",
+    "load",
+    "load_config",
+    "pair_layers",
+    "semantic_map",
+    "transfer",
+]
 __version__ = "0.1.0"
 
 

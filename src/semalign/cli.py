@@ -113,8 +113,8 @@ def _quieten(quiet: bool) -> None:
     for name in ("httpx", "accelerate", "torch", "datasets", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
     hf_logging.set_verbosity_error()
-    if quiet:
-        hf_logging.disable_progress_bar()
+    # Loading and saving have bars of their own that would drown ours.
+    hf_logging.disable_progress_bar()
 
 
 def _run(command: str, options: Any, console: Console) -> dict[str, Any]:

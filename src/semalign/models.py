@@ -340,7 +340,7 @@ def load(config: ModelConfig, *, device: str | None = None) -> Decoder:
     if config.attn_implementation:
         extra["attn_implementation"] = config.attn_implementation
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=_dtype(config), trust_remote_code=config.trust_remote_code, **extra
         )
     except (OSError, ValueError) as error:
@@ -368,7 +368,7 @@ def _dtype(config: ModelConfig) -> Any:
 
 def _quantisation(config: ModelConfig) -> Any:
     try:
-        import bitsandbytes  # type: ignore[import-not-found]  # noqa: F401
+        import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ModelError(
             "load_in_8bit and load_in_4bit need bitsandbytes, which is not installed; run: pip install bitsandbytes"

@@ -12,7 +12,38 @@ from semalign.embedded.splits import Item, Split, draw_key
 
 _WORLD_SEED = 2718
 _LANDS = 40
-_STEMS = ["ar", "bel", "cor", "dor", "el", "fen", "gal", "hol", "il", "jor", "kel", "lum", "mar", "nor", "ol", "per", "quin", "ros", "sel", "tor", "ul", "vel", "wen", "yar", "zor", "bran", "crel", "dran", "fross", "glin"]
+_STEMS = [
+    "ar",
+    "bel",
+    "cor",
+    "dor",
+    "el",
+    "fen",
+    "gal",
+    "hol",
+    "il",
+    "jor",
+    "kel",
+    "lum",
+    "mar",
+    "nor",
+    "ol",
+    "per",
+    "quin",
+    "ros",
+    "sel",
+    "tor",
+    "ul",
+    "vel",
+    "wen",
+    "yar",
+    "zor",
+    "bran",
+    "crel",
+    "dran",
+    "fross",
+    "glin",
+]
 _ENDINGS = {
     "land": ["via", "nia", "stan", "mark"],
     "capital": ["ham", "wick", "burg", "port"],

@@ -58,7 +58,9 @@ def run_program(program: Program, *, limits: Limits | None = None) -> Outcome:
     return run_programs([program], limits=limits, workers=1)[0]
 
 
-def run_programs(programs: Sequence[Program], *, limits: Limits | None = None, workers: int = 2) -> list[Outcome]:
+def run_programs(
+    programs: Sequence[Program], *, limits: Limits | None = None, workers: int = 2
+) -> list[Outcome]:
     """Run programs in ``workers`` isolated processes, each program in a child of its own.
 
     Fails closed: a program whose outcome does not come back has not passed.

@@ -19,7 +19,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_PRELOADED = ("collections", "functools", "heapq", "itertools", "math", "operator", "random", "re", "string", "typing")
+_PRELOADED = (
+    "collections",
+    "functools",
+    "heapq",
+    "itertools",
+    "math",
+    "operator",
+    "random",
+    "re",
+    "string",
+    "typing",
+)
 _FORBIDDEN = (
     "socket.", "subprocess.", "ctypes.", "pty.", "sqlite3.", "winreg.", "syslog.", "mmap.", "ftplib.", "urllib.",
     "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.kill", "os.symlink", "os.link",
@@ -27,7 +38,16 @@ _FORBIDDEN = (
     "signal.pthread_kill", "resource.prlimit", "resource.setrlimit", "gc.get_", "sys._current_frames",
     "sys.addaudithook", "sys.settrace", "sys.setprofile", "cpython.run", "code.__new__", "fcntl.",
 )  # fmt: skip
-_CHANGING = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "os.utime", "shutil.", "tempfile.")
+_CHANGING = (
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.mkdir",
+    "os.truncate",
+    "os.utime",
+    "shutil.",
+    "tempfile.",
+)
 _READING = ("os.listdir", "os.scandir", "os.chdir", "os.walk", "glob.")
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _DEVICES = ("/dev/null", "/dev/urandom")

@@ -54,7 +54,9 @@ def check_answers(
     for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
         if _check_of(row)["kind"] == "python":
             _require_permission(row, allow_code_execution)
-            code = extract_code(completion, str(_check_of(row)["entry"]), str(_check_of(row).get("prefix", "")))
+            code = extract_code(
+                completion, str(_check_of(row)["entry"]), str(_check_of(row).get("prefix", ""))
+            )
             if code is None:
                 verdicts[number] = Verdict(False, False, "no code for the wanted function")
             else:

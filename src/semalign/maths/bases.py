@@ -10,7 +10,6 @@ Layout: weights are stored token by row (W is V x D), bases token by column (S i
 Legend: V vocabulary, D teacher width (or the only width), E student width, N tokens.
 """
 
-# ruff: noqa: N815 (field names carry shapes too)
 from dataclasses import dataclass
 
 import torch

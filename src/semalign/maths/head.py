@@ -3,7 +3,6 @@
 Legend: N supervised positions, E width, V vocabulary, K tokens chosen per position.
 """
 
-# ruff: noqa: N815 (field names carry shapes too)
 from dataclasses import dataclass
 from typing import Any
 

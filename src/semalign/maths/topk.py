@@ -6,7 +6,6 @@ which repeats are masked out. Log-probabilities are those of the full softmax, n
 Legend: N supervised positions, V vocabulary, K top tokens of one model, J = 2K slots of the union.
 """
 
-# ruff: noqa: N815 (field names carry shapes too)
 from dataclasses import dataclass
 
 import torch

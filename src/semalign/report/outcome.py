@@ -173,7 +173,8 @@ def tasks_section(metrics: Json) -> Section:
     better = sum(change > 0 for change in changes)
     clear = sum((_change(task) or 0) > 0 and not _overlap(task) for task in tasks.values())
     finding = f"Better than before on {better} of {len(tasks)} tasks"
-    finding += f", on {clear} of them with intervals that do not overlap." if better else "."
+    which = "all" if clear == better else str(clear)
+    finding += f", on {which} of them with intervals that do not overlap." if better > 1 else "."
     note = "Share of items answered correctly, with its 95% interval. The band is the gap between untouched student and teacher."
     panels = [_task_panel(name, task, runs) for name, task in tasks.items()]
     return Section("tasks", title, finding, note, [Panels(panels), _task_table(tasks, runs)])

@@ -48,8 +48,8 @@ def gap_bars(bars: Sequence[Bar], name: str) -> str:
     scale = _share_scale([bar.value for bar in bars if bar.value is not None])
     bottom = head + row * len(bars)
     parts = [
-        _rule(scale.at(0), head - 4, bottom, "mark", "untouched student", "start"),
-        _rule(scale.at(1), head - 4, bottom, "mark teacher", "teacher", "end"),
+        _rule(scale.at(0), head - 4, bottom, "mark", "untouched", "end" if scale.at(0) > 35 else "start"),
+        _rule(scale.at(1), head - 4, bottom, "mark teacher", "teacher", "mid"),
     ]
     for index, bar in enumerate(bars):
         y = head + row * index + row / 2
@@ -170,9 +170,16 @@ def curves(series: Sequence[Series], name: str, *, height: int = 170) -> str:
         y = height * (1 - y_scale.at(tick) / 100)
         parts.append(el("line", {"x1": 0, "x2": "100%", "y1": y, "y2": y, "class": "grid"}))
         parts.append(svg.label(f"{tick:.4g}".replace("-", "−"), -8, y + 4, "tick end"))
-    for tick in x_scale.ticks(5):
+    for index, tick in enumerate(x_scale.ticks(5)):
         anchor = "end" if x_scale.at(tick) > 95 else "mid"
-        parts.append(svg.label(f"{tick:,.4g}", pct(x_scale.at(tick)), height + 17, f"tick {anchor}"))
+        parts.append(
+            svg.label(
+                f"{tick:,.0f}" if index else f"step {tick:,.0f}",
+                pct(x_scale.at(tick)),
+                height + 17,
+                f"tick {anchor}",
+            )
+        )
     parts += [_curve(one, x_scale, y_scale, height) for one in thinned]
     parts.append(_hover_columns(thinned, x_scale, height))
     return svg.drawing(

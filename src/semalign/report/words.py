@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 DASH = "–"
+NBSP = "\u00a0"
 LEVEL = 0.005
 """Two shares closer than this print as the same percentage and are called level."""
 
@@ -60,17 +61,19 @@ def count(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration: 0.42 s, 31 s, 4 min 05 s, 2 h 10 min."""
+    """A duration: 0.42 s, 31 s, 4 min 05 s, 2 h 10 min; with spaces that do not break."""
     if value is None:
         return DASH
-    if value < 10:
-        return f"{value:.2g} s" if value < 1 else f"{value:.1f} s"
     whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if value < 9.95:
+        shown = f"{value:.2g} s" if value < 1 else f"{value:.1f} s"
+    elif whole < 60:
+        shown = f"{whole} s"
+    elif whole < 3600:
+        shown = f"{whole // 60} min {whole % 60:02d} s"
+    else:
+        shown = f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return shown.replace(" ", NBSP)
 
 
 def size(value: float | None) -> str:
@@ -79,8 +82,9 @@ def size(value: float | None) -> str:
         return DASH
     for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= step:
-            return f"{value / step:.3g} {unit}" if value < 1000 * step else f"{value / step:,.0f} {unit}"
-    return f"{value:.0f} bytes"
+            shown = f"{value / step:.3g}" if value < 999.5 * step else f"{value / step:,.0f}"
+            return f"{shown}{NBSP}{unit}"
+    return f"{value:.0f}{NBSP}bytes"
 
 
 def listing(items: Sequence[object]) -> str:

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging as hf_logging
 
 from semalign.capture import Point, capture
 from semalign.config import TransferConfig
@@ -18,6 +17,7 @@ from semalign.folder import RunFolder, fingerprint, is_done, measured, save_resu
 from semalign.maths.attribution import layer_scores
 from semalign.maths.full_vocabulary import cross_entropy_loss
 from semalign.models import Decoder, load, share_vocabulary
+from semalign.progress import bar
 from semalign.signals import labels_of, state_mask
 from semalign.steps.inputs import Inputs
 
@@ -69,9 +69,12 @@ def attribute_layers(
     totals = torch.zeros(teacher.num_layers, dtype=torch.float64)
     head = teacher.head()
     batches = length_batches([len(s.input_ids) for s in samples], max_tokens=None, batch_size=batch_size)
-    progress = hf_logging.tqdm(batches, desc="attribute")
-    with _activation_gradients(teacher, activation_checkpointing), torch.enable_grad():
-        for batch in progress:
+    with (
+        _activation_gradients(teacher, activation_checkpointing),
+        torch.enable_grad(),
+        bar(len(samples), "attribute") as progress,
+    ):
+        for batch in batches:
             chosen = [samples[i] for i in batch]
             padded = {k: v.to(teacher.device) for k, v in collate(chosen).items()}
             with capture(teacher, points) as found:
@@ -86,6 +89,7 @@ def attribute_layers(
                 totals[n] += (
                     layer_scores(activation, gradient, mask, aggregate=aggregate).double().sum().cpu()
                 )
+            progress.update(len(batch))
     scores = (totals / len(samples)).tolist()
     if not torch.isfinite(totals).all() or not totals.any():
         raise ModelError(

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging as hf_logging
 
 from semalign.cache import Record, ShardStore, write_tensors
 from semalign.capture import Point, capture
@@ -27,6 +26,7 @@ from semalign.maths.bases import logit_map, semantic_map
 from semalign.maths.regression import RidgeFit
 from semalign.maths.similarity import mean_cosine
 from semalign.models import Decoder, Head, load, share_vocabulary
+from semalign.progress import bar
 from semalign.recipes import RECIPES, Recipe, resolve
 from semalign.signals import Request, batch_inputs, student_signals, teacher_signals
 from semalign.steps.inputs import Inputs
@@ -103,7 +103,7 @@ def fill(
 ) -> None:
     """Write the shards a store lacks."""
     missing = store.missing(verify=True)
-    with hf_logging.tqdm(total=sum(len(store.plan[n]) for n in missing), desc=label) as progress:
+    with bar(sum(len(store.plan[n]) for n in missing), label) as progress:
         for number in missing:
             records: list[Record] = []
             for batch in _chunks(store.plan[number], batch_size):
@@ -243,7 +243,6 @@ def _teacher_pass(
     tensors = head_maps(head, student[0], norms, stores.wanted) | fit_maps(
         stores, raws["teacher"].read, config.cache.ridge_penalty
     )
-    del teacher
     write_tensors(run.targets / "maps.safetensors", tensors)
     maps = Maps(tensors)
     layers = [p.student for p in stores.request.pairs]

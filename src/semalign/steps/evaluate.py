@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging as hf_logging
 
 from semalign.cache import read_json, read_tensors
 from semalign.capture import Point, capture
@@ -23,6 +22,7 @@ from semalign.folder import RunFolder, fingerprint, is_done, measured, save_resu
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.similarity import gap_closed, kl_gap_closed, linear_cka, mean_cosine
 from semalign.models import Decoder, load, share_vocabulary
+from semalign.progress import bar
 from semalign.recipes import resolve
 from semalign.signals import batch_inputs, labels_of
 from semalign.steps.cache import Stores, layer_states
@@ -35,7 +35,7 @@ SAMPLES_SHOWN = 3  # a task
 
 def systems(config: TransferConfig, run: RunFolder) -> dict[str, ModelConfig]:
     """Name -> model of everything that is measured beside the teacher."""
-    trained = {"after": None, **{name: name for name in config.evaluation.baselines}}
+    trained: dict[str, str | None] = {"after": None, **{name: name for name in config.evaluation.baselines}}
     folders = {name: run.training(baseline) / "student" for name, baseline in trained.items()}
     return {"before": config.student} | {
         name: ModelConfig(str(folder), dtype=config.student.dtype) for name, folder in folders.items()
@@ -95,7 +95,8 @@ def heldout_figures(
     pairs: dict[Any, list[tuple[Tensor, Tensor]]] = {p: [] for p in points}
     lengths = [len(s.input_ids) for s in inputs.heldout]
     batches = length_batches(lengths, max_tokens=None, batch_size=config.cache.batch_size)
-    for batch in hf_logging.tqdm(batches, desc=f"held-out {name}"):
+    progress = bar(len(lengths), f"held-out {name}")
+    for batch in batches:
         samples = [inputs.heldout[i] for i in batch]
         ids, attention, states = batch_inputs(decoder, samples)
         with capture(decoder, points.values()) as found, decoder.span(0, decoder.num_layers, norm=True):
@@ -119,6 +120,8 @@ def heldout_figures(
                 [r[f"positions.target.{recipe.map}.{recipe.interface}.{pair.student}"] for r in stored]
             )
             pairs[pair].append((target.float(), found[point][states].float().cpu()))
+        progress.update(len(batch))
+    progress.close()
     figure = {key: torch.cat(parts) for key, parts in tokens.items()}
     return {
         "closeness": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from semalign.cache import read_tensors
 from semalign.config import TransferConfig, to_dict
@@ -23,6 +25,7 @@ from semalign.errors import ConfigError, ModelError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
 from semalign.maths.head import HeadOptions
 from semalign.models import Decoder, Head, load, lora_modules, share_vocabulary
+from semalign.progress import LossProgress
 from semalign.recipes import Recipe
 from semalign.signals import batch_inputs
 from semalign.steps.cache import Stores, recipes_of, request_of
@@ -107,9 +110,9 @@ def prepared(student: Decoder, plan: Plan, config: TransferConfig) -> Iterator[A
     else:
         for layer in plan.trained_layers:
             student.layers[layer - 1].requires_grad_(True)
-    for layer in student.layers[plan.cut if config.train.cache_prefix else 0 :]:
+    for module in student.layers[plan.cut if config.train.cache_prefix else 0 :]:
         # Trained weights are float32 masters; frozen ones stay half only where autocast multiplies in half anyway.
-        for parameter in layer.parameters():
+        for parameter in module.parameters():
             if parameter.is_floating_point() and (parameter.requires_grad or not config.train.bf16):
                 parameter.data = parameter.data.float()
     student.final_norm.float()
@@ -179,6 +182,10 @@ def _optimise(
             Collator(inputs.train, supervision, stores.student if cached else None),
             callbacks=[LineLog(folder / "train.jsonl"), GradientCheck(), stopper],
         )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        if logging.getLogger("semalign").isEnabledFor(logging.INFO):
+            trainer.add_callback(LossProgress)
         output = trainer.train(resume_from_checkpoint=complete_checkpoint(folder))
         if stopper.received is not None and trainer.state.global_step < trainer.state.max_steps:
             raise Interrupted(
@@ -218,7 +225,7 @@ def arguments(config: TransferConfig, recipe: Recipe, folder: Path) -> TrainingA
         remove_unused_columns=False,
         report_to="none",
         dataloader_pin_memory=False,
-        disable_tqdm=None,
+        disable_tqdm=True,
         log_level="warning",
     )
 
@@ -251,10 +258,11 @@ def _merge(model: PeftModel, folder: Path) -> Any:
         model.save_pretrained(temporary)
         shutil.rmtree(folder / "adapter", ignore_errors=True)
         shutil.copytree(temporary, folder / "adapter")
-    for layer in model.base_model.model.modules():
+    base: Any = model.base_model
+    for layer in base.model.modules():
         if hasattr(layer, "base_layer") and layer.base_layer.weight.is_floating_point():
             layer.base_layer.float()
-    return model.merge_and_unload()
+    return base.merge_and_unload()
 
 
 def _save(model: Any, inputs: Inputs, config: TransferConfig, target: Path) -> None:
@@ -264,7 +272,7 @@ def _save(model: Any, inputs: Inputs, config: TransferConfig, target: Path) -> N
     try:
         model.save_pretrained(temporary)
         inputs.tokenizer.save_pretrained(temporary)
-        reloaded = AutoModelForCausalLM.from_pretrained(temporary, dtype=model.dtype)
+        reloaded: Any = AutoModelForCausalLM.from_pretrained(temporary, dtype=model.dtype)
         probe, attention, _ = batch_inputs(Decoder(model, None), inputs.train[:1])
         with torch.no_grad():
             difference = (
