@@ -97,7 +97,7 @@ def build(
 
 @cache
 def build_sentencepiece() -> PreTrainedTokenizerFast:
-    """A tokenizer as Llama 2 has it: spaces as a letter, one prepended, bytes for unknown letters, no words."""
+    """A tokenizer as Llama 2 has it: spaces are letters, one is prepended, bytes for rare ones."""
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import jinja2
 import yaml
 
-from semalign.report import outcome, process
+from semalign.report import geometry, outcome, process, top, words
 from semalign.report.blocks import Report
 from semalign.report.files import Json, RunFiles, read_run
 from semalign.report.words import recipe_name
@@ -34,18 +34,18 @@ def view(files: RunFiles) -> Report:
         teacher=names["teacher"],
         student=names["student"],
         recipe=recipe_name(str(metrics.get("recipe") or "unknown recipe")),
-        started=str(environment.get("started") or ""),
+        started=words.moment(str(environment.get("started") or "")),
         version=str(environment.get("semalign") or ""),
-        headline=outcome.top_line(metrics),
-        notes=outcome.notes(metrics),
-        gaps=outcome.gap_panels(metrics),
-        tiles=outcome.tiles(files),
+        headline=top.top_line(metrics),
+        notes=top.notes(metrics),
+        gaps=top.gap_panels(metrics),
+        tiles=top.tiles(files),
         sections=[
             outcome.tasks_section(metrics),
             outcome.closeness_section(metrics),
-            process.layers_section(files),
-            process.alignment_section(files),
-            process.cka_section(files),
+            geometry.layers_section(files),
+            geometry.alignment_section(files),
+            geometry.cka_section(files),
             process.training_section(files),
             process.cost_section(metrics),
             outcome.samples_section(metrics),

@@ -132,7 +132,7 @@ def dumbbells(rows: Sequence[tuple[str, float | None, float | None]], name: str)
         parts.append(_rule(scale.at(tick), 0, bottom, "grid zero" if tick == 0 else "grid"))
         parts.append(svg.label(number(tick, 1), pct(scale.at(tick)), bottom + 16, "tick mid"))
     parts += [_dumbbell(row_, scale, row * index + row / 2 + 2, row) for index, row_ in enumerate(rows)]
-    return svg.drawing(parts, height=bottom + 24, name=name, margin=(84, 48))
+    return svg.drawing(parts, height=bottom + 24, name=name, margin=(92, 48))
 
 
 def _dumbbell(row: tuple[str, float | None, float | None], scale: Scale, y: float, height: int) -> str:

@@ -27,7 +27,7 @@ class Link:
     @property
     def words(self) -> str:
         """T4 → S3, or T4.5 → S3 for a blend."""
-        return f"T{self.teacher + round(self.fraction, 2):g} → S{self.student}"
+        return f"T{self.teacher + round(self.fraction, 1):g} → S{self.student}"
 
     @property
     def blend(self) -> dict[int, float]:
@@ -170,10 +170,14 @@ def _box(layer: int, count: int, rows: tuple[float, float], kind: str, words: st
 
 
 def _numbers(count: int, y: float) -> list[str]:
-    """Layer numbers: all where they fit a phone's width, else every fifth or tenth."""
-    step = 1 if count <= 14 else 2 if count <= 24 else 5 if count <= 48 else 10
-    shown = [k for k in range(1, count + 1) if k % step == 0 or k == 1]
-    return [svg.label(str(k), pct(_centre(k, count)), y, "tick mid") for k in shown]
+    """Layer numbers under or over their layers, as many as fit a phone's width."""
+    step = next(step for most, step in ((14, 1), (24, 3), (48, 5), (100, 10), (count, 20)) if count <= most)
+    return [svg.label(str(k), pct(_centre(k, count)), y, "tick mid") for k in _shown(count, step)]
+
+
+def _shown(count: int, step: int) -> list[int]:
+    """The first layer and every `step`-th."""
+    return [k for k in range(1, count + 1) if k % step == 0 or k == 1]
 
 
 @dataclass(frozen=True)
@@ -201,30 +205,31 @@ def heat_map(
     height = min(440, max(150, 34 * rows))
     shown = columns <= 8 and rows <= 16
     cells, labels, frames = [], [], []
+    frame = "frame" if max(rows, columns) <= 30 else "frame thin"
     for t, row in enumerate(values_ts):
         for s, value in enumerate(row):
             old = before_ts[t][s] if before_ts else None
             cells.append(_cell(t, s, rows, (value, old), scale))
             if shown and value is not None:
-                kind = "cell high" if scale.level(value) > 10 else "cell"
+                kind = "cell high" if scale.level(value) > 12 else "cell"
                 y = height * (rows - t - 0.5) / rows + 4
                 labels.append(svg.label(number(value, 2), pct(_centre(s + 1, columns)), y, kind))
     for t, s in sorted(pairs):
         if t <= rows and s <= columns:
-            frames.append(el("rect", {"x": s - 1, "y": rows - t, "width": 1, "height": 1, "class": "frame"}))
+            frames.append(el("rect", {"x": s - 1, "y": rows - t, "width": 1, "height": 1, "class": frame}))
     view = {
         "width": "100%",
         "height": height,
         "viewBox": f"0 0 {columns} {rows}",
         "preserveAspectRatio": "none",
     }
-    grid = el("svg", view | {"class": "cells"}, *cells, *frames)
+    grid = el("svg", view | {"class": "cells", "shape-rendering": "crispEdges"}, *cells, *frames)
     ticks = (
-        [svg.label("teacher layer", -44, -8, "tick start")]
-        + _side_numbers(rows, height)
-        + _numbers(columns, height + 16)
+        svg.label("teacher layer", -44, -8, "tick start"),
+        *_side_numbers(rows, height),
+        *_numbers(columns, height + 16),
+        svg.label("student layer", "50%", height + 33, "tick mid"),
     )
-    ticks.append(svg.label("student layer", "50%", height + 33, "tick mid"))
     body = el("svg", {"y": 18, "overflow": "visible"}, grid, *labels, *ticks)
     return svg.drawing([body], height=height + 58, name=name, margin=(48, 4))
 
@@ -239,6 +244,7 @@ def _cell(t: int, s: int, rows: int, values: tuple[float | None, float | None], 
 
 
 def _side_numbers(count: int, height: float) -> list[str]:
+    """Layer numbers left of the rows, the first at the bottom."""
     step = 1 if count <= 24 else 5 if count <= 48 else 10
-    shown = [k for k in range(1, count + 1) if k % step == 0 or k == 1]
-    return [svg.label(str(k), -8, height * (count - k + 0.5) / count + 4, "tick end") for k in shown]
+    spots = [(k, height * (count - k + 0.5) / count + 4) for k in _shown(count, step)]
+    return [svg.label(str(k), -8, y, "tick end") for k, y in spots]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
-Attributes = Mapping[str, str | float | int]
+Attributes = Mapping[str, object]
 
 _CONTROL = {code: "\ufffd" for code in range(32) if code not in (9, 10, 13)}
 
@@ -57,8 +57,11 @@ def at(x: float, y: float, *parts: str) -> str:
     return el("svg", {"x": pct(x), "y": y, "overflow": "visible"}, *parts)
 
 
-def _value(value: str | float | int) -> str:
-    return value.translate(_CONTROL) if isinstance(value, str) else f"{round(value, 3):g}"
+def _value(value: object) -> str:
+    if isinstance(value, str):
+        return value.translate(_CONTROL)
+    assert isinstance(value, int | float), value
+    return f"{round(value, 3):g}"
 
 
 @dataclass(frozen=True)
@@ -116,5 +119,5 @@ def _log_ticks(low: float, high: float, wanted: int) -> list[float]:
         found = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
         if len(found) >= min(3, wanted):
             break
-    stride = math.ceil(len(found) / (2 * wanted))
+    stride = max(1, math.ceil(len(found) / (2 * wanted)))
     return found[::stride]

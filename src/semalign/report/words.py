@@ -6,7 +6,7 @@ A *share* is a part of the gap between the untouched student (0) and the teacher
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 DASH = "–"
@@ -30,9 +30,25 @@ def finite(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the known values; None when there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def recipe_name(key: str) -> str:
     """Name of a recipe as people read it."""
-    return RECIPES.get(key) or key.replace("_", " ").capitalize()
+    return RECIPES.get(key) or capital(key.replace("_", " "))
+
+
+def capital(text: str) -> str:
+    """`text` with a capital first letter and the rest as it is: MMLU stays MMLU."""
+    return text[:1].upper() + text[1:]
+
+
+def in_sentence(key: str) -> str:
+    """Name of a recipe within a sentence: cross-entropy, full KL."""
+    return recipe_name(key).lower().replace("kl", "KL")
 
 
 def percent(value: float | None, digits: int = 0) -> str:
@@ -53,6 +69,26 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{value:.1e}".replace("-", "−")
     places = digits if size < 100 else 1 if size < 10_000 else 0
     return f"{_unsigned_zero(round(value, places)):,.{places}f}".replace("-", "−")
+
+
+def percent_1(value: float | None) -> str:
+    """0.6142 -> 61.4%."""
+    return percent(value, 1)
+
+
+def number_2(value: float | None) -> str:
+    """A measured value with two decimals."""
+    return number(value, 2)
+
+
+def moved(before: float | None, after: float | None, *, shown: Callable[[float | None], str] = number) -> str:
+    """How a value changed, as the rest of a sentence: fell from 0.284 to 0.080."""
+    first, last = shown(before), shown(after)
+    if before is None or after is None:
+        return f"is {last}" if before is None and after is not None else "was not measured"
+    if first == last:
+        return f"stayed at {last}"
+    return f"{'rose' if after > before else 'fell'} from {first} to {last}"
 
 
 def count(value: float | None) -> str:
@@ -144,23 +180,21 @@ def headline(recipe: str, measure: str, share: float | None, baselines: Mapping[
     if share is None:
         return Headline("The run was evaluated, but no gap between student and teacher was measured", "", ".")
     name = recipe_name(recipe)
-    comparison = _comparison(share, baselines)
+    against = comparison(share, baselines)
     if share < -LEVEL:
         lead = f"{name} training widened the {measure} between student and teacher by "
-        return Headline(lead, percent(-share), f"{comparison}.")
+        return Headline(lead, percent(-share), f"{against}.")
     beyond = " (the student passed its teacher)" if share > 1 + LEVEL else ""
     lead = f"{name} training closed "
-    return Headline(
-        lead, percent(share), f" of the {measure} between student and teacher{beyond}{comparison}."
-    )
+    return Headline(lead, percent(share), f" of the {measure} between student and teacher{beyond}{against}.")
 
 
-def _comparison(share: float, baselines: Mapping[str, float]) -> str:
+def comparison(share: float, baselines: Mapping[str, float]) -> str:
     """How the best baseline did, as the end of a sentence."""
     if not baselines:
-        return "; no baseline was trained beside it"
+        return "; no baseline was measured beside it"
     best = max(baselines, key=lambda key: baselines[key])
-    name, value = recipe_name(best).lower().replace("kl", "KL"), baselines[best]
+    name, value = in_sentence(best), baselines[best]
     if value > share + LEVEL:
         return f"; the {name} baseline did better and {closed(value)}"
     if value >= share - LEVEL:

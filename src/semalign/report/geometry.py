@@ -1,0 +1,203 @@
+"""Sections on the layers: attribution and pairs, alignment, CKA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from semalign.report import plots, stacks, words
+from semalign.report.blocks import (
+    Cell,
+    HeatLegend,
+    Legend,
+    Panel,
+    Panels,
+    Row,
+    Section,
+    Table,
+)
+from semalign.report.files import Json, RunFiles
+from semalign.report.stacks import HeatScale, Link
+from semalign.report.words import finite, listing, number, percent
+
+Matrix = Sequence[Sequence[float | None]]
+
+
+def layers_section(files: RunFiles) -> Section:
+    """Attribution, pairing and weight movement, on one horizontal layout."""
+    title = "Layers and pairs"
+    pairs = files.pairs
+    if pairs is None:
+        return Section(
+            "layers", title, missing="pairs.json is not in this run folder; the pair step writes it."
+        )
+    links = _links(pairs)
+    depths = (int(pairs["teacher_layers"]), int(pairs["student_layers"]))
+    trained, critical = pairs.get("trained_layers") or [], pairs.get("critical_layers") or []
+    panels, note = [], ""
+    if (scores := _scores(files.scores)) is not None:
+        paired = {layer for link in links for layer in link.blend}
+        name = f"Attribution score per teacher layer; highest in layer {max(scores, key=lambda k: abs(scores[k]))}"
+        panels.append(
+            Panel(
+                "Attribution score per teacher layer",
+                Markup(stacks.attribution_bars(scores, paired, critical, name)),
+            )
+        )
+    else:
+        note = " scores.json is not in this run folder; the attribute step writes it."
+    name = "Pairs: " + (listing([link.words for link in links]) or "none")
+    drawing = stacks.pairing(depths, links, critical=critical, trained=trained, name=name)
+    panels.append(Panel("Targets, from teacher to student", Markup(drawing)))
+    if changes := _movement(files.metrics):
+        drawing = stacks.movement_bars(changes, depths[1], "Relative weight change per student layer")
+        panels.append(Panel("Relative weight change per student layer", Markup(drawing)))
+    items = [
+        ("c-teacher", "paired teacher layer"),
+        ("outline", "critical teacher layer (highest scores)"),
+        ("c-after", "trained student layer"),
+    ]
+    blocks = [Panels(panels, stacked=True), Legend(items if critical else [items[0], items[2]])]
+    finding = f"Student layers {words.layers(trained)} of {depths[1]} are trained; " + _attribution_words(
+        files.scores, critical
+    )
+    interface = pairs.get("interface") or next(
+        (r.get("interface") for r in files.metrics.get("alignment") or []), None
+    )
+    how = f"Selection: {pairs.get('selection', 'unknown')}. "
+    how += f"Supervised activation: {interface}. " if interface else ""
+    note = f"{how}Depth runs from left to right.{note}"
+    return Section("layers", title, finding, note, [*blocks, _pair_table(pairs, files)])
+
+
+def _links(pairs: Json | None) -> list[Link]:
+    return [_link(row) for row in (pairs or {}).get("pairs") or []]
+
+
+def _link(row: Json) -> Link:
+    """A pair from its JSON; the teacher's depth may be a whole layer and a fraction, or their sum."""
+    depth = float(row["teacher"]) + (finite(row.get("fraction")) or 0.0)
+    whole = min(int(depth), int(row["teacher"]))
+    return Link(whole, int(row["student"]), depth - whole)
+
+
+def _attribution_words(file: Json | None, critical: Sequence[int]) -> str:
+    scores = _scores(file)
+    if scores is None:
+        return "the teacher's layers were not scored."
+    top = critical or [max(scores, key=lambda layer: abs(scores[layer]))]
+    return (
+        f"teacher layer {top[0]} scores highest."
+        if len(top) == 1
+        else f"teacher layers {words.layers(top)} score highest."
+    )
+
+
+def _scores(file: Json | None) -> dict[int, float] | None:
+    """Score by teacher layer; None when there are none."""
+    rows = (file or {}).get("layers") or []
+    scores = {int(row["layer"]): score for row in rows if (score := finite(row.get("score"))) is not None}
+    return scores or None
+
+
+def _movement(metrics: Json) -> dict[int, float]:
+    rows = metrics.get("movement") or []
+    return {int(r["layer"]): change for r in rows if (change := finite(r.get("relative_change"))) is not None}
+
+
+def _pair_table(pairs: Json, files: RunFiles) -> Table:
+    """Every pair, with each map that was fitted for it, how well it fitted, and how far the student layer moved."""
+    moved = _movement(files.metrics)
+    rows = []
+    for link in _links(pairs):
+        fits = [f for f in (files.manifest or {}).get("alignment") or [] if f.get("student") == link.student]
+        for fit in fits or [{}]:
+            texts = [str(fit.get(key) or words.DASH) for key in ("interface", "map")]
+            texts += [number(finite(fit.get("cosine")), 2), percent(moved.get(link.student), 2)]
+            rows.append(Row(link.words, [Cell(text) for text in texts]))
+    columns = ["Pair", "Activation", "Map", "Cosine when cached", "Weight change"]
+    return Table("Pairs of teacher and student layers", columns, rows, summary="All numbers")
+
+
+def alignment_section(files: RunFiles) -> Section:
+    """Cosine between each trained layer and its target, before and after."""
+    rows = files.metrics.get("alignment") or []
+    title = "Alignment of the pairs"
+    if not rows:
+        return Section(
+            "alignment",
+            title,
+            missing="metrics.json holds no alignment; the evaluate step measures it for paired layers.",
+        )
+    # A student layer has one pair, so its number finds it; the teacher's may be given as 4 or, for a blend, as 4.5.
+    names = {link.student: link.words for link in _links(files.pairs)}
+    labels = [names.get(row["student"]) or _link(row).words for row in rows]
+    found = [
+        (label, finite(r.get("before")), finite(r.get("after")))
+        for label, r in zip(labels, rows, strict=True)
+    ]
+    means = [words.mean([b for _, b, _ in found]), words.mean([a for _, _, a in found])]
+    finding = f"The mean cosine with the targets {words.moved(means[0], means[1], shown=words.number_2)}."
+    interfaces = listing(sorted({str(row.get("interface")) for row in rows if row.get("interface")}))
+    note = f"Cosine between the student's activation ({interfaces or 'unknown interface'}) and its target, on held-out rows."
+    spoken = "Cosine before and after: " + "; ".join(
+        f"{n} {number(b, 2)} to {number(a, 2)}" for n, b, a in found
+    )
+    blocks = [
+        Panels([Panel("Cosine with the target", Markup(plots.dumbbells(found, spoken)))]),
+        Legend([("c-before ring", "untouched student"), ("c-after", "trained student")]),
+    ]
+    return Section("alignment", title, finding, note, blocks)
+
+
+def cka_section(files: RunFiles) -> Section:
+    """CKA of all layer pairs, before and after, on one colour scale."""
+    maps = {key: _matrix(value) for key, value in (files.metrics.get("cka") or {}).items()}
+    title = "Similarity of all layers"
+    before, after = maps.get("before"), maps.get("after")
+    if before is None or after is None:
+        return Section(
+            "cka",
+            title,
+            missing="metrics.json holds no CKA; the evaluate step measures it when evaluation.cka_rows is above 0.",
+        )
+    known = [v for m in (before, after) for row in m for v in row if v is not None]
+    scale = _heat_scale(known)
+    pairs = {(layer, link.student) for link in _links(files.pairs) for layer in link.blend}
+    first = stacks.heat_map(before, scale, pairs=pairs, name="CKA of teacher and untouched student")
+    second = stacks.heat_map(
+        after, scale, before_ts=before, pairs=pairs, name="CKA of teacher and trained student"
+    )
+    blocks = [
+        Panels([Panel("Untouched student", Markup(first)), Panel("Trained student", Markup(second))]),
+        HeatLegend(number(scale.low, 1), number(scale.high, 1)),
+    ]
+    means = [
+        words.mean([m[t - 1][s - 1] for t, s in pairs if t <= len(m) and s <= len(m[0])])
+        for m in (before, after)
+    ]
+    finding = "How alike each student layer is to each teacher layer."
+    if means[0] is not None:
+        finding = (
+            f"The mean CKA of the paired layers {words.moved(means[0], means[1], shown=words.number_2)}."
+        )
+    note = "CKA, 1 for the same geometry. Paired layers are framed; both maps share one colour scale."
+    return Section("cka", title, finding, note, blocks)
+
+
+def _matrix(value: Any) -> Matrix | None:
+    """Rows of finite numbers or None; None for an empty or ragged matrix."""
+    if not isinstance(value, Sequence) or not value or not value[0]:
+        return None
+    rows = [[finite(v) for v in row] for row in value]
+    return rows if len({len(row) for row in rows}) == 1 else None
+
+
+def _heat_scale(values: Sequence[float]) -> HeatScale:
+    """From the tenth below the smallest value to the tenth above the largest."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    return HeatScale(
+        int(low * 10 + 1e-9) / 10, max(-int(-high * 10 - 0.999999) / 10, int(low * 10 + 1e-9) / 10 + 0.1)
+    )

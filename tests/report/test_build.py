@@ -1,0 +1,382 @@
+"""The page: numbers of the view model, markup, escaping, missing files, size."""
+
+import json
+import math
+import os
+import re
+import socket
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semalign.errors import CacheError, SemAlignError
+from semalign.report import build_report
+from semalign.report.blocks import Facts, Report, Section, Table
+from semalign.report.build import render, view
+from semalign.report.files import RunFiles, read_run
+
+RunMaker = Callable[..., Path]
+Edit = Callable[[Path, Callable[[Any], None]], None]
+
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+class Checker(HTMLParser):
+    """Balanced tags, ids, links and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def page_of(run: Path) -> str:
+    return build_report(run).read_text(encoding="utf-8")
+
+
+def section(report: Report, key: str) -> Section:
+    return next(part for part in report.sections if part.key == key)
+
+
+def test_the_page_is_well_formed_and_all_its_drawings_are_xml(make_run: RunMaker) -> None:
+    page = page_of(make_run())
+    checker = Checker(page)
+    drawings = re.findall(r'<svg class="plot.*?</svg>(?=\s*</figure>)', page, re.S)
+    assert len(drawings) == checker.tags.count("figure") > 12
+    for drawing in drawings:
+        ET.fromstring(drawing)
+    assert len(checker.ids) == len(set(checker.ids))
+    targets = {value[1:] for tag, name, value in checker.attributes if (tag, name) == ("a", "href")}
+    assert targets <= set(checker.ids)
+    assert checker.tags.count("h1") == 1 and checker.tags.index("h1") < checker.tags.index("h2")
+
+
+def test_the_page_needs_nothing_from_elsewhere(make_run: RunMaker) -> None:
+    page = page_of(make_run())
+    checker = Checker(page)
+    assert not {"script", "link", "iframe", "img", "object"} & set(checker.tags)
+    assert not re.search(r"https?:|url\(|@import|//[a-z]", page)
+    assert all(
+        value.startswith("#")
+        for _, name, value in checker.attributes
+        if name in ("href", "src", "xlink:href")
+    )
+    assert not [name for _, name, _ in checker.attributes if name.startswith("on")]
+
+
+def test_it_works_with_the_network_shut(make_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the report opened a socket")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    assert build_report(make_run()).name == "report.html"
+
+
+def test_the_same_folder_gives_the_same_page(make_run: RunMaker) -> None:
+    run = make_run()
+    assert page_of(run) == page_of(run)
+
+
+def test_the_view_carries_the_numbers_of_the_files(make_run: RunMaker) -> None:
+    report = view(read_run(make_run()))
+    assert (report.teacher, report.student) == ("embedded:teacher", "embedded:student")
+    assert report.headline.number == "61%" and "best: cross-entropy, 44%" in report.headline.sentence
+    tiles = {tile.label: tile.value for tile in report.tiles}
+    mean = (0.74 + 0.55 + 0.95 + 0.56) / 4
+    assert tiles["Mean accuracy, 4 tasks"] == f"{mean:.0%}" and tiles["KL to the teacher"] == "0.080"
+    assert tiles["Student layers trained"] == "2" and tiles["Peak memory"] == "1.84\u00a0GB"
+    table = next(block for block in section(report, "tasks").blocks if isinstance(block, Table))
+    ours = next(row for row in table.rows if row.kind == "c-after" and row.cells[0].text == "Knowledge")
+    share = (0.74 - 0.42) / (0.86 - 0.42)
+    assert [cell.text for cell in ours.cells][1:4:2] == ["74.0%", f"{share:.0%}"]
+    closeness = next(block for block in section(report, "closeness").blocks if isinstance(block, Table))
+    best = {
+        column: row.name
+        for row in closeness.rows
+        for column, cell in zip(closeness.columns[1:], row.cells, strict=True)
+        if cell.best
+    }
+    assert best == {
+        "KL to the teacher": "Aligned (ours)",
+        "Same next token": "Aligned (ours)",
+        "NLL of the answers": "Cross-entropy",
+    }
+    facts = dict(
+        item
+        for block in section(report, "training").blocks
+        if isinstance(block, Facts)
+        for item in block.items
+    )
+    assert facts["Supervised tokens"] == "9,120" and facts["Tokens kept a position"] == "top 32"
+
+
+def test_a_baseline_that_is_a_step_is_counted_once(make_run: RunMaker, edit_json: Edit) -> None:
+    run = make_run()
+    step = {"name": "train cosine", "seconds": 21.0, "peak_rss_bytes": 9e8}
+    edit_json(run / "metrics.json", lambda m: m["steps"].append(step))
+    table = next(block for block in section(view(read_run(run)), "cost").blocks if isinstance(block, Table))
+    shown = {row.name: row.cells[0].text.replace("\u00a0", " ") for row in table.rows}
+    assert (
+        len(table.rows) == 7
+        and shown["Cosine training"] == "21 s"
+        and shown["Cross-entropy training"] == "14 s"
+    )
+
+
+def test_every_map_of_a_pair_is_listed_and_the_blend_keeps_its_name(
+    make_run: RunMaker, edit_json: Edit
+) -> None:
+    run = make_run()
+    fits = [
+        {"teacher": 4, "student": 3, "interface": "block", "map": "ridge", "cosine": 0.9},
+        {"teacher": 4, "student": 3, "interface": "mlp", "map": "semantic", "cosine": 0.06},
+    ]
+    edit_json(run / "targets" / "manifest.json", lambda m: m.update(alignment=fits))
+    edit_json(run / "metrics.json", lambda m: m["alignment"][0].update(teacher=4.5))
+    report = view(read_run(run))
+    table = next(block for block in section(report, "layers").blocks if isinstance(block, Table))
+    cells = [(row.name, *(cell.text for cell in row.cells[:3])) for row in table.rows]
+    assert cells == [
+        ("T4.5 → S3", "block", "ridge", "0.90"),
+        ("T4.5 → S3", "mlp", "semantic", "0.06"),
+        ("T6 → S4", "–", "–", "–"),
+    ]
+    (run / "pairs.json").unlink()
+    for files in (report, view(read_run(run))):
+        assert "T4.5 → S3" in str(section(files, "alignment").blocks[0])
+
+
+def test_lost_tasks_and_overlapping_intervals_are_told(make_run: RunMaker) -> None:
+    report = view(read_run(make_run()))
+    assert any("Below the untouched student on retention (−2.0 points)" in note for note in report.notes)
+    assert any("overlapping 95% intervals on retention" in note for note in report.notes)
+    assert section(report, "tasks").finding.startswith("Better than before on 3 of 4 tasks, on all of them")
+
+
+def test_a_baseline_that_is_better_by_kl_is_told_below_the_headline(
+    make_run: RunMaker, edit_json: Edit
+) -> None:
+    run = make_run()
+    edit_json(run / "metrics.json", lambda m: m["baselines"]["cosine"].update(kl_gap_closed=0.8))
+    assert (
+        "closed 72% of the gap; the cosine baseline did better and closed 80%."
+        in view(read_run(run)).notes[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "interval", "finding"),
+    [
+        (0.9, (0.8, 0.95), "Better than before, with intervals apart."),
+        (0.5, (0.4, 0.6), "Better than before, with intervals that overlap or are unknown."),
+        (0.9, (None, None), "Better than before, with intervals that overlap or are unknown."),
+        (0.3, (0.2, 0.4), "Not better than before."),
+    ],
+)
+def test_one_task_is_judged_with_its_intervals(
+    make_run: RunMaker,
+    edit_json: Edit,
+    after: float,
+    interval: tuple[float | None, float | None],
+    finding: str,
+) -> None:
+    run = make_run()
+
+    def keep_one(m: dict[str, Any]) -> None:
+        m["tasks"] = {"knowledge": m["tasks"]["knowledge"]}
+        m["tasks"]["knowledge"]["after"] = {"accuracy": after, "low": interval[0], "high": interval[1]}
+
+    edit_json(run / "metrics.json", keep_one)
+    assert section(view(read_run(run)), "tasks").finding == finding
+
+
+def test_a_better_baseline_is_in_the_headline(make_run: RunMaker, edit_json: Edit) -> None:
+    run = make_run()
+    edit_json(run / "metrics.json", lambda m: m["baselines"]["cross_entropy"].update(accuracy_gap_closed=0.9))
+    assert "the cross-entropy baseline did better and closed 90%" in Checker(page_of(run)).text
+
+
+def test_closeness_alone_makes_a_headline_about_kl(make_run: RunMaker, edit_json: Edit) -> None:
+    run = make_run()
+    edit_json(run / "metrics.json", lambda m: m.update(accuracy_gap_closed=None, tasks={}, samples=[]))
+    report = view(read_run(run))
+    assert report.headline.sentence.startswith("Aligned training closed 72% of the KL gap")
+    assert "closeness only" in section(report, "tasks").missing and report.gaps is not None
+    assert len(report.gaps.panels) == 1
+    Checker(page_of(run))
+
+
+HOSTILE = "<script>alert(1)</script><svg onload=x>\"'&{{ 7 * 7 }}]]>\x00\ud800"
+
+
+def test_hostile_text_stays_text(make_run: RunMaker, edit_json: Edit) -> None:
+    run = make_run()
+
+    def poison(m: dict[str, Any]) -> None:
+        sample = {
+            "task": HOSTILE,
+            "prompt": HOSTILE,
+            "gold": HOSTILE,
+            "teacher": HOSTILE,
+            "before": HOSTILE,
+            "after": HOSTILE,
+        }
+        m["samples"].append(sample)
+        m["tasks"][HOSTILE] = m["tasks"]["knowledge"]
+        m["steps"][0]["name"] = m["recipe"] = m["alignment"][0]["interface"] = HOSTILE
+        m["baselines"][HOSTILE] = {"accuracy_gap_closed": 0.1, "kl_gap_closed": 0.1, "train_seconds": 1.0}
+
+    edit_json(run / "metrics.json", poison)
+    edit_json(
+        run / "environment.json", lambda e: e.update(command=HOSTILE, platform=HOSTILE, semalign=HOSTILE)
+    )
+    config = f"teacher: {{model_name_or_path: '{HOSTILE[:40]}'}}\n# {HOSTILE}\n"
+    (run / "config.yaml").write_text(config, encoding="utf-8", errors="replace")
+    page = page_of(run)
+    checker = Checker(page)
+    assert "script" not in checker.tags and "alert(1)" in checker.text and "{{ 7 * 7 }}" in checker.text
+    assert not [name for _, name, _ in checker.attributes if name.startswith("on")]
+    for drawing in re.findall(r'<svg class="plot.*?</svg>(?=\s*</figure>)', page, re.S):
+        ET.fromstring(drawing)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "step"),
+    [
+        ("pairs.json", "layers", "the pair step writes it"),
+        ("train.jsonl", "training", "the train step writes it"),
+        ("scores.json", "layers", "the attribute step writes it"),
+        ("targets/manifest.json", "training", "the cache step writes it"),
+        ("environment.json", "setup", "a run writes it"),
+        ("config.yaml", "setup", "a run writes it"),
+    ],
+)
+def test_a_missing_file_names_the_step_that_writes_it(
+    make_run: RunMaker, file: str, key: str, step: str
+) -> None:
+    run = make_run()
+    (run / file).unlink()
+    part = section(view(read_run(run)), key)
+    assert step in f"{part.missing} {part.note} {part.blocks}"
+    Checker(page_of(run))
+
+
+def test_bare_metrics_still_make_a_page(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}", encoding="utf-8")
+    checker = Checker(page_of(tmp_path))
+    assert "no gap between student and teacher was measured" in checker.text
+    assert checker.text.count("evaluate step") >= 4
+
+
+def test_no_metrics_is_the_users_error_with_the_step_to_run(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"metrics\.json.*evaluate step") as caught:
+        build_report(tmp_path)
+    assert isinstance(caught.value, SemAlignError)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": \xff'])
+def test_a_damaged_file_is_named(make_run: RunMaker, content: str) -> None:
+    run = make_run()
+    (run / "pairs.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(CacheError, match=r"pairs\.json"):
+        build_report(run)
+
+
+def test_a_log_cut_off_by_an_interruption_is_read_to_its_last_whole_line(make_run: RunMaker) -> None:
+    run = make_run()
+    whole = (run / "train.jsonl").read_text(encoding="utf-8")
+    (run / "train.jsonl").write_text(whole + '{"step": 91, "lo', encoding="utf-8")
+    assert len(read_run(run).train) == 90
+    (run / "train.jsonl").write_text("{broken\n" + whole, encoding="utf-8")
+    with pytest.raises(CacheError, match=r"train\.jsonl:1"):
+        read_run(run)
+
+
+def test_numbers_that_are_not_finite_are_left_out(make_run: RunMaker, edit_json: Edit) -> None:
+    run = make_run()
+
+    def spoil(m: dict[str, Any]) -> None:
+        m["closeness"]["after"]["kl"] = math.nan
+        m["cka"]["after"][0][0] = None
+        m["alignment"][0]["after"] = math.inf
+        m["movement"][0]["relative_change"] = math.nan
+        m["tasks"]["knowledge"]["after"]["low"] = None
+
+    edit_json(run / "metrics.json", spoil)
+    with (run / "train.jsonl").open("a", encoding="utf-8") as log:
+        log.write('{"step": 91, "epoch": 3.0, "loss": NaN}\n')
+    text = Checker(page_of(run)).text
+    assert not re.search(r"\bnan\b|\binf\b|None", text)
+
+
+def test_eighty_layers_stay_below_the_size_limit(make_run: RunMaker) -> None:
+    run = make_run(teacher_layers=80, student_layers=80, trained=80, steps=20_000)
+    path = build_report(run)
+    assert path.stat().st_size < 3_000_000
+    Checker(path.read_text(encoding="utf-8"))
+
+
+def test_long_answers_are_cut_with_a_count(make_run: RunMaker, edit_json: Edit) -> None:
+    run = make_run()
+    edit_json(
+        run / "metrics.json", lambda m: m.update(samples=[m["samples"][0] | {"after": "y" * 1_000_000}] * 60)
+    )
+    path = build_report(run)
+    assert path.stat().st_size < 3_000_000 and "996,000 more characters" in path.read_text(encoding="utf-8")
+
+
+def test_a_failed_write_leaves_the_old_report_and_no_rest(
+    make_run: RunMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    (run / "report.html").write_text("old", encoding="utf-8")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        build_report(run)
+    assert (run / "report.html").read_text(encoding="utf-8") == "old" and not list(run.glob(".report-*"))
+
+
+def test_a_local_path_shows_only_its_name() -> None:
+    config = "teacher: {model_name_or_path: /data/models/big}\nstudent: {model_name_or_path: org/small}\n"
+    report = view(RunFiles(name="r", metrics={}, config_text=config))
+    assert (report.teacher, report.student) == ("big", "org/small")
+    assert json.dumps(render(report)).count("org/small") >= 2
+
+
+@pytest.mark.parametrize("config", ["", "[1, 2]", "teacher: 3", ": : :", "teacher: {a: 1}"])
+def test_an_odd_config_does_not_stop_the_page(config: str) -> None:
+    assert view(RunFiles(name="r", metrics={}, config_text=config)).teacher == "teacher"
