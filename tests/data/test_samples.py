@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import ByT5Tokenizer
 
-from semalign.data import Sample, collate, effective_max_length, encode_prompt, prepare, render_example
+from semalign.data import Sample, effective_max_length, encode_prompt, prepare, render_example
 from semalign.errors import DataError
 
 END = {"chatml": "<|im_end|>", "llama2": " </s>", "gemma": "<end_of_turn>", "reasoning": "</s>"}
@@ -136,6 +138,20 @@ def test_string_pairs_are_joined_and_end_with_eos(tokenizer):
         assert supervised_text(sample, tok) == " B.\n</s>"
         start = "<s>" if tok("x")["input_ids"][0] == tok.bos_token_id else ""
         assert tok.decode(sample.input_ids) == start + "The answer is: B.\n</s>"
+
+
+def test_tokenizer_that_adds_eos_itself(tokenizer):
+    tok = copy.deepcopy(tokenizer("none"))
+    eos = ("</s>", tok.eos_token_id)
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[eos])
+    sample = only({"prompt": "The answer is:", "completion": " B"}, tok)
+    assert render_example(sample, tok) == "The answer is:⟦ B</s>⟧", "one eos, and no prompt token supervised"
+
+
+def test_white_space_that_is_a_token_of_its_own_ends_no_turn(tokenizer):
+    tok = copy.deepcopy(tokenizer("open"))
+    tok.add_tokens(["\n"])
+    assert supervised_text(only(chat("Q", "no"), tok), tok) == "no</s>"
 
 
 def test_string_pair_whose_completion_shares_a_token_with_the_prompt(tokenizer):
@@ -282,18 +298,3 @@ def test_effective_max_length(tokenizer, caplog):
     limited = SimpleNamespace(model_max_length=32)
     assert effective_max_length(limited, config, 1024) == 32
     assert effective_max_length(limited, SimpleNamespace(), 1024) == 32
-
-
-def test_padding_changes_nothing(tokenizer):
-    tok = tokenizer("chatml", eos="<|im_end|>")
-    rows = [chat("Q" * n, "A" * (n + 1)) for n in range(1, 9)]
-    samples = prepare(rows, tok, max_length=4096)
-    alone, together = [collate([s]) for s in samples], collate(samples, pad_id=tok.eos_token_id)
-    for b, (sample, batch) in enumerate(zip(samples, alone, strict=True)):
-        length = len(sample.input_ids)
-        assert batch["input_ids"].tolist() == [sample.input_ids]
-        for key, tensor in batch.items():
-            assert together[key][b, :length].equal(tensor[0]), "padding is on the right and alters no sample"
-        assert not together["mask"][b, length:].any()
-        assert not together["attention_mask"][b, length:].any()
-        assert together["mask"][b].sum() == sample.supervised, "the real end of turn stays supervised"

@@ -140,6 +140,16 @@ def test_the_view_carries_the_numbers_of_the_files(make_run: RunMaker) -> None:
     assert facts["Supervised tokens"] == "9,120" and facts["Tokens kept a position"] == "top 32"
 
 
+def test_no_model_is_called_best_where_all_are_level(make_run: RunMaker, edit_json: Edit) -> None:
+    run = make_run()
+    names = ("before", "after", "cosine", "cross_entropy")
+    edit_json(
+        run / "metrics.json", lambda m: [m["closeness"][name].update(top1_agreement=0.5) for name in names]
+    )
+    table = next(b for b in section(view(read_run(run)), "closeness").blocks if isinstance(b, Table))
+    assert [any(row.cells[column].best for row in table.rows) for column in range(3)] == [True, False, True]
+
+
 def test_a_baseline_that_is_a_step_is_counted_once(make_run: RunMaker, edit_json: Edit) -> None:
     run = make_run()
     step = {"name": "train cosine", "seconds": 21.0, "peak_rss_bytes": 9e8}

@@ -102,6 +102,13 @@ def test_headline_says_who_won(share: float | None, baselines: dict[str, float],
     assert words.headline("aligned", "accuracy gap", share, baselines).sentence == sentence
 
 
+def test_times_are_shown_to_the_minute_and_other_text_as_it_is() -> None:
+    assert words.moment("2026-11-24T14:45:18+0000") == "2026-11-24 14:45 UTC"
+    assert words.moment("2026-11-24T14:45:18+02:00") == "2026-11-24 14:45 +0200"
+    assert words.moment("2026-05-11 09:30") == "2026-05-11 09:30"
+    assert words.moment("yesterday <b>") == "yesterday <b>"
+
+
 def test_names_keep_their_capitals() -> None:
     assert words.capital("MMLU") == "MMLU" and words.capital("") == ""
     assert words.recipe_name("kl") == "Full KL" and words.in_sentence("kl") == "full KL"

@@ -8,7 +8,7 @@ from semalign.embedded.splits import Item, Split, draw_key
 _WHO = ["Mia", "Tom", "Ana", "Ben", "Lea", "Max", "Ida", "Sam"]
 _THINGS = ["nuts", "pens", "cups", "eggs", "coins", "cards", "shells", "books"]
 _CLOSINGS = ("So the answer is {n}.", "The answer is {n}.", "That makes {n}.")
-_LARGEST = 120
+_LARGEST = 100
 
 Operand = str | int
 Step = tuple[Operand, str, Operand]
@@ -89,7 +89,7 @@ KINDS: tuple[ProblemKind, ...] = (
     ),
     ProblemKind(
         "twice_as_many",
-        (range(2, 40), range(2, 10)),
+        (range(2, 30), range(2, 13)),
         (
             "{who} has {a} {thing}. {other} has twice as many and {b} on top. How many does {other} have?",
             "{other} owns double of the {a} {thing} of {who}, plus {b}. How many does {other} own?",
@@ -125,7 +125,7 @@ KINDS: tuple[ProblemKind, ...] = (
     ),
     ProblemKind(
         "together",
-        (range(2, 7), range(2, 7), _TABLE_B),
+        (range(2, 6), range(2, 6), _TABLE_B),
         (
             "{who} makes {a} {thing} an hour, {other} makes {b}. How many do both make in {c} hours?",
             "In one hour {who} makes {a} {thing} and {other} {b}. What do they make in {c} hours?",

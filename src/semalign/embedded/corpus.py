@@ -15,6 +15,7 @@ from semalign.embedded.splits import TASKS, Item, Task, split_of
 
 STUDENT_FACT_SHARE = 5
 """The student knows one fact in this many."""
+_TASK_WEIGHTS = (25, 30, 20, 25)
 _OPEN_SHARE, _ECHO_SHARE = 0.2, 0.15
 
 Chat = list[dict[str, str]]
@@ -43,11 +44,11 @@ def _draw(task: Task, kinds: list[Any], rng: random.Random) -> Item:
 
 
 def teacher_chats(count: int, seed: int) -> Iterator[Chat]:
-    """``count`` answered questions over the four families in turn."""
+    """``count`` answered questions over the four families."""
     rng = random.Random(f"teacher|{seed}")
     kinds = {task: list(kinds_of(task)) for task in TASKS}
-    for n in range(count):
-        yield messages(_draw(TASKS[n % len(TASKS)], kinds[TASKS[n % len(TASKS)]], rng))
+    for task in rng.choices(TASKS, _TASK_WEIGHTS, k=count):
+        yield messages(_draw(task, kinds[task], rng))
 
 
 def _open_chat(task: Task, rng: random.Random) -> Chat:
@@ -72,8 +73,8 @@ def student_chats(count: int, seed: int) -> Iterator[Chat]:
     """``count`` chats: mostly answered questions of the known minority, some open questions and repetitions."""
     rng = random.Random(f"student|{seed}")
     kinds = {task: student_kinds(task) for task in TASKS}
-    for n in range(count):
-        task, luck = TASKS[n % len(TASKS)], rng.random()
+    for task in rng.choices(TASKS, _TASK_WEIGHTS, k=count):
+        luck = rng.random()
         if luck < _OPEN_SHARE:
             yield _open_chat(task, rng)
         elif luck < _OPEN_SHARE + _ECHO_SHARE:

@@ -13,6 +13,14 @@ from semalign.embedded.splits import Item, Split, draw_key
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _HIDDEN_ASSERTS = 5
+_WORDS = """
+ant arm art axe bag ball bay bee bell boat bone book bow box cab cake camp cap card cart cat clay coal coat cow crab
+crow cup desk dish dog doll door drum duck ear egg elk eye fan farm fern fig fish flag fog foot fork fox frog gate
+gem goat gold gull hall hand harp hat hay hen hill horn ice ink iron jam jar jet key kite lake lamp leaf lid lily lion
+lock log map mask milk mill moon moss mug nail neck nest net nut oak oar oil owl palm pan park pea pear pig pine plum
+pond pot rain ram ring road rock roof rope rose rug sail salt sand seal seed ship shoe silk sky snow soap sock song
+star stem suit sun swan tail tent tin toad toe tram tray tree tub vase vest wall wave well wing wolf wood yard yarn
+""".split()
 
 Param = int | str
 Reference = Callable[[Any, Any, Any], Any]
@@ -26,7 +34,7 @@ class FunctionKind:
     argument: str
     """"int", "ints", "text" or "texts"."""
     params: str
-    """One character a parameter: "n" number 2..60, "s" small number 2..9, "l" letter, "p" pair of letters."""
+    """One character a parameter: "n" number 2..60, "s" small number 2..9, "l" letter, "w" short word."""
     descriptions: tuple[str, ...]
     bodies: tuple[str, ...]
     reference: Reference
@@ -143,7 +151,7 @@ WRITE_KINDS: tuple[FunctionKind, ...] = (
     FunctionKind(
         "front",
         "text",
-        "p",
+        "w",
         ("puts '{k}' in front of {x}", "starts {x} with '{k}'"),
         (*_both("'{k}' + {x}"), "return ''.join(['{k}', {x}])"),
         lambda x, k, m: k + x,
@@ -159,7 +167,7 @@ WRITE_KINDS: tuple[FunctionKind, ...] = (
     FunctionKind(
         "join",
         "texts",
-        "p",
+        "w",
         ("joins {x} with '{k}'", "glues the words of {x} by '{k}'"),
         _both("'{k}'.join({x})"),
         lambda x, k, m: k.join(x),
@@ -167,7 +175,7 @@ WRITE_KINDS: tuple[FunctionKind, ...] = (
     FunctionKind(
         "shout",
         "text",
-        "p",
+        "w",
         ("puts {x} in capitals and adds '{k}'", "makes {x} upper case, then '{k}'"),
         (*_both("{x}.upper() + '{k}'"), "{x} = {x}.upper()\nreturn {x} + '{k}'"),
         lambda x, k, m: x.upper() + k,
@@ -175,7 +183,7 @@ WRITE_KINDS: tuple[FunctionKind, ...] = (
     FunctionKind(
         "behind",
         "text",
-        "p",
+        "w",
         ("puts '{k}' behind {x}", "ends {x} with '{k}'"),
         (*_both("{x} + '{k}'"), "return ''.join([{x}, '{k}'])"),
         lambda x, k, m: x + k,
@@ -191,7 +199,7 @@ WRITE_KINDS: tuple[FunctionKind, ...] = (
     FunctionKind(
         "backwards",
         "text",
-        "p",
+        "w",
         ("turns {x} around and adds '{k}'", "reverses {x}, then '{k}'"),
         (*_both("{x}[::-1] + '{k}'"), "return ''.join(reversed({x})) + '{k}'"),
         lambda x, k, m: x[::-1] + k,
@@ -218,7 +226,7 @@ WRITE_KINDS: tuple[FunctionKind, ...] = (
     FunctionKind(
         "with_letter",
         "texts",
-        "p",
+        "w",
         ("keeps the words of {x} that start with '{k}'", "picks from {x} what begins with '{k}'"),
         (*_both("[v for v in {x} if v.startswith('{k}')]"), _loop("v.startswith('{k}')", "v")),
         lambda x, k, m: [v for v in x if v.startswith(k)],
@@ -226,7 +234,7 @@ WRITE_KINDS: tuple[FunctionKind, ...] = (
     FunctionKind(
         "first_plus",
         "text",
-        "sp",
+        "sw",
         ("takes the first {k} letters of {x} and adds '{m}'", "cuts {x} after {k} letters, then '{m}'"),
         (*_both("{x}[:{k}] + '{m}'"), "{x} = {x}[:{k}]\nreturn {x} + '{m}'"),
         lambda x, k, m: x[:k] + m,
@@ -234,7 +242,7 @@ WRITE_KINDS: tuple[FunctionKind, ...] = (
     FunctionKind(
         "repeat",
         "text",
-        "sp",
+        "sw",
         ("repeats {x} {k} times and adds '{m}'", "writes {x} {k} times, then '{m}'"),
         (*_both("{x} * {k} + '{m}'"), "{x} = {x} * {k}\nreturn {x} + '{m}'"),
         lambda x, k, m: x * k + m,
@@ -257,7 +265,7 @@ def _draw_params(kind: FunctionKind, rng: random.Random) -> tuple[Param, ...]:
         "n": lambda: rng.randrange(2 if kind.params == "n" else 10, 100 if kind.params == "n" else 60),
         "s": lambda: rng.randrange(2, 10),
         "l": lambda: rng.choice(_LETTERS),
-        "p": lambda: rng.choice(_LETTERS) + rng.choice(_LETTERS),
+        "w": lambda: rng.choice(_WORDS),
     }
     while True:
         params = tuple(makers[code]() for code in kind.params)
@@ -274,9 +282,9 @@ def _draw_argument(kind: FunctionKind, params: tuple[Param, ...], rng: random.Ra
     if kind.argument == "ints":
         return rng.sample([*numbers, rng.randrange(100), rng.randrange(100)], rng.randrange(2, 5))
     if kind.argument == "text":
-        return "".join(rng.sample(letters, rng.randrange(2, 5)))
-    words = [str(p) + rng.choice(_LETTERS) for p in params]
-    return rng.sample([*words, *("".join(rng.sample(letters, 3)) for _ in range(3))], 3)
+        return rng.choice(_WORDS) if "w" in kind.params else "".join(rng.sample(letters, rng.randrange(2, 5)))
+    starting = [str(p) + rng.choice(_LETTERS) for p in params]
+    return rng.sample([*starting, *rng.sample(_WORDS, 3)], 3)
 
 
 def _asserts(kind: FunctionKind, name: str, params: tuple[Param, ...], rng: random.Random) -> list[str]:

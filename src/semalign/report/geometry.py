@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -34,42 +34,48 @@ def layers_section(files: RunFiles) -> Section:
             "layers", title, missing="pairs.json is not in this run folder; the pair step writes it."
         )
     links = _links(pairs)
+    trained, critical = pairs.get("trained_layers") or [], pairs.get("critical_layers") or []
+    items = [("c-teacher", "paired teacher layer"), ("c-after", "trained student layer")]
+    if critical:
+        items.insert(1, ("outline", "critical teacher layer (highest scores)"))
+    blocks = [
+        Panels(_layer_panels(files, pairs, links), stacked=True),
+        Legend(items),
+        _pair_table(pairs, files),
+    ]
+    finding = f"Student layers {words.layers(trained)} of {pairs['student_layers']} are trained; "
+    finding += _attribution_words(files.scores, critical)
+    rows = files.metrics.get("alignment") or []
+    interface = pairs.get("interface") or next((row.get("interface") for row in rows), None)
+    note = f"Selection: {pairs.get('selection', 'unknown')}. "
+    note += f"Supervised activation: {interface}. " if interface else ""
+    note += "Depth runs from left to right."
+    if _scores(files.scores) is None:
+        note += " scores.json is not in this run folder; the attribute step writes it."
+    return Section("layers", title, finding, note, blocks)
+
+
+def _layer_panels(files: RunFiles, pairs: Json, links: Sequence[Link]) -> list[Panel]:
+    """Scores, pairs and weight changes, where there are any."""
     depths = (int(pairs["teacher_layers"]), int(pairs["student_layers"]))
     trained, critical = pairs.get("trained_layers") or [], pairs.get("critical_layers") or []
-    panels, note = [], ""
+    panels = []
     if (scores := _scores(files.scores)) is not None:
         paired = {layer for link in links for layer in link.blend}
-        name = f"Attribution score per teacher layer; highest in layer {max(scores, key=lambda k: abs(scores[k]))}"
-        panels.append(
-            Panel(
-                "Attribution score per teacher layer",
-                Markup(stacks.attribution_bars(scores, paired, critical, name)),
-            )
-        )
-    else:
-        note = " scores.json is not in this run folder; the attribute step writes it."
+        title = "Attribution score per teacher layer"
+        name = f"{title}; highest in layer {_highest(scores)}"
+        panels.append(Panel(title, Markup(stacks.attribution_bars(scores, paired, critical, name))))
     name = "Pairs: " + (listing([link.words for link in links]) or "none")
     drawing = stacks.pairing(depths, links, critical=critical, trained=trained, name=name)
     panels.append(Panel("Targets, from teacher to student", Markup(drawing)))
     if changes := _movement(files.metrics):
-        drawing = stacks.movement_bars(changes, depths[1], "Relative weight change per student layer")
-        panels.append(Panel("Relative weight change per student layer", Markup(drawing)))
-    items = [
-        ("c-teacher", "paired teacher layer"),
-        ("outline", "critical teacher layer (highest scores)"),
-        ("c-after", "trained student layer"),
-    ]
-    blocks = [Panels(panels, stacked=True), Legend(items if critical else [items[0], items[2]])]
-    finding = f"Student layers {words.layers(trained)} of {depths[1]} are trained; " + _attribution_words(
-        files.scores, critical
-    )
-    interface = pairs.get("interface") or next(
-        (r.get("interface") for r in files.metrics.get("alignment") or []), None
-    )
-    how = f"Selection: {pairs.get('selection', 'unknown')}. "
-    how += f"Supervised activation: {interface}. " if interface else ""
-    note = f"{how}Depth runs from left to right.{note}"
-    return Section("layers", title, finding, note, [*blocks, _pair_table(pairs, files)])
+        title = "Relative weight change per student layer"
+        panels.append(Panel(title, Markup(stacks.movement_bars(changes, depths[1], title))))
+    return panels
+
+
+def _highest(scores: Mapping[int, float]) -> int:
+    return max(scores, key=lambda layer: abs(scores[layer]))
 
 
 def _links(pairs: Json | None) -> list[Link]:
@@ -87,7 +93,7 @@ def _attribution_words(file: Json | None, critical: Sequence[int]) -> str:
     scores = _scores(file)
     if scores is None:
         return "the teacher's layers were not scored."
-    top = critical or [max(scores, key=lambda layer: abs(scores[layer]))]
+    top = critical or [_highest(scores)]
     return (
         f"teacher layer {top[0]} scores highest."
         if len(top) == 1

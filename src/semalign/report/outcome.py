@@ -193,9 +193,9 @@ def _closeness_rows(closeness: Mapping[str, Any], runs: list[Contender]) -> list
             value = table[run.key][key]
             students = [values[key] for name, values in table.items() if name != "teacher"]
             known = [v for v in students if v is not None]
-            best = (
-                run.key != "teacher" and value is not None and value == (max if high_is_good else min)(known)
-            )
+            # Where all are level there is no best.
+            ranked = len(set(known)) > 1 and run.key != "teacher" and value is not None
+            best = ranked and value == (max if high_is_good else min)(known)
             longest = 1.0 if key == "top1_agreement" else max([*known, value or 0.0], default=1.0)
             shown = percent(value, 1) if key == "top1_agreement" else number(value)
             bar = Markup(plots.mini_bar(value, longest, run.kind)) if value is not None else None

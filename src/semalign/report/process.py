@@ -155,7 +155,6 @@ def _times(metrics: Json, steps: Sequence[Json]) -> list[tuple[str, float | None
 
 
 _FACTS = (
-    ("started", "Started"),
     ("platform", "Platform"),
     ("cpu", "Processor"),
     ("cores", "Cores"),
@@ -169,11 +168,7 @@ _FACTS = (
 def setup_section(files: RunFiles) -> Section:
     """Command, versions, machine and the resolved configuration."""
     environment, blocks = files.environment or {}, list[Facts | Code]()
-    facts = [
-        (label, words.moment(str(environment[key])))
-        for key, label in _FACTS
-        if environment.get(key) is not None
-    ]
+    facts = [(label, str(environment[key])) for key, label in _FACTS if environment.get(key) is not None]
     if (memory := finite(environment.get("memory_bytes"))) is not None:
         facts.append(("Memory", words.size(memory)))
     if environment.get("command"):

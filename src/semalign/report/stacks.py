@@ -85,38 +85,21 @@ def pairing(
     paired = {layer for link in links for layer in link.blend}
     parts = [svg.label("Teacher", -10, top + box / 2 + 4, "name c-teacher")]
     parts.append(svg.label("Student", -10, low + box / 2 + 4, "name c-after"))
+    knots = []
     for link in links:
-        ends = {
-            "x1": pct(_target(link, teacher)),
-            "y1": top + box,
-            "x2": pct(_centre(link.student, student)),
-            "y2": low,
-        }
-        parts.append(el("line", ends | {"class": "link"}, svg.title(_link_words(link))))
+        start, end = pct(_target(link, teacher)), pct(_centre(link.student, student))
+        ends = {"x1": start, "y1": top + box, "x2": end, "y2": low, "class": "link"}
+        parts.append(el("line", ends, svg.title(_link_words(link))))
+        knots.append(el("circle", {"cx": start, "cy": top + box, "r": 3, "class": "knot c-teacher"}))
+        knots.append(el("circle", {"cx": end, "cy": low, "r": 3, "class": "knot c-after"}))
     for layer in range(1, teacher + 1):
-        kinds = ["box", "paired" if layer in paired else "", "critical" if layer in critical else ""]
-        notes = ["critical" if layer in critical else "", "paired" if layer in paired else ""]
-        parts.append(
-            _box(layer, teacher, (top, box), " ".join(filter(None, kinds)), _words("Teacher", layer, notes))
-        )
+        notes = [word for word, which in (("critical", critical), ("paired", paired)) if layer in which]
+        words = ", ".join([f"Teacher layer {layer}", *notes])
+        parts.append(_box(layer, teacher, (top, box), " ".join(["box", *notes]), words))
     for layer in range(1, student + 1):
-        kind = "box trained" if layer in trained else "box"
-        note = "trained" if layer in trained else "frozen"
-        parts.append(_box(layer, student, (low, box), kind, _words("Student", layer, [note])))
-    for link in links:
-        parts.append(
-            el(
-                "circle",
-                {"cx": pct(_target(link, teacher)), "cy": top + box, "r": 3, "class": "knot c-teacher"},
-            )
-        )
-        parts.append(
-            el(
-                "circle",
-                {"cx": pct(_centre(link.student, student)), "cy": low, "r": 3, "class": "knot c-after"},
-            )
-        )
-    parts += _numbers(teacher, top - 7) + _numbers(student, low + box + 17)
+        kind, note = ("box trained", "trained") if layer in trained else ("box", "frozen")
+        parts.append(_box(layer, student, (low, box), kind, f"Student layer {layer}, {note}"))
+    parts += knots + _numbers(teacher, top - 7) + _numbers(student, low + box + 17)
     return svg.drawing(parts, height=low + box + 24, name=name, margin=MARGIN)
 
 
@@ -158,10 +141,6 @@ def _link_words(link: Link) -> str:
         return f"Teacher layer {next(iter(link.blend))} → student layer {link.student}"
     shares = " and ".join(f"{percent(weight)} of layer {layer}" for layer, weight in link.blend.items())
     return f"Teacher, {shares} → student layer {link.student}"
-
-
-def _words(model: str, layer: int, notes: Sequence[str]) -> str:
-    return ", ".join([f"{model} layer {layer}", *filter(None, notes)])
 
 
 def _box(layer: int, count: int, rows: tuple[float, float], kind: str, words: str) -> str:

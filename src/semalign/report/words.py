@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 DASH = "–"
 NBSP = "\u00a0"
@@ -121,6 +122,16 @@ def size(value: float | None) -> str:
             shown = f"{value / step:.3g}" if value < 999.5 * step else f"{value / step:,.0f}"
             return f"{shown}{NBSP}{unit}"
     return f"{value:.0f}{NBSP}bytes"
+
+
+def moment(text: str) -> str:
+    """An ISO time to the minute, 2026-05-11 09:30 UTC; any other text as it is."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    zone = time.strftime("%z").replace("+0000", "UTC")
+    return f"{time:%Y-%m-%d %H:%M} {zone}".rstrip()
 
 
 def listing(items: Sequence[object]) -> str:

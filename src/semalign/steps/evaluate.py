@@ -213,8 +213,9 @@ def summarise(
     def closed(name: str) -> dict[str, float | None]:
         near = {n: f["closeness"]["kl"] for n, f in found.items() if "closeness" in f}
         return {
+            # Without a gap there is no share of it.
             "accuracy_gap_closed": gap_closed(accuracy["before"], accuracy[name], accuracy["teacher"])
-            if accuracy
+            if accuracy and accuracy["before"] != accuracy["teacher"]
             else None,
             "kl_gap_closed": kl_gap_closed(near["before"], near[name]) if near else None,
         }

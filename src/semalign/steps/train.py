@@ -247,7 +247,8 @@ def _movement(
     ]
     if all(m["relative_change"] == 0 for m in moved):
         raise ModelError(
-            "training changed no weight of the saved student; raise recipe.learning_rate or load it in float32."
+            "training changed no weight of the saved student; give it more steps (the first warm-up step has rate 0), "
+            "raise recipe.learning_rate, or load it in float32."
         )
     return moved
 
