@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, save_model, tiny_model
 from safetensors.torch import load_file, save_file
+from tiny import ARCHITECTURES, save_model, tiny_model
 from transformers import AutoModelForCausalLM, T5Config
 
 from semalign import models

@@ -159,7 +159,7 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     plan = read_plan(run)
     stores = Stores(config, run, inputs, plan)
     if is_done(run.manifest, stores.fingerprint) and not any(
-        s.missing() for s in (stores.student, stores.teacher, stores.heldout)
+        s.missing(verify=True) for s in (stores.student, stores.teacher, stores.heldout)
     ):
         return
     if changed := stores.student.stale_fields():
@@ -168,9 +168,9 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     with measured(result):
         head, norm = _student_pass(config, inputs, stores)
         gc.collect()
-        maps = _teacher_pass(config, run, inputs, stores, (head, norm))
+        _teacher_pass(config, run, inputs, stores, (head, norm))
         gc.collect()
-        alignment = _alignment(maps, stores, inputs)
+        alignment = _alignment(stores, inputs)
         shutil.rmtree(run.targets / "raw", ignore_errors=True)
     result |= {
         "bytes": stores.bytes,
@@ -208,48 +208,70 @@ def _student_pass(config: TransferConfig, inputs: Inputs, stores: Stores) -> tup
     return student.head().detached(), student.norm_weight().clone()
 
 
+Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
+
+
 def _teacher_pass(
     config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, student: tuple[Head, Tensor]
-) -> Maps:
-    """The teacher over training and held-out rows; then the maps, and targets in place of raw activations."""
-    raws = {
-        "teacher": ShardStore(run.targets / "raw" / "teacher", stores.fingerprint, stores.teacher.plan),
-        "heldout": ShardStore(run.targets / "raw" / "heldout", stores.fingerprint, stores.heldout.plan),
-    }
+) -> None:
+    """The teacher over training and held-out rows, its activations mapped into the student's space."""
     teacher = load(config.teacher)
     share_vocabulary(inputs.vocabulary, teacher)
-    options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(config, stores)}
+    quiet = replace(stores.request, top_k=0, teacher_output=True)
 
-    def train_batch(batch: list[int]) -> list[Record]:
+    def train_rows(batch: list[int]) -> list[Record]:
         own = [stores.student.read(i) for i in batch] if stores.request.top_k else []
         return teacher_signals(teacher, [inputs.train[i] for i in batch], stores.request, own, student[0])
 
-    quiet = replace(stores.request, top_k=0, teacher_output=True)
-    fill(raws["teacher"], inputs.train, train_batch, label="cache teacher", **options)
-    fill(
-        raws["heldout"],
-        inputs.heldout,
-        lambda batch: teacher_signals(teacher, [inputs.heldout[i] for i in batch], quiet, [], student[0]),
-        label="cache held-out",
-        **options,
-    )
-    if inputs.heldout and config.evaluation.cka_rows:
-        write_tensors(
-            run.targets / "cka.safetensors",
-            layer_states(teacher, inputs.heldout[: config.evaluation.cka_rows]),
-        )
-    head, norms = teacher.head(), (teacher.norm_weight(), student[1])
-    write_tensors(run.targets / "teacher_head.safetensors", {"weight": head.weight_VD, **_bias(head)})
-    tensors = head_maps(head, student[0], norms, stores.wanted) | fit_maps(
-        stores, raws["teacher"].read, config.cache.ridge_penalty
-    )
-    write_tensors(run.targets / "maps.safetensors", tensors)
-    maps = Maps(tensors)
+    def heldout_rows(batch: list[int]) -> list[Record]:
+        return teacher_signals(teacher, [inputs.heldout[i] for i in batch], quiet, [], student[0])
+
+    options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(config, stores)}
+    sources: dict[str, Source] = {"teacher": train_rows, "heldout": heldout_rows}
+    if is_done(run.manifest, stores.fingerprint):
+        # Only damaged shards are rebuilt, with the maps that made the others.
+        maps = Maps.read(run.targets / "maps.safetensors")
+    else:
+        head, norms = teacher.head(), (teacher.norm_weight(), student[1])
+        write_tensors(run.targets / "teacher_head.safetensors", {"weight": head.weight_VD, **_bias(head)})
+        if inputs.heldout and config.evaluation.cka_rows:
+            states = layer_states(teacher, inputs.heldout[: config.evaluation.cka_rows])
+            write_tensors(run.targets / "cka.safetensors", states)
+        tensors = head_maps(head, student[0], norms, stores.wanted)
+        if any(name == "ridge" for name, _ in stores.wanted):
+            sources = _raw(run, inputs, stores, sources, options)
+            tensors |= fit_maps(stores, lambda n: sources["teacher"]([n])[0], config.cache.ridge_penalty)
+        write_tensors(run.targets / "maps.safetensors", tensors)
+        maps = Maps(tensors)
+    for name, final, samples in (
+        ("teacher", stores.teacher, inputs.train),
+        ("heldout", stores.heldout, inputs.heldout),
+    ):
+        fill(final, samples, _mapped(sources[name], maps, stores), label=f"cache {name}", **options)
+
+
+def _mapped(source: Source, maps: Maps, stores: Stores) -> Source:
     layers = [p.student for p in stores.request.pairs]
-    for raw, final in ((raws["teacher"], stores.teacher), (raws["heldout"], stores.heldout)):
-        for number in range(len(final.plan)):
-            final.write(number, [to_targets(r, maps, stores.wanted, layers) for r in raw.read_shard(number)])
-    return maps
+    return lambda batch: [to_targets(record, maps, stores.wanted, layers) for record in source(batch)]
+
+
+def _raw(
+    run: RunFolder, inputs: Inputs, stores: Stores, sources: dict[str, Source], options: dict[str, Any]
+) -> dict[str, Source]:
+    """A fitted map needs all activations before it can map the first: keep them as they are until then."""
+    read: dict[str, Source] = {}
+    for name, final, samples in (
+        ("teacher", stores.teacher, inputs.train),
+        ("heldout", stores.heldout, inputs.heldout),
+    ):
+        raw = ShardStore(run.targets / "raw" / name, stores.fingerprint, final.plan)
+        fill(raw, samples, sources[name], label=f"{name} activations", **options)
+        read[name] = _reader(raw)
+    return read
+
+
+def _reader(store: ShardStore) -> Source:
+    return lambda batch: [store.read(n) for n in batch]
 
 
 def _bias(head: Head) -> dict[str, Tensor]:
@@ -270,7 +292,7 @@ def layer_states(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Tenso
     return {key: torch.cat(parts)[:CKA_POSITIONS] for key, parts in kept.items()}
 
 
-def _alignment(maps: Maps, stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:
+def _alignment(stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:
     """Mean cosine between targets and the untouched student's own activations, over the training rows."""
     lines = []
     for name, interface in stores.wanted:
