@@ -62,24 +62,11 @@ def train(config: TransferConfig, run: RunFolder, inputs: Inputs, baseline: str 
     with measured(result):
         student = load(config.student)
         share_vocabulary(inputs.vocabulary, student)
+        before = {k: _weights(student, k) for k in plan.trained_layers}
         with prepared(student, plan, config) as model:
-            supervision = _supervision(config, run, inputs, stores, recipe)
-            before = (
-                {k: _flat(student, k).clone() for k in plan.trained_layers} if not config.train.lora_r else {}
-            )
-            result |= _optimise(
-                config,
-                folder,
-                inputs,
-                student,
-                plan,
-                recipe,
-                stores,
-                supervision,
-                _teacher_head(run, recipe, inputs),
-            )
+            result |= _optimise(config, run, inputs, student, baseline)
             merged = _merge(model, folder) if isinstance(model, PeftModel) else student.model
-        result["movement"] = _movement(config, student, plan, before)
+        result["movement"] = _movement(student, before)
         _save(merged, inputs, config, folder / "student")
         del student, merged, model
         gc.collect()
@@ -146,10 +133,6 @@ def _supervision(
     )
 
 
-def _teacher_head(run: RunFolder, recipe: Recipe, inputs: Inputs) -> Head | None:
-    return read_teacher_head(run, inputs) if recipe.needs_teacher_output else None
-
-
 def read_teacher_head(run: RunFolder, inputs: Inputs) -> Head:
     """The teacher's head as the cache step stored it."""
     stored, c = read_tensors(run.targets / "teacher_head.safetensors"), inputs.teacher
@@ -160,26 +143,23 @@ def read_teacher_head(run: RunFolder, inputs: Inputs) -> Head:
 
 
 def _optimise(
-    config: TransferConfig,
-    folder: Path,
-    inputs: Inputs,
-    student: Decoder,
-    plan: Plan,
-    recipe: Recipe,
-    stores: Stores,
-    supervision: Supervision,
-    teacher_head: Head | None,
+    config: TransferConfig, run: RunFolder, inputs: Inputs, student: Decoder, baseline: str | None
 ) -> dict[str, Any]:
     """Run the Trainer on layers cut+1..L, from the newest complete checkpoint if there is one."""
-    cached = stores.request.cut is not None
-    cut = plan.cut if cached else 0
+    plan, recipe, folder = read_plan(run), recipes_of(config)[baseline], run.training(baseline)
+    stores = Stores(config, run, inputs, plan)
+    is_cached = stores.request.cut is not None
+    cut = plan.cut if is_cached else 0
+    head = read_teacher_head(run, inputs) if recipe.needs_teacher_output else None
+    supervision = _supervision(config, run, inputs, stores, recipe)
+    collator = Collator(inputs.train, supervision, stores.student if is_cached else None)
     with student.span(cut, student.num_layers, norm=True), StopOnSignal().installed() as stopper:
-        suffix = SuffixModel(student, cut, recipe, [p.student for p in plan.pairs], teacher_head)
+        suffix = SuffixModel(student, cut, recipe, [p.student for p in plan.pairs], head)
         trainer = SemAlignTrainer(
             suffix,
             arguments(config, recipe, folder),
             inputs.train,
-            Collator(inputs.train, supervision, stores.student if cached else None),
+            collator,
             callbacks=[LineLog(folder / "train.jsonl"), GradientCheck(), stopper],
         )
         trainer.remove_callback(PrinterCallback)
@@ -230,21 +210,19 @@ def arguments(config: TransferConfig, recipe: Recipe, folder: Path) -> TrainingA
     )
 
 
-def _flat(student: Decoder, layer: int) -> Tensor:
-    return torch.cat([p.detach().float().reshape(-1) for p in student.layers[layer - 1].parameters()])
+def _weights(student: Decoder, layer: int) -> list[Tensor]:
+    return [p.detach().clone() for p in student.layers[layer - 1].parameters()]
 
 
-def _movement(
-    config: TransferConfig, student: Decoder, plan: Plan, before: dict[int, Tensor]
-) -> list[dict[str, float]]:
+def _movement(student: Decoder, before: dict[int, list[Tensor]]) -> list[dict[str, float]]:
     """Relative change |w - w0| / |w0| of every trained layer, after rounding to the saved type."""
-    if not before:
-        untouched = load(config.student)
-        before = {k: _flat(untouched, k) for k in plan.trained_layers}
-    moved = [
-        {"layer": k, "relative_change": float((_flat(student, k) - start).norm() / start.norm())}
-        for k, start in before.items()
-    ]
+    moved = []
+    for layer, start in before.items():
+        change = [
+            (w.float() - w0.float()).norm() for w, w0 in zip(_weights(student, layer), start, strict=True)
+        ]
+        size = torch.stack([w0.float().norm() for w0 in start]).norm()
+        moved.append({"layer": layer, "relative_change": float(torch.stack(change).norm() / size)})
     if all(m["relative_change"] == 0 for m in moved):
         raise ModelError(
             "training changed no weight of the saved student; give it more steps (the first warm-up step has rate 0), "
