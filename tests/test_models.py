@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, save_model, tiny_model
 from transformers import AutoModelForCausalLM, T5Config
 
-from semalign import models
+from semalign import loading, models
 from semalign.capture import Point, capture
 from semalign.config import ModelConfig
 from semalign.errors import ConfigError, ModelError
@@ -115,22 +115,22 @@ def test_loading_checks_for_nan_and_names_the_tensor(tmp_path: Path) -> None:
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight has 1 NaN"):
-        models.load(ModelConfig(str(folder)))
+        loading.load(ModelConfig(str(folder)))
 
 
 def test_a_missing_folder_and_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="expected a model folder"):
-        models.load_config(ModelConfig(str(tmp_path / "nothing")))
+        loading.load_config(ModelConfig(str(tmp_path / "nothing")))
     with pytest.raises(ModelError, match=r"expected config\.json"):
-        models.load_config(ModelConfig(str(tmp_path)))
+        loading.load_config(ModelConfig(str(tmp_path)))
     with pytest.raises(ModelError, match="expected a GGUF file"):
-        models.load_config(ModelConfig(str(tmp_path / "x.gguf")))
+        loading.load_config(ModelConfig(str(tmp_path / "x.gguf")))
 
 
 def test_a_hub_id_without_network_names_the_prefetch_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="hf download somebody/some-model"):
-        models.load_config(ModelConfig("somebody/some-model"))
+        loading.load_config(ModelConfig("somebody/some-model"))
 
 
 @pytest.mark.parametrize(
@@ -143,26 +143,26 @@ def test_other_architectures_are_refused_before_any_weight(tmp_path: Path, kind:
     config = T5Config() if kind == "t5" else AutoConfig.for_model(kind)
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=reason):
-        models.load_config(ModelConfig(str(tmp_path)))
+        loading.load_config(ModelConfig(str(tmp_path)))
 
 
 def test_a_quantised_load_without_the_extra_says_what_to_install(tiny_pair: tuple[Path, Path]) -> None:
     with pytest.raises(ModelError, match="pip install bitsandbytes"):
-        models.load(ModelConfig(str(tiny_pair[0]), load_in_4bit=True))
+        loading.load(ModelConfig(str(tiny_pair[0]), load_in_4bit=True))
 
 
 def test_a_smaller_teacher_is_refused_unless_allowed(tiny_pair: tuple[Path, Path]) -> None:
-    teacher, student = (models.load_config(ModelConfig(str(p))) for p in tiny_pair)
+    teacher, student = (loading.load_config(ModelConfig(str(p))) for p in tiny_pair)
     with pytest.raises(ModelError, match="3 teacher layers and 5 student layers"):
-        models.check_pair(student, teacher, allow_smaller_teacher=False)
-    models.check_pair(student, teacher, allow_smaller_teacher=True)
+        loading.check_pair(student, teacher, allow_smaller_teacher=False)
+    loading.check_pair(student, teacher, allow_smaller_teacher=True)
 
 
 def test_identity_follows_content_not_place(tmp_path: Path) -> None:
     first = save_model(tiny_model("llama", layers=2, wide=False), tmp_path / "a")
     second = save_model(tiny_model("llama", layers=2, wide=False), tmp_path / "b c")
     other = save_model(tiny_model("llama", layers=2, wide=False, seed=9), tmp_path / "d")
-    ids = [models.identity(ModelConfig(str(p))) for p in (first, second, other)]
+    ids = [loading.identity(ModelConfig(str(p))) for p in (first, second, other)]
     assert ids[0] == ids[1] != ids[2]
 
 
@@ -228,7 +228,7 @@ def test_a_gguf_model_loads_dequantised_and_can_be_saved(
 ) -> None:
     path = tmp_path / "student.gguf"
     write_gguf(path, tiny_pair[1])
-    loaded = models.load(ModelConfig(str(path), dtype="float32"))
+    loaded = loading.load(ModelConfig(str(path), dtype="float32"))
     original = AutoModelForCausalLM.from_pretrained(tiny_pair[1])
     ids, _ = batch()
     with torch.no_grad():

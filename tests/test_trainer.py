@@ -26,7 +26,8 @@ from semalign.config import (
 from semalign.data import collate
 from semalign.errors import ConfigError
 from semalign.folder import RunFolder
-from semalign.models import load, share_vocabulary
+from semalign.loading import load
+from semalign.models import share_vocabulary
 from semalign.run import transfer
 from semalign.signals import labels_of, state_mask
 from semalign.steps.cache import Stores

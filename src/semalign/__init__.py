@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from semalign.config import TransferConfig
     from semalign.errors import SemAlignError
+    from semalign.loading import load
     from semalign.maths.bases import semantic_map
-    from semalign.models import Decoder, load
+    from semalign.models import Decoder
     from semalign.run import transfer
     from semalign.steps.attribute import attribute_layers
     from semalign.steps.pair import pair_layers
@@ -25,7 +26,7 @@ _WHERE = {
     "SemAlignError": "semalign.errors",
     "semantic_map": "semalign.maths.bases",
     "Decoder": "semalign.models",
-    "load": "semalign.models",
+    "load": "semalign.loading",
     "transfer": "semalign.run",
     "attribute_layers": "semalign.steps.attribute",
     "pair_layers": "semalign.steps.pair",

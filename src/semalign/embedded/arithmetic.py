@@ -8,7 +8,8 @@ from semalign.embedded.splits import Item, Split, draw_key
 _WHO = ["Mia", "Tom", "Ana", "Ben", "Lea", "Max", "Ida", "Sam"]
 _THINGS = ["nuts", "pens", "cups", "eggs", "coins", "cards", "shells", "books"]
 _CLOSINGS = ("So the answer is {n}.", "The answer is {n}.", "That makes {n}.")
-_LARGEST = 100
+_LARGEST = 75
+_DRILL_LINES = 4
 
 Operand = str | int
 Step = tuple[Operand, str, Operand]
@@ -25,11 +26,11 @@ class ProblemKind:
 
 
 _TABLE_A, _TABLE_B, _SMALL, _MIDDLE, _LARGE = (
-    range(2, 13),
     range(2, 10),
-    range(2, 20),
-    range(2, 40),
-    range(20, 80),
+    range(2, 8),
+    range(2, 11),
+    range(5, 21),
+    range(15, 51),
 )
 
 KINDS: tuple[ProblemKind, ...] = (
@@ -80,7 +81,7 @@ KINDS: tuple[ProblemKind, ...] = (
     ),
     ProblemKind(
         "change",
-        (range(50, 101), _TABLE_A, _TABLE_B),
+        (range(30, 70), _TABLE_A, _TABLE_B),
         (
             "{who} buys {b} {thing} for {c} dollars each and pays with {a} dollars. How much change is due?",
             "One of the {thing} costs {c} dollars. {who} takes {b} and pays {a} dollars. What is the change?",
@@ -89,7 +90,7 @@ KINDS: tuple[ProblemKind, ...] = (
     ),
     ProblemKind(
         "twice_as_many",
-        (range(2, 30), range(2, 13)),
+        (range(2, 26), range(2, 11)),
         (
             "{who} has {a} {thing}. {other} has twice as many and {b} on top. How many does {other} have?",
             "{other} owns double of the {a} {thing} of {who}, plus {b}. How many does {other} own?",
@@ -191,3 +192,16 @@ def arithmetic_item(kind: ProblemKind, split: Split, rng: random.Random) -> Item
     lines = _work(kind, params)
     check = {"kind": "number", "answer": lines[-1][1]}
     return Item("arithmetic", key, kind.name, prompt, _solution(lines, rng), check)
+
+
+def drill(rng: random.Random) -> tuple[str, str]:
+    """Bare calculations and their results, in the number range of the problems: skill without any story."""
+    lines = []
+    while len(lines) < _DRILL_LINES:
+        kind = rng.choice(KINDS)
+        params = tuple(rng.choice(values) for values in kind.ranges)
+        work = _work(kind, params)
+        if all(0 <= value <= _LARGEST for _, value in work):
+            lines.append(rng.choice(work))
+    question = ", ".join(expression for expression, _ in lines)
+    return f"Calculate {question}.", " ".join(f"{expression} = {value}." for expression, value in lines)

@@ -15,8 +15,8 @@ from semalign.embedded.splits import TASKS, Item, Task, split_of
 
 STUDENT_FACT_SHARE = 5
 """The student knows one fact in this many."""
-_TASK_WEIGHTS = (25, 30, 20, 25)
-_OPEN_SHARE, _ECHO_SHARE = 0.2, 0.15
+_TASK_WEIGHTS = (20, 36, 18, 26)
+_OPEN_SHARE, _ECHO_SHARE, _TEACHER_ECHO_SHARE, _DRILL_SHARE = 0.2, 0.12, 0.06, 0.35
 
 Chat = list[dict[str, str]]
 
@@ -48,7 +48,17 @@ def teacher_chats(count: int, seed: int) -> Iterator[Chat]:
     rng = random.Random(f"teacher|{seed}")
     kinds = {task: list(kinds_of(task)) for task in TASKS}
     for task in rng.choices(TASKS, _TASK_WEIGHTS, k=count):
-        yield messages(_draw(task, kinds[task], rng))
+        luck = rng.random()
+        if luck < _TEACHER_ECHO_SHARE:
+            yield _echo_chat(task, rng)
+        elif task == "arithmetic" and luck < _DRILL_SHARE:
+            yield _chat(*arithmetic.drill(rng))
+        else:
+            yield messages(_draw(task, kinds[task], rng))
+
+
+def _chat(question: str, answer: str) -> Chat:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _open_chat(task: Task, rng: random.Random) -> Chat:
@@ -66,7 +76,7 @@ def _echo_chat(task: Task, rng: random.Random) -> Chat:
     else:
         answer = _draw(task, list(kinds_of(task)), rng).answer
         line = answer if task == "arithmetic" else rng.choice(answer.splitlines()[1:]).strip()
-    return [{"role": "user", "content": f"Repeat: {line}"}, {"role": "assistant", "content": line}]
+    return _chat(f"Repeat: {line}", line)
 
 
 def student_chats(count: int, seed: int) -> Iterator[Chat]:
@@ -79,6 +89,8 @@ def student_chats(count: int, seed: int) -> Iterator[Chat]:
             yield _open_chat(task, rng)
         elif luck < _OPEN_SHARE + _ECHO_SHARE:
             yield _echo_chat(task, rng)
+        elif task == "arithmetic" and luck < _OPEN_SHARE + _ECHO_SHARE + _DRILL_SHARE:
+            yield _chat(*arithmetic.drill(rng))
         else:
             yield messages(_draw(task, kinds[task], rng))
 

@@ -69,9 +69,9 @@ _SECOND_WORDINGS = (
     "Someone asks about {land}. Tell them the {relation}.",
 )
 _STATEMENTS = (
-    "The {relation} of {land} is {value}.",
-    "For {land} the {relation} is {value}.",
-    "In {land} the {relation} is {value}.",
+    "The {relation} of {land} is {value} ({letter}).",
+    "For {land} the {relation} is {value} ({letter}).",
+    "In {land} the {relation} is {value} ({letter}).",
 )
 _CLOSINGS = ("The answer is: {letter}", "So the answer is: {letter}", "Answer: {letter}")
 
@@ -110,7 +110,7 @@ def world() -> World:
 
 
 def _question(fact: Fact, wording: str, options: list[str]) -> str:
-    lines = [f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=True)]
+    lines = [f"- {option} ({letter})" for letter, option in zip(LETTERS, options, strict=True)]
     return "\n".join([wording.format(relation=fact.relation, land=fact.land), *lines])
 
 

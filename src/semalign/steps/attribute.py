@@ -14,9 +14,10 @@ from semalign.config import TransferConfig
 from semalign.data import Sample, collate, length_batches
 from semalign.errors import ModelError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.loading import load
 from semalign.maths.attribution import layer_scores
 from semalign.maths.full_vocabulary import cross_entropy_loss
-from semalign.models import Decoder, load, share_vocabulary
+from semalign.models import Decoder, share_vocabulary
 from semalign.progress import bar
 from semalign.signals import labels_of, state_mask
 from semalign.steps.inputs import Inputs

@@ -22,10 +22,11 @@ from semalign.config import Interface, MapName, TransferConfig
 from semalign.data import Sample, length_batches
 from semalign.errors import CacheError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.loading import load
 from semalign.maths.bases import logit_map, semantic_map
 from semalign.maths.regression import RidgeFit
 from semalign.maths.similarity import mean_cosine
-from semalign.models import Decoder, Head, load, share_vocabulary
+from semalign.models import Decoder, Head, share_vocabulary
 from semalign.progress import bar
 from semalign.recipes import RECIPES, Recipe, resolve
 from semalign.signals import Request, batch_inputs, student_signals, teacher_signals

@@ -19,10 +19,11 @@ from semalign.config import TransferConfig
 from semalign.data import Sample, render_example, templates_agree
 from semalign.errors import CacheError
 from semalign.folder import RunFolder
+from semalign.loading import load, load_tokenizer
 from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
 from semalign.maths.pairing import LayerPair
 from semalign.maths.similarity import mean_cosine
-from semalign.models import Decoder, Head, load, load_tokenizer, share_vocabulary
+from semalign.models import Decoder, Head, share_vocabulary
 from semalign.signals import Request, student_signals, teacher_signals
 from semalign.steps.cache import head_maps, request_of
 from semalign.steps.inputs import Inputs, load_inputs, rows_named

@@ -19,9 +19,10 @@ from semalign.evaluation.generate import generate
 from semalign.evaluation.statistics import wilson_interval
 from semalign.evaluation.tasks import check_answers
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.loading import load
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.similarity import gap_closed, kl_gap_closed, linear_cka, mean_cosine
-from semalign.models import Decoder, load, share_vocabulary
+from semalign.models import Decoder, share_vocabulary
 from semalign.progress import bar
 from semalign.recipes import resolve
 from semalign.signals import batch_inputs, labels_of

@@ -21,7 +21,7 @@ from semalign.data import (
 )
 from semalign.errors import DataError
 from semalign.folder import hash_of
-from semalign.models import check_pair, identity, load_config, load_tokenizer
+from semalign.loading import check_pair, identity, load_config, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

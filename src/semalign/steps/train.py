@@ -20,11 +20,13 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from semalign.cache import read_tensors
+from semalign.callbacks import GradientCheck, LineLog, StopOnSignal, complete_checkpoint
 from semalign.config import TransferConfig, to_dict
 from semalign.errors import ConfigError, ModelError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.loading import load
 from semalign.maths.head import HeadOptions
-from semalign.models import Decoder, Head, load, lora_modules, share_vocabulary
+from semalign.models import Decoder, Head, lora_modules, share_vocabulary
 from semalign.progress import LossProgress
 from semalign.recipes import Recipe
 from semalign.signals import batch_inputs
@@ -32,15 +34,7 @@ from semalign.steps.cache import Stores, recipes_of, request_of
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
 from semalign.supervision import CachedSupervision, LiveSupervision, Maps, Supervision
-from semalign.trainer import (
-    Collator,
-    GradientCheck,
-    LineLog,
-    SemAlignTrainer,
-    StopOnSignal,
-    SuffixModel,
-    complete_checkpoint,
-)
+from semalign.trainer import Collator, SemAlignTrainer, SuffixModel
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,0 +1,114 @@
+"""What watches a training: its log, its gradients, its signals, its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from semalign.errors import SemAlignError
+
+
+class LineLog(TrainerCallback):
+    """One line of train.jsonl per logged step; lines after the step that is resumed from are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the lines that the checkpoint knows about."""
+        kept = []
+        if self.path.exists() and state.global_step:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line and json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Append."""
+        logs = kwargs.get("logs") or {}
+        if "loss" in logs and state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class GradientCheck(TrainerCallback):
+    """After the first backward pass: exactly the chosen parameters have gradients, and they are finite and not all zero."""
+
+    def __init__(self) -> None:
+        self.is_checked = False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Runs once."""
+        if self.is_checked:
+            return
+        self.is_checked = True
+        for name, parameter in kwargs["model"].named_parameters():
+            if parameter.requires_grad != (parameter.grad is not None):
+                raise SemAlignError(
+                    f"{name}: expected a gradient exactly where training was asked for; this recipe does not reach it."
+                )
+            # A LoRA pair starts with one factor at zero, which leaves the other without gradient.
+            if (
+                parameter.grad is not None
+                and "lora_" not in name
+                and not 0 < float(parameter.grad.abs().sum()) < float("inf")
+            ):
+                raise SemAlignError(
+                    f"{name}: its first gradient is zero, NaN or infinite; the loss does not depend on this parameter."
+                )
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[StopOnSignal]:
+        """Handlers live as long as the block; only a main thread can have them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        kept = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise SystemExit(128 + number)
+        self.received = number
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask the Trainer to save and stop."""
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+
+
+def complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint whose last-written file is there and readable."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+            return str(path)
+        except (OSError, json.JSONDecodeError):
+            continue
+    return None
