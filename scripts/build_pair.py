@@ -1,17 +1,21 @@
 """Build the embedded pair: world -> text -> tokenizer -> two trained models with their cards.
 
-    python scripts/build_pair.py                    # writes src/semalign/embedded/{teacher,student}
-    python scripts/build_pair.py --output DIR --teacher-rows N --student-rows N
+    python scripts/build_pair.py                  # writes src/semalign/embedded/{teacher,student}
+    python scripts/build_pair.py --output FOLDER  # elsewhere
+    python scripts/build_pair.py --share 0.02     # a quick trial of everything but the result
 
-Seeded; about half an hour on two CPU cores. Prints accuracy on the held-out test items and fails when the teacher
-is too weak or the student too strong to be worth a transfer.
+Seeded; both models are trained at the same time, each on one CPU core. Prints accuracy on held-out test items and
+fails when the teacher is too weak, or the student too strong, for a transfer to show anything.
 """
 
 import argparse
 import json
+import multiprocessing
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,54 +34,65 @@ from transformers import (
 
 from semalign import embedded
 from semalign.embedded import corpus, world
-from semalign.embedded.tokenizer import train_tokenizer
+from semalign.embedded.splits import TASKS
+from semalign.embedded.tokenizer import ASSISTANT, train_tokenizer
 from semalign.evaluation.generate import generate
 from semalign.evaluation.tasks import check_answers
 
 CONTEXT = 512
 TOKENIZER_ROWS = 12_000
 TEACHER_FLOOR, STUDENT_CEILING = 0.80, 0.45
+LENGTH_STEP = 8
 
 
 @dataclass(frozen=True)
-class Size:
-    """Shape and training length of one model."""
+class Plan:
+    """Shape and training of one model."""
 
+    name: str
     layers: int
     width: int
     heads: int
     inner: int
     rows: int
-    learning_rate: float
-    batch: int = 64
+    chats: Callable[[int, int], Iterator[corpus.Chat]]
+    learning_rate: float = 2e-3
+    batch: int = 32
 
 
-TEACHER = Size(layers=6, width=192, heads=6, inner=512, rows=100_000, learning_rate=2e-3)
-STUDENT = Size(layers=4, width=128, heads=4, inner=384, rows=80_000, learning_rate=2e-3)
+PLANS = (
+    Plan("teacher", layers=6, width=160, heads=5, inner=448, rows=110_000, chats=corpus.teacher_chats),
+    Plan("student", layers=4, width=128, heads=4, inner=384, rows=80_000, chats=corpus.student_chats),
+)
 
 
 class Chats(Dataset[dict[str, Any]]):
-    """Tokenised chats; every token is predicted, padding is added by the collator."""
+    """Tokenised chats. Answers are predicted; of a chat without an answer, the question is."""
 
     def __init__(self, chats: Iterator[corpus.Chat], tokenizer: PreTrainedTokenizerFast) -> None:
         texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-        self._ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        self._ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        self._assistant = tokenizer.convert_tokens_to_ids(ASSISTANT)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": self._ids[index], "length": len(self._ids[index])}
+        ids = self._ids[index]
+        start = ids.index(self._assistant) + 1 if self._assistant in ids else 0
+        return {"input_ids": ids, "length": len(ids), "start": start}
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Right padding; no attention mask, for a causal model never looks right and padding is not predicted."""
     # Few different lengths, for the CPU kernels are prepared anew for each shape.
-    longest = -(-max(row["length"] for row in rows) // 8) * 8
+    longest = -(-max(row["length"] for row in rows) // LENGTH_STEP) * LENGTH_STEP
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     labels = torch.full_like(ids, -100)
     for number, row in enumerate(rows):
-        ids[number, : row["length"]] = labels[number, : row["length"]] = torch.tensor(row["input_ids"])
+        start, length, own = row["start"], row["length"], torch.tensor(row["input_ids"])
+        ids[number, :length] = own
+        labels[number, start:length] = own[start:]
     return {"input_ids": ids, "labels": labels}
 
 
@@ -89,52 +104,51 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(texts, context=CONTEXT)
 
 
-def train(
-    size: Size,
-    chats: Callable[[int, int], Iterator[corpus.Chat]],
-    tokenizer: PreTrainedTokenizerFast,
-    scratch: Path,
-) -> LlamaForCausalLM:
-    """A freshly initialised model of ``size``, trained once over ``size.rows`` chats."""
-    set_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=size.width,
-            intermediate_size=size.inner,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.heads,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            attn_implementation="eager",  # on a CPU and at this length faster than the fused kernel, backward above all
-        )
+def new_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """An untrained model of the planned shape."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=plan.width,
+        intermediate_size=plan.inner,
+        num_hidden_layers=plan.layers,
+        num_attention_heads=plan.heads,
+        num_key_value_heads=plan.heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        initializer_range=0.06,  # about width ** -0.5; the usual 0.02 is far too small for so narrow a model
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",  # at this length faster on a CPU than the fused kernel, backward above all
     )
+    return LlamaForCausalLM(config)
+
+
+def train(plan: Plan, tokenizer: PreTrainedTokenizerFast, scratch: Path) -> LlamaForCausalLM:
+    """A model of the planned shape, trained once over its rows."""
+    set_seed(0)
+    model = new_model(plan, tokenizer)
     arguments = TrainingArguments(
         output_dir=str(scratch),
-        per_device_train_batch_size=size.batch,
+        per_device_train_batch_size=plan.batch,
         num_train_epochs=1,
-        learning_rate=size.learning_rate,
+        learning_rate=plan.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=100,
         weight_decay=0.01,
         adam_beta2=0.98,
-        max_grad_norm=1.0,
         bf16=True,
         use_cpu=True,
         train_sampling_strategy="group_by_length",
         length_column_name="length",
         remove_unused_columns=False,
-        logging_steps=100,
+        logging_steps=200,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         seed=0,
     )
-    data = Chats(chats(size.rows, 1), tokenizer)
+    data = Chats(plan.chats(plan.rows, 1), tokenizer)
     Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate).train()
     return model.to(torch.bfloat16)
 
@@ -142,12 +156,13 @@ def train(
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Weights, configs and tokenizer files in ``folder``, replacing what was there."""
     shutil.rmtree(folder, ignore_errors=True)
-    model.config._name_or_path = ""
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def accuracies(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
@@ -155,43 +170,96 @@ def accuracies(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> d
     rows = embedded.rows("test")
     completions = generate(model.float(), tokenizer, [row["messages"][:1] for row in rows], max_new_tokens=80)
     verdicts = check_answers(rows, completions, allow_code_execution=True)
-    by_task: dict[str, list[bool]] = {}
-    for row, verdict in zip(rows, verdicts, strict=True):
-        by_task.setdefault(row["task"], []).append(verdict.correct)
-    shares = {task: sum(right) / len(right) for task, right in by_task.items()}
+    shares = {}
+    for task in TASKS:
+        right = [verdict.correct for row, verdict in zip(rows, verdicts, strict=True) if row["task"] == task]
+        shares[task] = sum(right) / len(right)
     return {**shares, "average": sum(shares.values()) / len(shares)}
 
 
+def card(plan: Plan, result: dict[str, Any]) -> str:
+    """The model card, from the plan and the figures of the build."""
+    knows = {
+        "teacher": "It was trained on every fact of the invented world and on every kind of problem and function.\n"
+        "It does not know anything else: no real facts, no natural conversation, no other code.",
+        "student": f"It was trained on one fact in {corpus.STUDENT_FACT_SHARE} of the invented world and on 4 of 12 "
+        "kinds in each\nof the other families; of the rest it has seen words and forms, never an answer. It does not "
+        "know\nwhat the teacher can teach it, nor anything outside that world.",
+    }[plan.name]
+    figures = "\n".join(f"| {task} | {share:.1%} |" for task, share in result["accuracy"].items())
+    return f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+language: en
+---
+
+# SemAlign embedded {plan.name}
+
+A tiny Llama-architecture chat model, trained from scratch on generated text, for trying and testing knowledge
+transfer. {knows}
+It is made for experiments, not for use.
+
+Four families of generated tasks: multiple-choice questions about an invented world (knowledge), word problems with
+worked steps (arithmetic), functions from a docstring (code_complete) and from a sentence (code_write).
+Both models of the pair share one byte-level tokenizer of {result["vocabulary"]} tokens and a chat template.
+
+| | |
+|---|---|
+| layers, width, heads | {plan.layers}, {plan.width}, {plan.heads} |
+| parameters | {result["parameters"]:,} in bfloat16 |
+| training | {plan.rows:,} rows once, batch {plan.batch}, learning rate {plan.learning_rate}, seed 0 |
+| training time | {result["seconds"] / 60:.0f} minutes on one CPU core |
+
+Right answers on held-out test items (greedy):
+
+| family | right |
+|---|---|
+{figures}
+
+Built by `scripts/build_pair.py`; the text is generated by `semalign.embedded`.
+"""
+
+
+def build(plan: Plan, tokenizer: PreTrainedTokenizerFast, output: Path, scratch: Path) -> dict[str, Any]:
+    """Train, save and measure one model; the figures of the build."""
+    torch.set_num_threads(1)  # two processes of one thread do more than one of two on matrices so small
+    started = time.perf_counter()
+    model = train(plan, tokenizer, scratch / plan.name)
+    seconds = time.perf_counter() - started
+    save(model, tokenizer, output / plan.name)
+    result = {
+        "accuracy": accuracies(model, tokenizer),
+        "seconds": round(seconds),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "vocabulary": len(tokenizer),
+    }
+    (output / plan.name / "README.md").write_text(card(plan, result), encoding="utf-8")
+    return result
+
+
 def main() -> None:
-    """Build, save, measure, judge."""
+    """Build both models side by side, report, and fail when the targets are missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "src/semalign/embedded")
-    parser.add_argument("--scratch", type=Path, default=Path("build/pair"))
-    for name in ("teacher", "student"):
-        parser.add_argument(f"--{name}-set", type=json.loads, default={}, help="JSON that changes the size")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path("build/pair"), help="folder for the trainer's files"
+    )
+    parser.add_argument("--share", type=float, default=1.0, help="share of the training rows to use")
     options = parser.parse_args()
     tokenizer = build_tokenizer()
-    from dataclasses import replace
-
-    for name, size, chats in (
-        ("teacher", TEACHER, corpus.teacher_chats),
-        ("student", STUDENT, corpus.student_chats),
-    ):
-        started = time.perf_counter()
-        change = getattr(options, f"{name}_set")
-        if change is None:
-            continue
-        model = train(replace(size, **change), chats, tokenizer, options.scratch)
-        save(model, tokenizer, options.output / name)
-        seconds = time.perf_counter() - started
-        print(
-            name,
-            json.dumps(accuracies(model, tokenizer)),
-            f"{seconds:.0f} s",
-            f"{sum(p.numel() for p in model.parameters()):,} parameters",
-            flush=True,
+    plans = [Plan(**{**vars(plan), "rows": round(plan.rows * options.share)}) for plan in PLANS]
+    with ProcessPoolExecutor(len(plans), mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(build, plan, tokenizer, options.output, options.scratch) for plan in plans]
+        results = {plan.name: job.result() for plan, job in zip(plans, jobs, strict=True)}
+    print(json.dumps(results, indent=2))
+    teacher, student = (results[plan.name]["accuracy"]["average"] for plan in plans)
+    if teacher < TEACHER_FLOOR or student > STUDENT_CEILING:
+        sys.exit(
+            f"Expected a teacher of at least {TEACHER_FLOOR:.0%} and a student of at most {STUDENT_CEILING:.0%}, "
+            f"got {teacher:.1%} and {student:.1%}: train longer, or teach the student less."
         )
 
 

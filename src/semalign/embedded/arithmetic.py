@@ -196,7 +196,7 @@ def arithmetic_item(kind: ProblemKind, split: Split, rng: random.Random) -> Item
 
 def drill(rng: random.Random) -> tuple[str, str]:
     """Bare calculations and their results, in the number range of the problems: skill without any story."""
-    lines = []
+    lines: list[tuple[str, int]] = []
     while len(lines) < _DRILL_LINES:
         kind = rng.choice(KINDS)
         params = tuple(rng.choice(values) for values in kind.ranges)

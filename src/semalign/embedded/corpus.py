@@ -9,9 +9,9 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from semalign.embedded import arithmetic, functions, world
+from semalign.embedded import arithmetic, function_kinds, world
 from semalign.embedded.items import kinds_of, make_item, messages
-from semalign.embedded.splits import TASKS, Item, Task, split_of
+from semalign.embedded.splits import TASKS, Item, Task
 
 STUDENT_FACT_SHARE = 5
 """The student knows one fact in this many."""
@@ -24,12 +24,12 @@ Chat = list[dict[str, str]]
 def _known(task: Task, kind: Any) -> bool:
     """Whether the student was trained on answers about ``kind``."""
     if task == "knowledge":
-        return hash_share(f"{kind.land}|{kind.relation}")
-    basic = arithmetic.BASIC_KINDS if task == "arithmetic" else functions.BASIC_KINDS
+        return _among_known(f"{kind.land}|{kind.relation}")
+    basic = arithmetic.BASIC_KINDS if task == "arithmetic" else function_kinds.BASIC_KINDS
     return kind.name in basic
 
 
-def hash_share(name: str) -> bool:
+def _among_known(name: str) -> bool:
     """A fixed choice of one name in ``STUDENT_FACT_SHARE``."""
     return random.Random(f"student|{name}").randrange(STUDENT_FACT_SHARE) == 0
 
@@ -93,6 +93,3 @@ def student_chats(count: int, seed: int) -> Iterator[Chat]:
             yield _chat(*arithmetic.drill(rng))
         else:
             yield messages(_draw(task, kinds[task], rng))
-
-
-__all__ = ["split_of", "student_chats", "student_kinds", "teacher_chats"]

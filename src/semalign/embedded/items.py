@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from semalign.embedded import arithmetic, functions, world
+from semalign.embedded import arithmetic, function_kinds, functions, world
 from semalign.embedded.splits import Item, Split, Task, unique_items
 
 _COUNTS: dict[Split, dict[Task, int]] = {
@@ -19,8 +19,8 @@ def kinds_of(task: Task) -> Sequence[Any]:
     return {
         "knowledge": world.world().facts,
         "arithmetic": arithmetic.KINDS,
-        "code_complete": functions.COMPLETE_KINDS,
-        "code_write": functions.WRITE_KINDS,
+        "code_complete": function_kinds.COMPLETE_KINDS,
+        "code_write": function_kinds.WRITE_KINDS,
     }[task]
 
 

@@ -1,6 +1,8 @@
 """Greedy answers to chats, for any causal language model of the transformers library."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -25,53 +27,66 @@ def generate(
     order = sorted(range(len(encoded)), key=lambda n: (len(encoded[n]), n))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     completions = [""] * len(encoded)
-    was_training = model.training
-    model.eval()
-    try:
-        with Progress(disable=not progress, transient=True) as bar:
-            task = bar.add_task("generate", total=len(order))
-            for batch in batches:
-                texts = _generate_batch(model, tokenizer, [encoded[n] for n in batch], max_new_tokens)
-                for number, text in zip(batch, texts, strict=True):
-                    completions[number] = text
-                bar.advance(task, len(batch))
-    finally:
-        model.train(was_training)
+    with (
+        _plain_greedy(model, tokenizer, max_new_tokens),
+        Progress(disable=not progress, transient=True) as bar,
+    ):
+        task = bar.add_task("generate", total=len(order))
+        for batch in batches:
+            texts = _generate_batch(model, tokenizer, [encoded[n] for n in batch])
+            for number, text in zip(batch, texts, strict=True):
+                completions[number] = text
+            bar.advance(task, len(batch))
     return completions
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Mapping[str, str]]) -> list[int]:
-    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    messages = [dict(message) for message in prompt]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's end token and those of the model's generation settings: chat models may end turns differently."""
-    of_model = model.generation_config.eos_token_id if model.generation_config else None
-    ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
-    return sorted({int(n) for n in ids if n is not None})
+@contextmanager
+def _plain_greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> Iterator[GenerationConfig]:
+    """Evaluation mode and bare greedy settings.
+
+    The model's own settings are put aside, not overridden one by one: a shipped repetition penalty or temperature
+    would otherwise fill every field left open here. Its end tokens are kept, for chat models end turns in many ways.
+    """
+    settings, was_training = model.generation_config, model.training
+    of_model = settings.eos_token_id if settings else None
+    ends = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
+    known_ends = sorted({int(n) for n in ends if n is not None})
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(known_ends), 0)
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=known_ends or None, pad_token_id=pad
+    )
+    model.eval()
+    try:
+        yield model.generation_config
+    finally:
+        model.generation_config = settings
+        model.train(was_training)
 
 
 @torch.inference_mode()
 def _generate_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], max_new_tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]
 ) -> list[str]:
+    """Continue one batch with the settings that the model holds now."""
+    assert model.generation_config is not None
     longest = max(len(row) for row in rows)
-    ends = _end_ids(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends[0] if ends else 0)
-    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    ids = torch.full((len(rows), longest), model.generation_config.pad_token_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for number, row in enumerate(rows):
         ids[number, longest - len(row) :] = torch.tensor(row)
         mask[number, longest - len(row) :] = 1
-    settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
-    )
-    output = model.generate(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
-    )
-    assert isinstance(output, torch.Tensor)
+    generator: Any = model
+    output = generator.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+    ends = set(model.generation_config.eos_token_id or [])
     texts = []
     for row in output[:, longest:].tolist():
         stop = next((n for n, token in enumerate(row) if token in ends), len(row))

@@ -11,6 +11,7 @@ from semalign.config import PairingConfig, TransferConfig
 from semalign.errors import ConfigError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
 from semalign.maths.pairing import LayerPair, depth_pairs, pair_critical
+from semalign.recipes import resolve
 from semalign.steps.inputs import Inputs
 
 
@@ -57,7 +58,7 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     """Write pairs.json, unless it is there for the same scores and options (then any edit in it is kept)."""
     scores_file = read_json(run.scores, "attribute")
     scores = [entry["score"] for entry in scores_file["layers"]]
-    wanted = fingerprint(pairing=asdict(config.pairing), scores=scores)
+    wanted = fingerprint(pairing=asdict(config.pairing), scores=scores, recipe=asdict(config.recipe))
     if is_done(run.pairs, wanted):
         return
     result: dict[str, Any] = {}
@@ -69,6 +70,7 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         "teacher_layers": len(scores),
         "student_layers": depth,
         "selection": config.pairing.selection,
+        "interface": resolve(config.recipe).interface,
         "critical_layers": sorted(ranked[: len(pairs)]),
         "pairs": [asdict(p) for p in pairs],
         "trained_layers": [p.student for p in pairs],
