@@ -14,7 +14,9 @@ from semalign.data import shared_vocabulary
 from semalign.loading import load, load_config, load_tokenizer
 
 FOLDER = os.environ.get("SEMALIGN_REAL_PAIR")
-pytestmark = pytest.mark.skipif(not FOLDER, reason="SEMALIGN_REAL_PAIR names no folder with teacher.gguf and student.gguf")
+pytestmark = pytest.mark.skipif(
+    not FOLDER, reason="SEMALIGN_REAL_PAIR names no folder with teacher.gguf and student.gguf"
+)
 
 
 def model(name: str) -> ModelConfig:

@@ -51,5 +51,20 @@ def test_leaves_no_state(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast])
     model.eval()
 
 
+def test_shipped_settings_do_not_bend_greedy_decoding(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast],
+) -> None:
+    model, tokenizer = pair
+    prompts = [row["messages"][:1] for row in embedded.rows("validation")[::40]]
+    plain = generate(model, tokenizer, prompts, max_new_tokens=12)
+    kept = copy.deepcopy(model.generation_config)
+    model.generation_config.repetition_penalty, model.generation_config.no_repeat_ngram_size = 3.0, 1
+    try:
+        assert generate(model, tokenizer, prompts, max_new_tokens=12) == plain
+        assert model.generation_config.repetition_penalty == 3.0
+    finally:
+        model.generation_config = kept
+
+
 def test_no_prompts(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:
     assert generate(*pair, [], max_new_tokens=3) == []

@@ -8,7 +8,7 @@ from semalign.embedded.splits import Item, Split, draw_key
 _WHO = ["Mia", "Tom", "Ana", "Ben", "Lea", "Max", "Ida", "Sam"]
 _THINGS = ["nuts", "pens", "cups", "eggs", "coins", "cards", "shells", "books"]
 _CLOSINGS = ("So the answer is {n}.", "The answer is {n}.", "That makes {n}.")
-_LARGEST = 75
+_LARGEST = 50
 _DRILL_LINES = 4
 
 Operand = str | int
@@ -25,18 +25,12 @@ class ProblemKind:
     steps: tuple[Step, ...]
 
 
-_TABLE_A, _TABLE_B, _SMALL, _MIDDLE, _LARGE = (
-    range(2, 10),
-    range(2, 8),
-    range(2, 11),
-    range(5, 21),
-    range(15, 51),
-)
+_LARGE, _MIDDLE, _SMALL, _GROUPS, _EACH = range(10, 31), range(5, 21), range(2, 10), range(2, 7), range(2, 6)
 
 KINDS: tuple[ProblemKind, ...] = (
     ProblemKind(
         "got_more",
-        (_LARGE, _MIDDLE),
+        (_LARGE, _SMALL),
         (
             "{who} has {a} {thing} and gets {b} more. How many {thing} does {who} have now?",
             "{who} finds {b} {thing}. Before that {who} had {a}. How many are there now?",
@@ -54,7 +48,7 @@ KINDS: tuple[ProblemKind, ...] = (
     ),
     ProblemKind(
         "bags_and_loose",
-        (_TABLE_A, _TABLE_B, _SMALL),
+        (_GROUPS, _EACH, _SMALL),
         (
             "{who} has {a} bags of {b} {thing} and {c} loose {thing}. How many {thing} in all?",
             "There are {a} bags with {b} {thing} each, and {c} more on the table. How many {thing} are there?",
@@ -63,7 +57,7 @@ KINDS: tuple[ProblemKind, ...] = (
     ),
     ProblemKind(
         "gained_and_lost",
-        (_MIDDLE, _MIDDLE, _SMALL),
+        (_MIDDLE, _SMALL, _SMALL),
         (
             "{who} has {a} {thing}, gets {b} and then loses {c}. How many {thing} does {who} have now?",
             "{who} had {a} {thing}, won {b} and lost {c}. How many {thing} are left?",
@@ -71,17 +65,17 @@ KINDS: tuple[ProblemKind, ...] = (
         (("a", "+", "b"), ("r0", "-", "c")),
     ),
     ProblemKind(
-        "full_boxes",
-        (_TABLE_A, _TABLE_B),
+        "three_days",
+        (_MIDDLE, _SMALL, _SMALL),
         (
-            "{who} packs {a} boxes. Every box holds {b} {thing}. How many {thing} are packed?",
-            "Each of {a} boxes holds {b} {thing}. How many {thing} do the boxes hold?",
+            "{who} picks {a} {thing} on Monday, {b} on Tuesday, {c} on Friday. How many {thing} in three days?",
+            "On three days {who} found {a}, {b} and {c} {thing}. What is the total?",
         ),
-        (("a", "*", "b"),),
+        (("a", "+", "b"), ("r0", "+", "c")),
     ),
     ProblemKind(
         "change",
-        (range(30, 70), _TABLE_A, _TABLE_B),
+        (range(20, 41), _GROUPS, _EACH),
         (
             "{who} buys {b} {thing} for {c} dollars each and pays with {a} dollars. How much change is due?",
             "One of the {thing} costs {c} dollars. {who} takes {b} and pays {a} dollars. What is the change?",
@@ -90,25 +84,25 @@ KINDS: tuple[ProblemKind, ...] = (
     ),
     ProblemKind(
         "twice_as_many",
-        (range(2, 26), range(2, 11)),
+        (range(2, 16), _SMALL),
         (
             "{who} has {a} {thing}. {other} has twice as many and {b} on top. How many does {other} have?",
             "{other} owns double of the {a} {thing} of {who}, plus {b}. How many does {other} own?",
         ),
-        (("a", "+", "a"), ("r0", "+", "b")),
+        (("a", "*", 2), ("r0", "+", "b")),
     ),
     ProblemKind(
-        "ages",
-        (_MIDDLE, _SMALL, _SMALL),
+        "younger",
+        (_LARGE, _SMALL, _SMALL),
         (
-            "{who} is {a} years old. {other} is {b} years older. How old will {other} be in {c} years?",
-            "{other} is {b} years older than {who}, who is {a}. What is the age of {other} in {c} years?",
+            "{who} is {a} years old. {other} is {b} years younger. How old will {other} be in {c} years?",
+            "{other} is {b} years younger than {who}, who is {a}. What is the age of {other} in {c} years?",
         ),
-        (("a", "+", "b"), ("r0", "+", "c")),
+        (("a", "-", "b"), ("r0", "+", "c")),
     ),
     ProblemKind(
         "ahead_of",
-        (_TABLE_A, _TABLE_B, _SMALL),
+        (_GROUPS, _EACH, _SMALL),
         (
             "{who} fills {a} pages with {b} {thing} each. {other} has {c} {thing}. How many more has {who}?",
             "{other} has {c} {thing}, {who} has {a} pages of {b}. By how many is {who} ahead?",
@@ -116,17 +110,17 @@ KINDS: tuple[ProblemKind, ...] = (
         (("a", "*", "b"), ("r0", "-", "c")),
     ),
     ProblemKind(
-        "legs",
-        (_TABLE_B, _TABLE_B),
+        "wheels",
+        (range(2, 9), range(2, 13)),
         (
-            "A room has {a} chairs with 4 legs and {b} stools with 3 legs. How many legs are there?",
-            "Count the legs: {a} chairs with 4 legs each, {b} stools with 3 legs each.",
+            "A garage holds {a} cars with 4 wheels and {b} spare wheels. How many wheels are there?",
+            "Count the wheels: {a} cars with 4 each and {b} in the corner.",
         ),
-        (("a", "*", 4), ("b", "*", 3), ("r0", "+", "r1")),
+        (("a", "*", 4), ("r0", "+", "b")),
     ),
     ProblemKind(
         "together",
-        (range(2, 6), range(2, 6), _TABLE_B),
+        (range(1, 6), range(1, 6), _EACH),
         (
             "{who} makes {a} {thing} an hour, {other} makes {b}. How many do both make in {c} hours?",
             "In one hour {who} makes {a} {thing} and {other} {b}. What do they make in {c} hours?",

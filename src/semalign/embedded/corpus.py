@@ -11,12 +11,14 @@ from typing import Any
 
 from semalign.embedded import arithmetic, function_kinds, world
 from semalign.embedded.items import kinds_of, make_item, messages
+from semalign.embedded.practice import practice
 from semalign.embedded.splits import TASKS, Item, Task
 
 STUDENT_FACT_SHARE = 5
 """The student knows one fact in this many."""
-_TASK_WEIGHTS = (20, 36, 18, 26)
-_OPEN_SHARE, _ECHO_SHARE, _TEACHER_ECHO_SHARE, _DRILL_SHARE = 0.2, 0.12, 0.06, 0.35
+_TASK_WEIGHTS = (22, 32, 20, 26)
+_TEACHER_PRACTICE = 0.25
+_STUDENT_MIX = (55, 25, 12, 8)
 
 Chat = list[dict[str, str]]
 
@@ -44,17 +46,27 @@ def _draw(task: Task, kinds: list[Any], rng: random.Random) -> Item:
 
 
 def teacher_chats(count: int, seed: int) -> Iterator[Chat]:
-    """``count`` answered questions over the four families."""
+    """``count`` chats: practice, and answered questions over the four families."""
     rng = random.Random(f"teacher|{seed}")
-    kinds = {task: list(kinds_of(task)) for task in TASKS}
     for task in rng.choices(TASKS, _TASK_WEIGHTS, k=count):
-        luck = rng.random()
-        if luck < _TEACHER_ECHO_SHARE:
-            yield _echo_chat(task, rng)
-        elif task == "arithmetic" and luck < _DRILL_SHARE:
-            yield _chat(*arithmetic.drill(rng))
+        if rng.random() < _TEACHER_PRACTICE:
+            yield _chat(*practice(rng))
         else:
+            yield messages(_draw(task, list(kinds_of(task)), rng))
+
+
+def student_chats(count: int, seed: int) -> Iterator[Chat]:
+    """``count`` chats: practice, answered questions of the known minority, open questions, lines to repeat."""
+    rng = random.Random(f"student|{seed}")
+    kinds = {task: student_kinds(task) for task in TASKS}
+    for task in rng.choices(TASKS, _TASK_WEIGHTS, k=count):
+        sort = rng.choices(("answered", "practice", "open", "line"), _STUDENT_MIX)[0]
+        if sort == "answered":
             yield messages(_draw(task, kinds[task], rng))
+        elif sort == "practice":
+            yield _chat(*practice(rng))
+        else:
+            yield _open_chat(task, rng) if sort == "open" else _line_chat(task, rng)
 
 
 def _chat(question: str, answer: str) -> Chat:
@@ -62,6 +74,7 @@ def _chat(question: str, answer: str) -> Chat:
 
 
 def _open_chat(task: Task, rng: random.Random) -> Chat:
+    """A question alone; one of knowledge has blindly drawn options."""
     if task == "knowledge":
         prompt = world.open_question(rng)
     else:
@@ -69,27 +82,11 @@ def _open_chat(task: Task, rng: random.Random) -> Chat:
     return [{"role": "user", "content": prompt}]
 
 
-def _echo_chat(task: Task, rng: random.Random) -> Chat:
-    """A line to repeat: names, a step of a calculation, or a line of code, without the question it answers."""
+def _line_chat(task: Task, rng: random.Random) -> Chat:
+    """A line to repeat: names, a solution or a line of code, without the question that it answers."""
     if task == "knowledge":
-        line = " ".join(rng.sample(world.all_names(), 3))
+        line = " ".join(rng.sample(world.all_names(), 4))
     else:
         answer = _draw(task, list(kinds_of(task)), rng).answer
         line = answer if task == "arithmetic" else rng.choice(answer.splitlines()[1:]).strip()
     return _chat(f"Repeat: {line}", line)
-
-
-def student_chats(count: int, seed: int) -> Iterator[Chat]:
-    """``count`` chats: mostly answered questions of the known minority, some open questions and repetitions."""
-    rng = random.Random(f"student|{seed}")
-    kinds = {task: student_kinds(task) for task in TASKS}
-    for task in rng.choices(TASKS, _TASK_WEIGHTS, k=count):
-        luck = rng.random()
-        if luck < _OPEN_SHARE:
-            yield _open_chat(task, rng)
-        elif luck < _OPEN_SHARE + _ECHO_SHARE:
-            yield _echo_chat(task, rng)
-        elif task == "arithmetic" and luck < _OPEN_SHARE + _ECHO_SHARE + _DRILL_SHARE:
-            yield _chat(*arithmetic.drill(rng))
-        else:
-            yield messages(_draw(task, kinds[task], rng))

@@ -32,7 +32,8 @@ _ARGUMENTS = {
 
 
 @cache
-def _words() -> list[str]:
+def words() -> list[str]:
+    """The short words that code tasks use as parameters."""
     return _WORDS.split()
 
 
@@ -41,7 +42,7 @@ def _draw_params(kind: FunctionKind, rng: random.Random) -> tuple[Param, ...]:
         "n": lambda: rng.randrange(2 if kind.params == "n" else 10, 100 if kind.params == "n" else 60),
         "s": lambda: rng.randrange(2, 10),
         "l": lambda: rng.choice(_LETTERS),
-        "w": lambda: rng.choice(_words()),
+        "w": lambda: rng.choice(words()),
     }
     while True:
         params = tuple(makers[code]() for code in kind.params)
@@ -59,10 +60,10 @@ def _draw_argument(kind: FunctionKind, params: tuple[Param, ...], rng: random.Ra
         return rng.sample([*numbers, rng.randrange(100), rng.randrange(100)], rng.randrange(2, 5))
     if kind.argument == "text":
         return (
-            rng.choice(_words()) if "w" in kind.params else "".join(rng.sample(letters, rng.randrange(2, 5)))
+            rng.choice(words()) if "w" in kind.params else "".join(rng.sample(letters, rng.randrange(2, 5)))
         )
     starting = [str(p) + rng.choice(_LETTERS) for p in params]
-    return rng.sample([*starting, *rng.sample(_words(), 3)], 3)
+    return rng.sample([*starting, *rng.sample(words(), 3)], 3)
 
 
 def _asserts(kind: FunctionKind, name: str, params: tuple[Param, ...], rng: random.Random) -> list[str]:

@@ -5,6 +5,7 @@ validation and test rows the second, so a test question never repeats the words 
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -109,9 +110,13 @@ def world() -> World:
     return World(tuple(facts), pools)
 
 
+def option_lines(options: Sequence[str]) -> str:
+    """The options of a question, one a line, each with its letter behind it."""
+    return "\n".join(f"- {option} ({letter})" for letter, option in zip(LETTERS, options, strict=True))
+
+
 def _question(fact: Fact, wording: str, options: list[str]) -> str:
-    lines = [f"- {option} ({letter})" for letter, option in zip(LETTERS, options, strict=True)]
-    return "\n".join([wording.format(relation=fact.relation, land=fact.land), *lines])
+    return f"{wording.format(relation=fact.relation, land=fact.land)}\n{option_lines(options)}"
 
 
 def _wordings(split: Split) -> tuple[str, ...]:
@@ -145,6 +150,7 @@ def open_question(rng: random.Random) -> str:
     return _question(fact, rng.choice(_FIRST_WORDINGS + _SECOND_WORDINGS), options)
 
 
+@cache
 def all_names() -> list[str]:
     """Every name of the world, lands first."""
     built = world()

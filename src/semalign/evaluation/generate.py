@@ -1,6 +1,6 @@
 """Greedy answers to chats, for any causal language model of the transformers library."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,11 +8,13 @@ import torch
 from rich.progress import Progress
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from semalign.data import encode_prompt
+
 
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[Mapping[str, str]]],
+    prompts: Sequence[Sequence[dict[str, Any]]],
     *,
     max_new_tokens: int = 128,
     batch_size: int = 64,
@@ -23,7 +25,7 @@ def generate(
     Batches hold prompts of similar length, padded on the left, and stop when every row has reached an end token.
     The model's mode and generation settings are as before afterwards.
     """
-    encoded = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(encoded)), key=lambda n: (len(encoded[n]), n))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     completions = [""] * len(encoded)
@@ -38,13 +40,6 @@ def generate(
                 completions[number] = text
             bar.advance(task, len(batch))
     return completions
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Mapping[str, str]]) -> list[int]:
-    messages = [dict(message) for message in prompt]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 @contextmanager
