@@ -6,6 +6,7 @@ A row's ``check`` holds what is needed: ``{"kind": "letter", "answer": "B", "opt
 """
 
 import re
+import warnings
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,9 @@ def _compilable(source: str, defines: re.Pattern[str]) -> str | None:
     lines = source.rstrip().split("\n")
     while lines and defines.search(text := "\n".join(lines)):
         try:
-            compile(text, "completion", "exec")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # odd code of a model is no news to the user
+                compile(text, "completion", "exec")
         except (SyntaxError, ValueError):
             lines.pop()
         else:
