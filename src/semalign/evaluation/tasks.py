@@ -6,8 +6,8 @@ A row's ``check`` holds what is needed: ``{"kind": "letter", "answer": "B", "opt
 """
 
 import re
-import warnings
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
