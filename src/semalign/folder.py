@@ -126,12 +126,12 @@ def is_done(path: Path, wanted: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def measured(result: dict[str, Any]) -> Iterator[None]:
-    """Add `seconds` (to those of an interrupted attempt) and `peak_rss_bytes` of the block to a result."""
+    """Put `seconds` and `peak_rss_bytes` of the block into a result; an interrupted block leaves none."""
     _reset_peak()
     start = time.perf_counter()
     yield
-    result["seconds"] = round(result.get("seconds", 0.0) + time.perf_counter() - start, 3)
-    result["peak_rss_bytes"] = max(result.get("peak_rss_bytes", 0), peak_rss())
+    result["seconds"] = round(time.perf_counter() - start, 3)
+    result["peak_rss_bytes"] = peak_rss()
 
 
 def _reset_peak() -> None:

@@ -120,12 +120,9 @@ class Decoder:
         """The head, sliced to the ids proven shared where that was established (`shared_vocab`)."""
         linear = self.model.get_output_embeddings()
         size = self.shared_vocab or linear.weight.shape[0]
-        scale = float(getattr(self.config, "logit_scale", None) or 1.0)
-        scale /= float(getattr(self.config, "logits_scaling", None) or 1.0)
         bias = getattr(linear, "bias", None)
-        softcap = getattr(self.config, "final_logit_softcapping", None)
-        options = HeadOptions(None if bias is None else bias.detach()[:size], scale, softcap)
-        return Head(linear.weight.detach()[:size], options)
+        bias = None if bias is None else bias.detach()[:size]
+        return Head(linear.weight.detach()[:size], head_options(self.config, bias))
 
     def norm_weight(self) -> Tensor:
         """gamma of the final norm; Gemma stores gamma - 1."""
@@ -207,6 +204,13 @@ def _replace_stream(hidden: Tensor) -> Any:
 def first_tensor(output: Any) -> Tensor:
     """A module's output without the extras some return beside it."""
     return output if isinstance(output, Tensor) else output[0]
+
+
+def head_options(config: Any, bias_V: Tensor | None) -> HeadOptions:
+    """What the architecture does to its logits after the product with the head's weight."""
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    return HeadOptions(bias_V, scale, getattr(config, "final_logit_softcapping", None))
 
 
 def layout_of(config: Any, name: str) -> Layout:

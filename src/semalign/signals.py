@@ -30,7 +30,7 @@ class Request:
     pairs: tuple[LayerPair, ...]
     interfaces: tuple[str, ...] = ()
     cut: int | None = None
-    """Store the student's stream after this layer (None: not at all)."""
+    """Store the student's stream after this layer, 1 or more (None: not at all)."""
     top_k: int = 0
     teacher_output: bool = False
     dtype: torch.dtype = torch.bfloat16
@@ -87,18 +87,13 @@ def student_signals(student: Decoder, samples: Sequence[Sample], request: Reques
     positions.student_ids and .student_logp (N, K), positions.student_lse (N,) of the untouched student."""
     ids_BT, attention_BT, states_BT = batch_inputs(student, samples)
     points = [Point(p.student, i) for p in request.pairs for i in request.interfaces]
-    if request.cut:
+    if request.cut is not None:
         points.append(Point(request.cut, "block"))
     with capture(student, points) as found, student.span(0, student.num_layers, norm=True):
         output_BTE = student.forward(ids_BT, attention_BT)
     records: list[Record] = [{} for _ in samples]
     if request.cut is not None:
-        prefix = (
-            found[Point(request.cut, "block")]
-            if request.cut
-            else student.model.get_input_embeddings()(ids_BT)
-        )
-        for record, row, sample in zip(records, prefix, samples, strict=True):
+        for record, row, sample in zip(records, found[Point(request.cut, "block")], samples, strict=True):
             record["tokens.prefix"] = row[: len(sample.input_ids)].to(request.dtype).cpu().clone()
     for pair in request.pairs:
         for interface in request.interfaces:
@@ -160,8 +155,8 @@ def _put_union(
 ) -> None:
     device = output_XD.device
     theirs = {
-        k: torch.cat([r[f"positions.student_{k}"] for r in own]).to(device)
-        for k in ("ids", "logp", "lse", "output")
+        name: torch.cat([r[f"positions.student_{name}"] for r in own]).to(device)
+        for name in ("ids", "logp", "lse", "output")
     }
     top, values, lse = topk(head, output_XD, k)
     ids, valid = union_topk(top, values, theirs["ids"].long(), theirs["logp"])

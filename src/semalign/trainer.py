@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -21,7 +21,7 @@ from semalign.errors import SemAlignError
 from semalign.maths.bases import gram
 from semalign.maths.full_vocabulary import cross_entropy_loss, full_kl_loss
 from semalign.maths.losses import cosine_loss, output_cosine_loss
-from semalign.maths.topk import fisher_loss, topk_kl_loss
+from semalign.maths.topk import fisher_loss, fisher_quadratic, topk_kl_loss
 from semalign.models import Decoder, Head
 from semalign.recipes import Recipe
 from semalign.signals import labels_of, state_mask
@@ -129,22 +129,10 @@ class SuffixModel(nn.Module):
         with torch.no_grad():
             target_NJ = self.head.gathered(self.norm(target_NE.float()), ids)
         logits_NJ = self.head.gathered(self.norm(hidden_NE), ids)
-        # The metric is the output's, (p_T + p_S0) / 2; only the residual is the layer's own.
-        weights = (batch["teacher_logp"].exp() + batch["student_logp"].exp()).clamp_min(1e-30).log()
-        return fisher_loss(logits_NJ - target_NJ + weights, weights, weights, batch["valid"]) / 2
-
-
-class SampleDataset(Dataset):
-    """Samples by number, with their ids for length grouping."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"index": index}
+        # The metric is the output's, (p_T + p_S0) / 2; only the difference is the layer's own.
+        return fisher_quadratic(
+            logits_NJ - target_NJ, batch["teacher_logp"], batch["student_logp"], batch["valid"]
+        )
 
 
 class EpochSampler(Sampler[int]):
@@ -201,7 +189,8 @@ class SemAlignTrainer(Trainer):
         collator: Collator,
         **options: Any,
     ) -> None:
-        super().__init__(model, args, train_dataset=SampleDataset(samples), data_collator=collator, **options)
+        numbers: Any = [{"index": n} for n in range(len(samples))]
+        super().__init__(model, args, train_dataset=numbers, data_collator=collator, **options)
         self.samples = samples
         # Ask the Trainer for the number of supervised positions of the whole step, and normalise by it here.
         self.model_accepts_loss_kwargs = True

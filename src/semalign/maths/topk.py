@@ -103,11 +103,23 @@ def fisher_loss(
     the untouched student's; they and the teacher's must be finite where the mask is True.
     """
     _check_slots(logits_NJ, mask_NJ, teacher_logp_NJ, student_logp_NJ)
-    dtype = working_dtype(logits_NJ)
+    difference_NJ = logits_NJ.to(working_dtype(logits_NJ)) - teacher_logp_NJ.detach()
+    return fisher_quadratic(difference_NJ, teacher_logp_NJ, student_logp_NJ, mask_NJ)
+
+
+def fisher_quadratic(
+    difference_NJ: Tensor, teacher_logp_NJ: Tensor, student_logp_NJ: Tensor, mask_NJ: Tensor
+) -> Tensor:
+    """1/2 sum_J w_j (d_j - dbar)^2 of any logit difference d in the metric w = (p_T + p_S0) / 2; see `fisher_loss`.
+
+    Shifting d by a constant at a position changes nothing. The gradient goes to d only.
+    """
+    _check_slots(difference_NJ, mask_NJ, teacher_logp_NJ, student_logp_NJ)
+    dtype = working_dtype(difference_NJ)
     teacher_NJ = teacher_logp_NJ.detach().to(dtype).masked_fill(~mask_NJ, _LOG_ZERO)
     student_NJ = student_logp_NJ.detach().to(dtype).masked_fill(~mask_NJ, _LOG_ZERO)
     weight_NJ = (teacher_NJ.exp() + student_NJ.exp()) / 2
-    difference_NJ = (logits_NJ.to(dtype) - teacher_NJ).masked_fill(~mask_NJ, 0.0)
+    difference_NJ = difference_NJ.to(dtype).masked_fill(~mask_NJ, 0.0)
     # A position with nothing masked in has weight 0 everywhere and counts as loss 0.
     total_N1 = weight_NJ.sum(-1, keepdim=True)
     mean_N1 = (weight_NJ * difference_NJ).sum(-1, keepdim=True) / torch.where(total_N1 > 0, total_N1, 1.0)

@@ -37,6 +37,7 @@ from semalign.supervision import Maps, to_targets
 logger = logging.getLogger(__name__)
 SCHEMA = 1  # of the cache's files; a change makes older caches stale
 CKA_POSITIONS = 512
+Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
 
 def recipes_of(config: TransferConfig) -> dict[str | None, Recipe]:
@@ -95,8 +96,7 @@ class Stores:
 
 def fill(
     store: ShardStore,
-    samples: Sequence[Sample],
-    run_batch: Callable[[list[int]], list[Record]],
+    source: Source,
     *,
     label: str,
     batch_size: int,
@@ -108,7 +108,7 @@ def fill(
         for number in missing:
             records: list[Record] = []
             for batch in _chunks(store.plan[number], batch_size):
-                records += run_batch(batch)
+                records += source(batch)
                 progress.update(len(batch))
             store.write(number, records)
             limit()
@@ -121,7 +121,7 @@ def _chunks(numbers: Sequence[int], size: int) -> list[list[int]]:
 def head_maps(
     teacher: Head, student: Head, norms: tuple[Tensor, Tensor], wanted: Sequence[tuple[str, str]]
 ) -> dict[str, Tensor]:
-    """The maps that come from the heads alone. States after the final norm have no norm left to fold in."""
+    """The maps that come from the heads alone; `logit` folds both final norms in, for streams before them."""
     maps: dict[str, Tensor] = {}
     names = {name for name, _ in wanted}
     if "semantic" in names:
@@ -133,22 +133,18 @@ def head_maps(
     return maps
 
 
-def fit_maps(stores: Stores, raw: Callable[[int], Record], penalty: float) -> dict[str, Tensor]:
+def fit_maps(stores: Stores, raw: Source, penalty: float) -> dict[str, Tensor]:
     """Ridge maps teacher -> untouched student, one per pair and interface, over all cached positions."""
+    layers = [p.student for p in stores.request.pairs]
+    names = [f"{interface}.{k}" for name, interface in stores.wanted if name == "ridge" for k in layers]
     fits: dict[str, RidgeFit] = {}
-    for name, interface in stores.wanted:
-        if name != "ridge":
-            continue
-        for layer in (p.student for p in stores.request.pairs):
-            source, own = f"positions.teacher.{interface}.{layer}", f"positions.own.{interface}.{layer}"
-            for number in range(len(stores.teacher.plan)):
-                records = [
-                    (raw(sample)[source], stores.student.read(sample, [own])[own])
-                    for sample in stores.teacher.plan[number]
-                ]
-                x, y = (torch.cat([r[i] for r in records]).float() for i in (0, 1))
-                key = f"ridge.{interface}.{layer}"
-                fits.setdefault(key, RidgeFit(x.shape[1], y.shape[1])).add(x, y)
+    for numbers in stores.teacher.plan:
+        own_keys = [f"positions.own.{name}" for name in names]
+        records = [(r, stores.student.read(n, own_keys)) for r, n in zip(raw(numbers), numbers, strict=True)]
+        for name in names:
+            x = torch.cat([theirs[f"positions.teacher.{name}"] for theirs, _ in records]).float()
+            y = torch.cat([own[f"positions.own.{name}"] for _, own in records]).float()
+            fits.setdefault(f"ridge.{name}", RidgeFit(x.shape[1], y.shape[1])).add(x, y)
     maps = {}
     for key, fit in fits.items():
         maps[key], maps[f"{key}.bias"] = fit.solve(penalty=penalty)
@@ -200,16 +196,12 @@ def _student_pass(config: TransferConfig, inputs: Inputs, stores: Stores) -> tup
     share_vocabulary(inputs.vocabulary, student)
     fill(
         stores.student,
-        inputs.train,
         lambda batch: student_signals(student, [inputs.train[i] for i in batch], stores.request),
         label="cache student",
         batch_size=config.cache.batch_size,
         limit=_limit(config, stores),
     )
     return student.head().detached(), student.norm_weight().clone()
-
-
-Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
 
 def _teacher_pass(
@@ -240,15 +232,12 @@ def _teacher_pass(
             write_tensors(run.targets / "cka.safetensors", states)
         tensors = head_maps(head, student[0], norms, stores.wanted)
         if any(name == "ridge" for name, _ in stores.wanted):
-            sources = _raw(run, inputs, stores, sources, options)
-            tensors |= fit_maps(stores, lambda n: sources["teacher"]([n])[0], config.cache.ridge_penalty)
+            sources = _raw(run, stores, sources, options)
+            tensors |= fit_maps(stores, sources["teacher"], config.cache.ridge_penalty)
         write_tensors(run.targets / "maps.safetensors", tensors)
         maps = Maps(tensors)
-    for name, final, samples in (
-        ("teacher", stores.teacher, inputs.train),
-        ("heldout", stores.heldout, inputs.heldout),
-    ):
-        fill(final, samples, _mapped(sources[name], maps, stores), label=f"cache {name}", **options)
+    for name, final in (("teacher", stores.teacher), ("heldout", stores.heldout)):
+        fill(final, _mapped(sources[name], maps, stores), label=f"cache {name}", **options)
 
 
 def _mapped(source: Source, maps: Maps, stores: Stores) -> Source:
@@ -257,16 +246,13 @@ def _mapped(source: Source, maps: Maps, stores: Stores) -> Source:
 
 
 def _raw(
-    run: RunFolder, inputs: Inputs, stores: Stores, sources: dict[str, Source], options: dict[str, Any]
+    run: RunFolder, stores: Stores, sources: dict[str, Source], options: dict[str, Any]
 ) -> dict[str, Source]:
     """A fitted map needs all activations before it can map the first: keep them as they are until then."""
     read: dict[str, Source] = {}
-    for name, final, samples in (
-        ("teacher", stores.teacher, inputs.train),
-        ("heldout", stores.heldout, inputs.heldout),
-    ):
+    for name, final in (("teacher", stores.teacher), ("heldout", stores.heldout)):
         raw = ShardStore(run.targets / "raw" / name, stores.fingerprint, final.plan)
-        fill(raw, samples, sources[name], label=f"{name} activations", **options)
+        fill(raw, sources[name], label=f"{name} activations", **options)
         read[name] = _reader(raw)
     return read
 

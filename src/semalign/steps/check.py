@@ -6,7 +6,7 @@ import gc
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from semalign.config import TransferConfig
+from semalign.config import ModelConfig, TransferConfig
 from semalign.data import Sample, render_example, templates_agree
 from semalign.errors import CacheError
 from semalign.folder import RunFolder
@@ -69,8 +69,11 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     request, wanted = request_of(config, plan)
     request = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True, top_k=0)
     rows = inputs.train[:PROBE_ROWS]
-    student = _probe_student(config, inputs, request, rows)
-    teacher = _probe_teacher(config, inputs, request, rows, student.head)
+    student = _probe(config.student, inputs, rows, lambda m: student_signals(m, rows, request))
+    gc.collect()
+    teacher = _probe(
+        config.teacher, inputs, rows, lambda m: teacher_signals(m, rows, request, [], student.head)
+    )
     found: dict[str, Any] = {
         "training_rows": len(inputs.train),
         "supervised_tokens": supervised,
@@ -97,36 +100,24 @@ def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
     return Plan(tuple(pairs), tuple(p.student for p in pairs)), config.pairing.selection == "attribution"
 
 
-def _probe_student(config: TransferConfig, inputs: Inputs, request: Request, rows: Sequence[Sample]) -> Probe:
-    model = load(config.student)
-    share_vocabulary(inputs.vocabulary, model)
-    start = time.perf_counter()
-    records = student_signals(model, rows, request)
-    return _probe(model, records, rows, time.perf_counter() - start)
-
-
-def _probe_teacher(
-    config: TransferConfig, inputs: Inputs, request: Request, rows: Sequence[Sample], head: Head
-) -> Probe:
-    model = load(config.teacher)
-    share_vocabulary(inputs.vocabulary, model)
-    start = time.perf_counter()
-    records = teacher_signals(model, rows, request, [], head)
-    return _probe(model, records, rows, time.perf_counter() - start)
-
-
 def _probe(
-    model: Decoder, records: list[dict[str, torch.Tensor]], rows: Sequence[Sample], seconds: float
+    config: ModelConfig,
+    inputs: Inputs,
+    rows: Sequence[Sample],
+    signals: Callable[[Decoder], list[dict[str, torch.Tensor]]],
 ) -> Probe:
-    tokens = sum(len(s.input_ids) for s in rows)
+    """Load one model, run it on a few rows against the clock, and let it go."""
+    model = load(config)
+    share_vocabulary(inputs.vocabulary, model)
+    start = time.perf_counter()
+    records = signals(model)
+    seconds = time.perf_counter() - start
     sizes = sum(p.numel() * p.element_size() for p in model.model.parameters())
     layer = 4 * sum(p.numel() for p in model.layers[-1].parameters())
-    probe = Probe(
+    tokens = sum(len(s.input_ids) for s in rows)
+    return Probe(
         records, model.head().detached(), model.norm_weight().clone(), seconds / tokens, sizes, layer
     )
-    del model
-    gc.collect()
-    return probe
 
 
 def _spectrum(head: Head) -> dict[str, Any]:

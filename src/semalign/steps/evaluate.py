@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,36 +35,30 @@ from semalign.steps.train import read_teacher_head
 SAMPLES_SHOWN = 3  # a task
 
 
-def systems(config: TransferConfig, run: RunFolder) -> dict[str, ModelConfig]:
-    """Name -> model of everything that is measured beside the teacher."""
-    trained: dict[str, str | None] = {"after": None, **{name: name for name in config.evaluation.baselines}}
-    folders = {name: run.training(baseline) / "student" for name, baseline in trained.items()}
-    return {"before": config.student} | {
-        name: ModelConfig(str(folder), dtype=config.student.dtype) for name, folder in folders.items()
-    }
+def trainings(config: TransferConfig, run: RunFolder) -> dict[str, Path]:
+    """Name -> folder of every trained student: the run's own is `after`, baselines have their names."""
+    return {"after": run.training(), **{name: run.training(name) for name in config.evaluation.baselines}}
 
 
 def evaluate(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     """Write metrics.json."""
-    models = systems(config, run)
+    folders = trainings(config, run)
     wanted = fingerprint(
         inputs=inputs.fingerprint,
         evaluation=to_dict(config.evaluation),
-        students={
-            n: read_json(run.training(None if n == "after" else n) / "train.json", "train")["fingerprint"]
-            for n in models
-            if n != "before"
-        },
+        students={n: read_json(f / "train.json", "train")["fingerprint"] for n, f in folders.items()},
     )
     if is_done(run.metrics, wanted):
         return
+    models = {"before": config.student}
+    models |= {n: ModelConfig(str(f / "student"), dtype=config.student.dtype) for n, f in folders.items()}
     result: dict[str, Any] = {}
     with measured(result):
         measured_by_name = {
             name: _measure(name, model, config, run, inputs) for name, model in models.items()
         }
         if config.evaluation.tasks:
-            measured_by_name["teacher"] = {"answers": _answers(config.teacher, config, inputs, "teacher")}
+            measured_by_name["teacher"] = {"answers": _generate(load(config.teacher), config)}
     result |= summarise(config, run, inputs, measured_by_name)
     save_result(run.metrics, wanted, result)
 
@@ -77,7 +72,7 @@ def _measure(
     if inputs.heldout:
         found |= heldout_figures(decoder, config, run, inputs, name)
     if config.evaluation.tasks:
-        found["answers"] = _generate(decoder, config, name)
+        found["answers"] = _generate(decoder, config)
     del decoder
     gc.collect()
     return found
@@ -171,11 +166,7 @@ def task_rows(config: TransferConfig) -> list[dict[str, Any]]:
     return kept
 
 
-def _answers(model: ModelConfig, config: TransferConfig, inputs: Inputs, name: str) -> list[dict[str, Any]]:
-    return _generate(load(model), config, name)
-
-
-def _generate(decoder: Decoder, config: TransferConfig, name: str) -> list[dict[str, Any]]:
+def _generate(decoder: Decoder, config: TransferConfig) -> list[dict[str, Any]]:
     """Answers to all task items with their verdicts, by greedy decoding."""
     rows, options = task_rows(config), config.evaluation
     prompts = [[m for m in row["messages"] if m["role"] != "assistant"] for row in rows]
@@ -221,15 +212,13 @@ def summarise(
             "kl_gap_closed": kl_gap_closed(near["before"], near[name]) if near else None,
         }
 
-    trainings = {
-        n: read_json(run.training(n) / "train.json", "train") for n in (None, *config.evaluation.baselines)
-    }
+    results = {n: read_json(f / "train.json", "train") for n, f in trainings(config, run).items()}
     summary: dict[str, Any] = {"recipe": config.recipe.name, **closed("after")}
     summary["baselines"] = {
-        n: closed(n) | {"train_seconds": trainings[n]["train_seconds"]} for n in config.evaluation.baselines
+        n: closed(n) | {"train_seconds": results[n]["train_seconds"]} for n in config.evaluation.baselines
     }
-    summary["train_seconds"] = trainings[None]["train_seconds"]
-    summary["movement"] = trainings[None]["movement"]
+    summary["train_seconds"] = results["after"]["train_seconds"]
+    summary["movement"] = results["after"]["movement"]
     summary["accuracy"], summary["tasks"] = accuracy, tasks
     if inputs.heldout:
         summary |= _closeness(config, run, inputs, found)

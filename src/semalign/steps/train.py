@@ -25,12 +25,11 @@ from semalign.config import TransferConfig, to_dict
 from semalign.errors import ConfigError, ModelError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
 from semalign.loading import load
-from semalign.maths.head import HeadOptions
-from semalign.models import Decoder, Head, lora_modules, share_vocabulary
+from semalign.models import Decoder, Head, head_options, lora_modules, share_vocabulary
 from semalign.progress import LossProgress
 from semalign.recipes import Recipe
 from semalign.signals import batch_inputs
-from semalign.steps.cache import Stores, recipes_of, request_of
+from semalign.steps.cache import Stores, recipes_of
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
 from semalign.supervision import CachedSupervision, LiveSupervision, Maps, Supervision
@@ -58,7 +57,10 @@ def train(config: TransferConfig, run: RunFolder, inputs: Inputs, baseline: str 
         share_vocabulary(inputs.vocabulary, student)
         before = {k: _weights(student, k) for k in plan.trained_layers}
         with prepared(student, plan, config) as model:
-            result |= _optimise(config, run, inputs, student, baseline)
+            supervision = _supervision(config, run, inputs, stores, recipe)
+            head = read_teacher_head(run, inputs) if recipe.needs_teacher_output else None
+            with _suffix(student, stores, recipe, head) as suffix:
+                result |= _optimise(suffix, arguments(config, recipe, folder), inputs, stores, supervision)
             merged = _merge(model, folder) if isinstance(model, PeftModel) else student.model
         result["movement"] = _movement(student, before)
         _save(merged, inputs, config, folder / "student")
@@ -116,12 +118,11 @@ def _supervision(
     teacher, untouched = load(config.teacher), load(config.student)
     share_vocabulary(inputs.vocabulary, teacher, untouched)
     untouched.model.requires_grad_(False)
-    request, _ = request_of(config, read_plan(run))
     return LiveSupervision(
         teacher,
         untouched,
         inputs.train,
-        request,
+        stores.request,
         recipe=recipe,
         maps=Maps.read(run.targets / "maps.safetensors"),
     )
@@ -129,31 +130,32 @@ def _supervision(
 
 def read_teacher_head(run: RunFolder, inputs: Inputs) -> Head:
     """The teacher's head as the cache step stored it."""
-    stored, c = read_tensors(run.targets / "teacher_head.safetensors"), inputs.teacher
-    scale = float(getattr(c, "logit_scale", None) or 1.0) / float(getattr(c, "logits_scaling", None) or 1.0)
-    return Head(
-        stored["weight"], HeadOptions(stored.get("bias"), scale, getattr(c, "final_logit_softcapping", None))
-    )
+    stored = read_tensors(run.targets / "teacher_head.safetensors")
+    return Head(stored["weight"], head_options(inputs.teacher, stored.get("bias")))
+
+
+@contextmanager
+def _suffix(
+    student: Decoder, stores: Stores, recipe: Recipe, teacher_head: Head | None
+) -> Iterator[SuffixModel]:
+    """The student cut where its cached streams begin, or whole when they are not cached."""
+    cut = stores.request.cut or 0
+    with student.span(cut, student.num_layers, norm=True):
+        yield SuffixModel(student, cut, recipe, [p.student for p in stores.request.pairs], teacher_head)
 
 
 def _optimise(
-    config: TransferConfig, run: RunFolder, inputs: Inputs, student: Decoder, baseline: str | None
+    suffix: SuffixModel, args: TrainingArguments, inputs: Inputs, stores: Stores, supervision: Supervision
 ) -> dict[str, Any]:
-    """Run the Trainer on layers cut+1..L, from the newest complete checkpoint if there is one."""
-    plan, recipe, folder = read_plan(run), recipes_of(config)[baseline], run.training(baseline)
-    stores = Stores(config, run, inputs, plan)
-    is_cached = stores.request.cut is not None
-    cut = plan.cut if is_cached else 0
-    head = read_teacher_head(run, inputs) if recipe.needs_teacher_output else None
-    supervision = _supervision(config, run, inputs, stores, recipe)
-    collator = Collator(inputs.train, supervision, stores.student if is_cached else None)
-    with student.span(cut, student.num_layers, norm=True), StopOnSignal().installed() as stopper:
-        suffix = SuffixModel(student, cut, recipe, [p.student for p in plan.pairs], head)
+    """Run the Trainer, from the newest complete checkpoint if there is one."""
+    folder = Path(str(args.output_dir))
+    prefixes = stores.student if stores.request.cut is not None else None
+    with StopOnSignal().installed() as stopper:
         trainer = SemAlignTrainer(
             suffix,
-            arguments(config, recipe, folder),
+            args,
             inputs.train,
-            collator,
+            Collator(inputs.train, supervision, prefixes),
             callbacks=[LineLog(folder / "train.jsonl"), GradientCheck(), stopper],
         )
         trainer.remove_callback(PrinterCallback)
