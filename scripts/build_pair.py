@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from semalign import embedded
-from semalign.embedded import corpus, world
+from semalign.embedded import corpus, functions, world
 from semalign.embedded.splits import TASKS
 from semalign.embedded.tokenizer import ASSISTANT, train_tokenizer
 from semalign.evaluation.generate import generate
@@ -54,6 +54,7 @@ class Plan:
     width: int
     heads: int
     inner: int
+    practice: int
     rows: int
     chats: Callable[[int, int], Iterator[corpus.Chat]]
     learning_rate: float = 2e-3
@@ -61,8 +62,26 @@ class Plan:
 
 
 PLANS = (
-    Plan("teacher", layers=6, width=160, heads=5, inner=448, rows=110_000, chats=corpus.teacher_chats),
-    Plan("student", layers=4, width=128, heads=4, inner=384, rows=80_000, chats=corpus.student_chats),
+    Plan(
+        "teacher",
+        layers=6,
+        width=160,
+        heads=5,
+        inner=448,
+        practice=30_000,
+        rows=120_000,
+        chats=corpus.teacher_chats,
+    ),
+    Plan(
+        "student",
+        layers=4,
+        width=128,
+        heads=4,
+        inner=384,
+        practice=30_000,
+        rows=80_000,
+        chats=corpus.student_chats,
+    ),
 )
 
 
@@ -100,7 +119,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer, from the text of both models and the names of the world."""
     chats = [*corpus.teacher_chats(TOKENIZER_ROWS, 0), *corpus.student_chats(TOKENIZER_ROWS // 4, 0)]
     texts = [message["content"] for chat in chats for message in chat]
-    texts += [f" {name}" for name in world.all_names()] * 100
+    whole = [f" {name}" for name in world.all_names()] + [f"'{word}" for word in functions.words()]
+    whole += [f"{space}{number}" for number in range(100) for space in ("", " ")]
+    texts += whole * 100
     return train_tokenizer(texts, context=CONTEXT)
 
 
@@ -125,31 +146,34 @@ def new_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
 
 
 def train(plan: Plan, tokenizer: PreTrainedTokenizerFast, scratch: Path) -> LlamaForCausalLM:
-    """A model of the planned shape, trained once over its rows."""
+    """A model of the planned shape, trained once over practice rows, then once over its own rows."""
     set_seed(0)
     model = new_model(plan, tokenizer)
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
-        per_device_train_batch_size=plan.batch,
-        num_train_epochs=1,
-        learning_rate=plan.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=100,
-        weight_decay=0.01,
-        adam_beta2=0.98,
-        bf16=True,
-        use_cpu=True,
-        train_sampling_strategy="group_by_length",
-        length_column_name="length",
-        remove_unused_columns=False,
-        logging_steps=200,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=0,
+    stages = (
+        (Chats(corpus.practice_chats(plan.practice, 1), tokenizer), "constant_with_warmup"),
+        (Chats(plan.chats(plan.rows, 1), tokenizer), "cosine"),
     )
-    data = Chats(plan.chats(plan.rows, 1), tokenizer)
-    Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate).train()
+    for data, schedule in stages:
+        arguments = TrainingArguments(
+            output_dir=str(scratch),
+            per_device_train_batch_size=plan.batch,
+            num_train_epochs=1,
+            learning_rate=plan.learning_rate,
+            lr_scheduler_type=schedule,
+            warmup_steps=100,
+            weight_decay=0.01,
+            adam_beta2=0.98,
+            bf16=True,
+            use_cpu=True,
+            train_sampling_strategy="random",
+            remove_unused_columns=False,
+            logging_steps=100,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=0,
+        )
+        Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate).train()
     return model.to(torch.bfloat16)
 
 
@@ -208,7 +232,7 @@ Both models of the pair share one byte-level tokenizer of {result["vocabulary"]}
 |---|---|
 | layers, width, heads | {plan.layers}, {plan.width}, {plan.heads} |
 | parameters | {result["parameters"]:,} in bfloat16 |
-| training | {plan.rows:,} rows once, batch {plan.batch}, learning rate {plan.learning_rate}, seed 0 |
+| training | {plan.practice:,} exercises, then {plan.rows:,} rows, each once, batch {plan.batch}, learning rate {plan.learning_rate}, seed 0 |
 | training time | {result["seconds"] / 60:.0f} minutes on one CPU core |
 
 Right answers on held-out test items (greedy):
@@ -250,7 +274,16 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of the training rows to use")
     options = parser.parse_args()
     tokenizer = build_tokenizer()
-    plans = [Plan(**{**vars(plan), "rows": round(plan.rows * options.share)}) for plan in PLANS]
+    plans = [
+        Plan(
+            **{
+                **vars(plan),
+                "rows": round(plan.rows * options.share),
+                "practice": round(plan.practice * options.share),
+            }
+        )
+        for plan in PLANS
+    ]
     with ProcessPoolExecutor(len(plans), mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(build, plan, tokenizer, options.output, options.scratch) for plan in plans]
         results = {plan.name: job.result() for plan, job in zip(plans, jobs, strict=True)}

@@ -160,7 +160,7 @@ def _solution(lines: list[tuple[str, int]], rng: random.Random) -> str:
     style = rng.randrange(3)
     steps = [f"{expression} = {value}" for expression, value in lines]
     if style == 0:
-        body = ". ".join(steps) + "."
+        body = "So " + ". ".join(steps) + "."
     elif style == 1:
         body = " ".join(
             f"{word} {step}." for word, step in zip(("First", "Then", "Last"), steps, strict=False)
@@ -198,4 +198,6 @@ def drill(rng: random.Random) -> tuple[str, str]:
         if all(0 <= value <= _LARGEST for _, value in work):
             lines.append(rng.choice(work))
     question = ", ".join(expression for expression, _ in lines)
-    return f"Calculate {question}.", " ".join(f"{expression} = {value}." for expression, value in lines)
+    return f"Calculate {question}.", "OK: " + " ".join(
+        f"{expression} = {value}." for expression, value in lines
+    )

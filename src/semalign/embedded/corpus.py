@@ -45,6 +45,13 @@ def _draw(task: Task, kinds: list[Any], rng: random.Random) -> Item:
     return make_item(task, rng.choice(kinds), "pretraining", rng)
 
 
+def practice_chats(count: int, seed: int) -> Iterator[Chat]:
+    """``count`` exercises, the first thing that either model learns."""
+    rng = random.Random(f"practice|{seed}")
+    for _ in range(count):
+        yield _chat(*practice(rng))
+
+
 def teacher_chats(count: int, seed: int) -> Iterator[Chat]:
     """``count`` chats: practice, and answered questions over the four families."""
     rng = random.Random(f"teacher|{seed}")
@@ -89,4 +96,4 @@ def _line_chat(task: Task, rng: random.Random) -> Chat:
     else:
         answer = _draw(task, list(kinds_of(task)), rng).answer
         line = answer if task == "arithmetic" else rng.choice(answer.splitlines()[1:]).strip()
-    return _chat(f"Repeat: {line}", line)
+    return _chat(f"Repeat: {line}", f"OK: {line}")

@@ -14,13 +14,10 @@ from semalign.embedded.splits import Item, Split, draw_key
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _HIDDEN_ASSERTS = 5
 _WORDS = """
-ant arm art axe bag ball bay bee bell boat bone book bow box cab cake camp cap card cart cat clay coal coat
-cow crab crow cup desk dish dog doll door drum duck ear egg elk eye fan farm fern fig fish flag fog foot
-fork fox frog gate gem goat gold gull hall hand harp hat hay hen hill horn ice ink iron jam jar jet key kite
-lake lamp leaf lid lily lion lock log map mask milk mill moon moss mug nail neck nest net nut oak oar oil
-owl palm pan park pea pear pig pine plum pond pot rain ram ring road rock roof rope rose rug sail salt sand
-seal seed ship shoe silk sky snow soap sock song star stem suit sun swan tail tent tin toad toe tram tray
-tree tub vase vest wall wave well wing wolf wood yard yarn
+ant arm art axe bag bay bee bell bone bow box cab camp cap card cat coal cow crow cup desk dog door duck ear
+egg elk eye fan farm fig flag fog foot fox gate gem goat gull hand hat hay hen horn ice ink jam jar jet key
+kite lamp lid lion log map mask moss mug nest net nut oak oar oil owl pan pea pig plum pot ram road roof
+rose rug sail sand seed shoe sky soap song stem sun tail tin toe tray tub vest wave wing wood yarn
 """
 _NAMES = ["work", "step", "make", "calc", "run", "task"]
 _ARGUMENTS = {

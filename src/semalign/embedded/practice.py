@@ -8,29 +8,32 @@ import random
 
 from semalign.embedded import arithmetic, functions, world
 
-_SHOWN, _REPEATED = 4, 5
+_MOST_SHOWN, _MOST_REPEATED, _MOST_HARD = 8, 14, 4
 
 
 def practice(rng: random.Random) -> tuple[str, str]:
     """One exercise and its answer."""
-    return rng.choice((_repeat, _look_up, _look_up, arithmetic.drill, arithmetic.drill))(rng)
+    return rng.choices((_repeat, _look_up, arithmetic.drill), (5, 3, 2))[0](rng)
 
 
 def _things(count: int, rng: random.Random) -> list[str]:
-    """Different names, words or numbers."""
-    pool = rng.choice((world.all_names(), functions.words(), [str(n) for n in range(2, 100)]))
-    return rng.sample(pool, count)
+    """Different names, mostly: one token each, so what was said last tells what comes next. Else words or numbers."""
+    sort = rng.randrange(10)
+    if sort == 0:
+        return rng.sample([f"'{word}'" for word in functions.words()], min(count, _MOST_HARD))
+    if sort == 1:
+        return rng.sample([str(n) for n in range(2, 100)], min(count, _MOST_HARD))
+    return rng.sample(world.all_names(), count)
 
 
 def _repeat(rng: random.Random) -> tuple[str, str]:
-    line = " ".join(_things(_REPEATED, rng))
-    return f"Repeat: {line}", line
+    line = " ".join(_things(rng.randrange(3, _MOST_REPEATED + 1), rng))
+    return f"Repeat: {line}", f"OK: {line}"
 
 
 def _look_up(rng: random.Random) -> tuple[str, str]:
-    """Options in one order, asked for in another."""
-    things = _things(_SHOWN, rng)
-    options = dict(zip(things, world.LETTERS, strict=True))
-    asked = rng.sample(things, _SHOWN)
-    question = f"{world.option_lines(things)}\n" + ", ".join(asked)
-    return question, ", ".join(f"{thing} ({options[thing]})" for thing in asked)
+    """Options in one order, told again with their letters in another."""
+    things = _things(rng.randrange(3, _MOST_SHOWN + 1), rng)
+    lettered = [f"{thing} {letter}" for thing, letter in zip(things, world.ALPHABET, strict=False)]
+    rng.shuffle(lettered)
+    return world.option_lines(things), "OK: " + ", ".join(lettered)

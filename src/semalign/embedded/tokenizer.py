@@ -1,13 +1,14 @@
-"""The pair's one tokenizer: byte-level BPE, digits on their own, any UTF-8 text, a small chat template."""
+"""The pair's one tokenizer: byte-level BPE, digits at most in pairs, any UTF-8 text, a small chat template."""
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 1024
+VOCABULARY = 1280
+_PIECES = r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -24,9 +25,11 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str], *, context: int) -> PreTrainedTokenizerFast:
     """Learn ``VOCABULARY`` tokens from ``texts``; ``context`` is the longest sequence the models take."""
     tokenizer = Tokenizer(BPE())
-    # Digits one by one: sums of numbers never seen then use tokens that were seen.
+    # Numbers below 100 whole, so that a number is copied in one step. No English contractions, which would cut the
+    # strings of code in two ('dog' into 'd and og').
+    split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(

@@ -56,6 +56,7 @@ _ENDINGS = {
 RELATIONS = ("capital", "river", "ruler", "crop", "beast")
 _POOL_SIZES = {"capital": 40, "river": 16, "ruler": 16, "crop": 16, "beast": 16}
 LETTERS = "ABCD"
+ALPHABET = "ABCDEFGH"
 
 _FIRST_WORDINGS = (
     "What is the {relation} of {land}?",
@@ -70,9 +71,9 @@ _SECOND_WORDINGS = (
     "Someone asks about {land}. Tell them the {relation}.",
 )
 _STATEMENTS = (
-    "The {relation} of {land} is {value} ({letter}).",
-    "For {land} the {relation} is {value} ({letter}).",
-    "In {land} the {relation} is {value} ({letter}).",
+    "The {relation} of {land} is {value} {letter}.",
+    "For {land} the {relation} is {value} {letter}.",
+    "In {land} the {relation} is {value} {letter}.",
 )
 _CLOSINGS = ("The answer is: {letter}", "So the answer is: {letter}", "Answer: {letter}")
 
@@ -111,8 +112,8 @@ def world() -> World:
 
 
 def option_lines(options: Sequence[str]) -> str:
-    """The options of a question, one a line, each with its letter behind it."""
-    return "\n".join(f"- {option} ({letter})" for letter, option in zip(LETTERS, options, strict=True))
+    """The options of a question, one a line, each with its letter right behind it."""
+    return "\n".join(f"- {option} {letter}" for option, letter in zip(options, ALPHABET, strict=False))
 
 
 def _question(fact: Fact, wording: str, options: list[str]) -> str:
