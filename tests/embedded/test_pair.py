@@ -37,11 +37,11 @@ def test_one_family_of_two_shapes() -> None:
 @pytest.mark.parametrize(
     "text", ["plain words", "naïve 日本 😀\t\n  x", "12345", "def f(x):\n    return 'q' * 7\n"]
 )
-def test_tokenizer_keeps_any_text_and_splits_digits(text: str) -> None:
+def test_tokenizer_keeps_any_text_and_takes_digits_at_most_in_pairs(text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDERS[0])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == text
-    assert all(sum(c.isdigit() for c in token) <= 1 for token in map(tokenizer.decode, ids))
+    assert all(sum(c.isdigit() for c in token) <= 2 for token in map(tokenizer.decode, ids))
 
 
 def test_chat_template() -> None:
@@ -56,10 +56,6 @@ def test_chat_template() -> None:
     assert tokenizer.eos_token == "<|end|>" and tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the shipped pair is a draft, its teacher answers 48% (see docs/log.md); remove this mark with the pair that passes",
-)
 def test_teacher_knows_what_the_student_does_not() -> None:
     rows = embedded.rows("validation")
     shares = []
