@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,34 +54,16 @@ class Plan:
     width: int
     heads: int
     inner: int
-    practice: int
     rows: int
     chats: Callable[[int, int], Iterator[corpus.Chat]]
+    practice: int = 30_000
     learning_rate: float = 2e-3
     batch: int = 32
 
 
 PLANS = (
-    Plan(
-        "teacher",
-        layers=6,
-        width=160,
-        heads=5,
-        inner=448,
-        practice=30_000,
-        rows=120_000,
-        chats=corpus.teacher_chats,
-    ),
-    Plan(
-        "student",
-        layers=4,
-        width=128,
-        heads=4,
-        inner=384,
-        practice=30_000,
-        rows=80_000,
-        chats=corpus.student_chats,
-    ),
+    Plan("teacher", layers=6, width=160, heads=5, inner=448, rows=120_000, chats=corpus.teacher_chats),
+    Plan("student", layers=4, width=128, heads=4, inner=384, rows=80_000, chats=corpus.student_chats),
 )
 
 
@@ -274,16 +256,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of the training rows to use")
     options = parser.parse_args()
     tokenizer = build_tokenizer()
-    plans = [
-        Plan(
-            **{
-                **vars(plan),
-                "rows": round(plan.rows * options.share),
-                "practice": round(plan.practice * options.share),
-            }
-        )
-        for plan in PLANS
-    ]
+    share = options.share
+    plans = [replace(p, rows=round(p.rows * share), practice=round(p.practice * share)) for p in PLANS]
     with ProcessPoolExecutor(len(plans), mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(build, plan, tokenizer, options.output, options.scratch) for plan in plans]
         results = {plan.name: job.result() for plan, job in zip(plans, jobs, strict=True)}

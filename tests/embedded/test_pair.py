@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semalign import embedded
+from semalign.embedded import world
 from semalign.evaluation.generate import generate
 from semalign.evaluation.tasks import check_answers
 
@@ -42,6 +43,12 @@ def test_tokenizer_keeps_any_text_and_takes_digits_at_most_in_pairs(text: str) -
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == text
     assert all(sum(c.isdigit() for c in token) <= 2 for token in map(tokenizer.decode, ids))
+
+
+def test_names_and_small_numbers_are_one_token() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(FOLDERS[0])
+    for text in [*world.all_names(), *map(str, range(100))]:
+        assert len(tokenizer(f" {text}", add_special_tokens=False)["input_ids"]) == 1
 
 
 def test_chat_template() -> None:

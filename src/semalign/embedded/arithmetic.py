@@ -198,6 +198,4 @@ def drill(rng: random.Random) -> tuple[str, str]:
         if all(0 <= value <= _LARGEST for _, value in work):
             lines.append(rng.choice(work))
     question = ", ".join(expression for expression, _ in lines)
-    return f"Calculate {question}.", "OK: " + " ".join(
-        f"{expression} = {value}." for expression, value in lines
-    )
+    return f"Calculate {question}.", " ".join(f"{expression} = {value}." for expression, value in lines)

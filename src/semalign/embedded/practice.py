@@ -13,11 +13,12 @@ _MOST_SHOWN, _MOST_REPEATED, _MOST_HARD = 8, 14, 4
 
 def practice(rng: random.Random) -> tuple[str, str]:
     """One exercise and its answer."""
-    return rng.choices((_repeat, _look_up, arithmetic.drill), (5, 3, 2))[0](rng)
+    question, answer = rng.choices((_repeat, _look_up, arithmetic.drill), (5, 3, 2))[0](rng)
+    return question, f"OK: {answer}"
 
 
 def _things(count: int, rng: random.Random) -> list[str]:
-    """Different names, mostly: one token each, so what was said last tells what comes next. Else words or numbers."""
+    """Different names, mostly, one token each; else words or numbers, fewer of them, since they may be several."""
     sort = rng.randrange(10)
     if sort == 0:
         return rng.sample([f"'{word}'" for word in functions.words()], min(count, _MOST_HARD))
@@ -28,12 +29,12 @@ def _things(count: int, rng: random.Random) -> list[str]:
 
 def _repeat(rng: random.Random) -> tuple[str, str]:
     line = " ".join(_things(rng.randrange(3, _MOST_REPEATED + 1), rng))
-    return f"Repeat: {line}", f"OK: {line}"
+    return f"Repeat: {line}", line
 
 
 def _look_up(rng: random.Random) -> tuple[str, str]:
     """Options in one order, told again with their letters in another."""
     things = _things(rng.randrange(3, _MOST_SHOWN + 1), rng)
-    lettered = [f"{thing} {letter}" for thing, letter in zip(things, world.ALPHABET, strict=False)]
-    rng.shuffle(lettered)
-    return world.option_lines(things), "OK: " + ", ".join(lettered)
+    told = world.lettered(things)
+    rng.shuffle(told)
+    return world.option_lines(things), ", ".join(told)

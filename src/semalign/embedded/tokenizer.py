@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str], *, context: int) -> PreTrainedTokenizerFast:
     """Learn ``VOCABULARY`` tokens from ``texts``; ``context`` is the longest sequence the models take."""
     tokenizer = Tokenizer(BPE())
-    # Numbers below 100 whole, so that a number is copied in one step. No English contractions, which would cut the
+    # Digits at most in pairs: a number below 100 behind a space is one token, and copied in one step. No English contractions, which would cut the
     # strings of code in two ('dog' into 'd and og').
     split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -55,8 +55,9 @@ _ENDINGS = {
 }
 RELATIONS = ("capital", "river", "ruler", "crop", "beast")
 _POOL_SIZES = {"capital": 40, "river": 16, "ruler": 16, "crop": 16, "beast": 16}
-LETTERS = "ABCD"
 ALPHABET = "ABCDEFGH"
+LETTERS = ALPHABET[:4]
+"""Of the options of a question; practice shows up to twice as many."""
 
 _FIRST_WORDINGS = (
     "What is the {relation} of {land}?",
@@ -111,9 +112,14 @@ def world() -> World:
     return World(tuple(facts), pools)
 
 
+def lettered(options: Sequence[str]) -> list[str]:
+    """Every option with its letter right behind it."""
+    return [f"{n} {letter}" for n, letter in zip(options, ALPHABET[: len(options)], strict=True)]
+
+
 def option_lines(options: Sequence[str]) -> str:
-    """The options of a question, one a line, each with its letter right behind it."""
-    return "\n".join(f"- {option} {letter}" for option, letter in zip(options, ALPHABET, strict=False))
+    """The options of a question, one a line."""
+    return "\n".join(f"- {option}" for option in lettered(options))
 
 
 def _question(fact: Fact, wording: str, options: list[str]) -> str:
