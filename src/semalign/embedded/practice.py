@@ -9,11 +9,12 @@ import random
 from semalign.embedded import arithmetic, functions, world
 
 _MOST_SHOWN, _MOST_REPEATED, _MOST_HARD = 8, 14, 4
+_TELLINGS = 2
 
 
 def practice(rng: random.Random) -> tuple[str, str]:
     """One exercise and its answer."""
-    question, answer = rng.choices((_repeat, _look_up, arithmetic.drill), (5, 3, 2))[0](rng)
+    question, answer = rng.choices((_repeat, _look_up, arithmetic.drill), (3, 5, 2))[0](rng)
     return question, f"OK: {answer}"
 
 
@@ -33,8 +34,9 @@ def _repeat(rng: random.Random) -> tuple[str, str]:
 
 
 def _look_up(rng: random.Random) -> tuple[str, str]:
-    """Options in one order, told again with their letters in another."""
+    """Options in one order, told again with their letters in others: no distance tells the letter, only the name does."""
     things = _things(rng.randrange(3, _MOST_SHOWN + 1), rng)
     told = world.lettered(things)
-    rng.shuffle(told)
-    return world.option_lines(things), ", ".join(told)
+    return world.option_lines(things), ", ".join(
+        ", ".join(rng.sample(told, len(told))) for _ in range(_TELLINGS)
+    )
