@@ -127,14 +127,15 @@ def is_done(path: Path, wanted: Mapping[str, Any]) -> bool:
 @contextmanager
 def measured(result: dict[str, Any]) -> Iterator[None]:
     """Put `seconds` and `peak_rss_bytes` of the block into a result; an interrupted block leaves none."""
-    _reset_peak()
+    reset_peak()
     start = time.perf_counter()
     yield
     result["seconds"] = round(time.perf_counter() - start, 3)
     result["peak_rss_bytes"] = peak_rss()
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
+    """Count peak_rss from here."""
     # Linux only; elsewhere the peak is the process's own since its start.
     try:
         Path("/proc/self/clear_refs").write_text("5")

@@ -6,7 +6,7 @@ The recipes `kl` and `cross_entropy` are controls and do form logits, in chunks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from semalign.cache import ShardStore
 from semalign.capture import Point, capture
 from semalign.data import Sample, collate
 from semalign.errors import SemAlignError
@@ -153,11 +152,19 @@ class EpochSampler(Sampler[int]):
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
+class Prefixes(Protocol):
+    """Where cached streams come from; a `ShardStore` is one."""
+
+    def read(self, sample: int, keys: Sequence[str]) -> Mapping[str, Tensor]:
+        """The named tensors of a sample."""
+        ...
+
+
 class Collator:
     """Sample numbers -> one batch: padded stream or ids, states mask, labels, the supervision's signals."""
 
     def __init__(
-        self, samples: Sequence[Sample], supervision: Supervision, prefixes: ShardStore | None
+        self, samples: Sequence[Sample], supervision: Supervision, prefixes: Prefixes | None
     ) -> None:
         self.samples, self.supervision, self.prefixes = samples, supervision, prefixes
 

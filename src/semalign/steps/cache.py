@@ -163,7 +163,7 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         logger.warning("cached activations are stale (%s); they are computed again", "; ".join(changed[:3]))
     result: dict[str, Any] = {}
     with measured(result):
-        head, norm = _student_pass(config, inputs, stores)
+        head, norm = _student_pass(config, run, inputs, stores)
         gc.collect()
         _teacher_pass(config, run, inputs, stores, (head, norm))
         gc.collect()
@@ -180,18 +180,24 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     save_result(run.manifest, stores.fingerprint, result)
 
 
-def _limit(config: TransferConfig, stores: Stores) -> Callable[[], None]:
+def _limit(config: TransferConfig, run: RunFolder) -> Callable[[], None]:
     def check() -> None:
-        if config.cache.max_bytes is not None and stores.bytes > config.cache.max_bytes:
+        if config.cache.max_bytes is None:
+            return
+        # All that lies there now, raw activations that wait for their map included.
+        size = sum(p.stat().st_size for p in run.targets.rglob("*.safetensors"))
+        if size > config.cache.max_bytes:
             raise CacheError(
-                f"cache.max_bytes: the cache has grown to {stores.bytes} bytes, allowed are {config.cache.max_bytes}; "
+                f"cache.max_bytes: the cache has grown to {size} bytes, allowed are {config.cache.max_bytes}; "
                 "raise the limit, or lower data.max_rows, cache.top_k or the number of pairs."
             )
 
     return check
 
 
-def _student_pass(config: TransferConfig, inputs: Inputs, stores: Stores) -> tuple[Head, Tensor]:
+def _student_pass(
+    config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores
+) -> tuple[Head, Tensor]:
     student = load(config.student)
     share_vocabulary(inputs.vocabulary, student)
     fill(
@@ -199,7 +205,7 @@ def _student_pass(config: TransferConfig, inputs: Inputs, stores: Stores) -> tup
         lambda batch: student_signals(student, [inputs.train[i] for i in batch], stores.request),
         label="cache student",
         batch_size=config.cache.batch_size,
-        limit=_limit(config, stores),
+        limit=_limit(config, run),
     )
     return student.head().detached(), student.norm_weight().clone()
 
@@ -219,7 +225,7 @@ def _teacher_pass(
     def heldout_rows(batch: list[int]) -> list[Record]:
         return teacher_signals(teacher, [inputs.heldout[i] for i in batch], quiet, [], student[0])
 
-    options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(config, stores)}
+    options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(config, run)}
     sources: dict[str, Source] = {"teacher": train_rows, "heldout": heldout_rows}
     if is_done(run.manifest, stores.fingerprint):
         # Only damaged shards are rebuilt, with the maps that made the others.

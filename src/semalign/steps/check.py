@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import math
 import shutil
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +13,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from semalign.config import ModelConfig, TransferConfig
-from semalign.data import Sample, render_example, templates_agree
+from semalign.config import TransferConfig
+from semalign.data import render_example, templates_agree
 from semalign.errors import CacheError
 from semalign.folder import RunFolder
-from semalign.loading import load, load_tokenizer
+from semalign.loading import load_tokenizer
 from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
 from semalign.maths.pairing import LayerPair
 from semalign.maths.similarity import mean_cosine
-from semalign.models import Decoder, Head, share_vocabulary
-from semalign.signals import Request, student_signals, teacher_signals
+from semalign.models import Head
+from semalign.signals import Request
 from semalign.steps.cache import head_maps, request_of
 from semalign.steps.inputs import Inputs, load_inputs, rows_named
 from semalign.steps.pair import Plan, pair_layers, read_plan
-
-PROBE_ROWS = 8
-RUNTIME_BYTES = 700 * 2**20  # Python, torch and transformers themselves
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What one model showed on a few rows."""
-
-    records: list[dict[str, torch.Tensor]]
-    head: Head
-    norm: torch.Tensor
-    seconds_per_token: float
-    bytes: int
-    layer_bytes_float32: int
+from semalign.steps.probe import Costs, Shown, probe_student, probe_teacher
 
 
 def check(config: TransferConfig, console: Console) -> dict[str, Any]:
@@ -67,13 +51,11 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         render_example(inputs.train[0], inputs.tokenizer), markup=False, highlight=False, style="dim"
     )
     request, wanted = request_of(config, plan)
-    request = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True, top_k=0)
-    rows = inputs.train[:PROBE_ROWS]
-    student = _probe(config.student, inputs, rows, lambda m: student_signals(m, rows, request))
+    shown = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True)
+    costs = Costs()
+    student = probe_student(config, inputs, plan, shown, costs)
     gc.collect()
-    teacher = _probe(
-        config.teacher, inputs, rows, lambda m: teacher_signals(m, rows, request, [], student.head)
-    )
+    teacher = probe_teacher(config, inputs, shown, student, costs)
     found: dict[str, Any] = {
         "training_rows": len(inputs.train),
         "supervised_tokens": supervised,
@@ -83,8 +65,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         "pairs": [vars(p) for p in plan.pairs],
         "pairs_are_provisional": is_provisional,
         "heads": {n: _spectrum(p.head) for n, p in (("teacher", teacher), ("student", student))},
-        "pair_figures": _figures(teacher, student, request, wanted or [("semantic", request.interfaces[0])]),
-        "estimate": estimate(config, inputs, plan, teacher, student),
+        "pair_figures": _figures(teacher, student, shown, wanted or [("semantic", shown.interfaces[0])]),
+        "estimate": estimate(config, inputs, plan, costs),
     }
     _print(found, console)
     return found
@@ -100,33 +82,13 @@ def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
     return Plan(tuple(pairs), tuple(p.student for p in pairs)), config.pairing.selection == "attribution"
 
 
-def _probe(
-    config: ModelConfig,
-    inputs: Inputs,
-    rows: Sequence[Sample],
-    signals: Callable[[Decoder], list[dict[str, torch.Tensor]]],
-) -> Probe:
-    """Load one model, run it on a few rows against the clock, and let it go."""
-    model = load(config)
-    share_vocabulary(inputs.vocabulary, model)
-    start = time.perf_counter()
-    records = signals(model)
-    seconds = time.perf_counter() - start
-    sizes = sum(p.numel() * p.element_size() for p in model.model.parameters())
-    layer = 4 * sum(p.numel() for p in model.layers[-1].parameters())
-    tokens = sum(len(s.input_ids) for s in rows)
-    return Probe(
-        records, model.head().detached(), model.norm_weight().clone(), seconds / tokens, sizes, layer
-    )
-
-
 def _spectrum(head: Head) -> dict[str, Any]:
     found = spectrum(gram(head.weight_VD))
     return {"width": head.weight_VD.shape[1], "rank": found.rank, "condition": round(found.condition, 1)}
 
 
 def _figures(
-    teacher: Probe, student: Probe, request: Request, wanted: Sequence[tuple[str, str]]
+    teacher: Shown, student: Shown, request: Request, wanted: Sequence[tuple[str, str]]
 ) -> list[dict[str, Any]]:
     """Per pair: recomposition of the teacher's activations on its own bases, and the mapped target's cosine to the student."""
     maps = head_maps(
@@ -137,9 +99,9 @@ def _figures(
     for interface in sorted({i for _, i in wanted}):
         for pair in request.pairs:
             theirs = torch.cat(
-                [r[f"positions.teacher.{interface}.{pair.student}"] for r in teacher.records]
+                [r[f"positions.teacher.{interface}.{pair.student}"] for r in teacher.typical]
             ).float()
-            own = torch.cat([r[f"positions.own.{interface}.{pair.student}"] for r in student.records]).float()
+            own = torch.cat([r[f"positions.own.{interface}.{pair.student}"] for r in student.typical]).float()
             line = {
                 "pair": _name(pair),
                 "interface": interface,
@@ -155,21 +117,17 @@ def _name(pair: LayerPair) -> str:
     return f"{pair.teacher + pair.fraction:g} -> {pair.student}"
 
 
-def estimate(
-    config: TransferConfig, inputs: Inputs, plan: Plan, teacher: Probe, student: Probe
-) -> dict[str, Any]:
-    """Bytes and seconds from arithmetic and the probe's speed.
+def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -> dict[str, Any]:
+    """Bytes of the cache from arithmetic; memory and seconds from the probe, scaled to all rows.
 
     Cache: prefix E a token; own state and target E a pair and position, teacher output D, 2 k entries of 13 bytes.
-    Training memory: suffix weights in float32, and gradient and two Adam moments for the trained layers.
+    While a fitted map waits for all rows, the teacher's D a pair and position lie beside them (disk_bytes).
     """
     request, wanted = request_of(config, plan)
     wide, narrow = inputs.teacher.hidden_size, inputs.student.hidden_size
     size = torch.finfo(request.dtype).bits // 8
-    tokens, positions = (
-        sum(f(s) for s in inputs.train) for f in (lambda s: len(s.input_ids), lambda s: s.supervised)
-    )
-    held = sum(s.supervised for s in inputs.heldout)
+    tokens, held_tokens = (sum(len(s.input_ids) for s in rows) for rows in (inputs.train, inputs.heldout))
+    positions, held = (sum(s.supervised for s in rows) for rows in (inputs.train, inputs.heldout))
     pairs = len(request.pairs)
     own = pairs * len(request.interfaces) * narrow * size + (
         narrow * size + 8 * request.top_k + 4 if request.top_k else 0
@@ -181,37 +139,31 @@ def estimate(
         own + top + target + output * request.teacher_output
     )
     cache += held * (target + output)
-    suffix = inputs.student.num_hidden_layers - plan.cut
-    trained = len(plan.trained_layers) * student.layer_bytes_float32
-    epochs = (
-        config.train.num_train_epochs
-        if config.train.max_steps < 0
-        else (
-            config.train.max_steps
-            * config.train.per_device_train_batch_size
-            * config.train.gradient_accumulation_steps
-            / len(inputs.train)
-        )
-    )
-    share = suffix / inputs.student.num_hidden_layers
-    trainings = 1 + len(config.evaluation.baselines)
-    forward = {"teacher": teacher.seconds_per_token, "student": student.seconds_per_token}
+    is_fitted = any(name == "ridge" for name, _ in wanted)
+    raw = pairs * len(request.interfaces) * wide * size
+    raw = is_fitted * (positions * (raw + top + output * request.teacher_output) + held * (raw + output))
+    rate = costs.seconds
     attributed = sum(len(s.input_ids) for s in inputs.train[: config.attribution.rows])
-    held_tokens = sum(len(s.input_ids) for s in inputs.heldout)
+    trained = config.train.num_train_epochs * tokens
+    if config.train.max_steps > 0:
+        rows = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+        trained = config.train.max_steps * rows * tokens / len(inputs.train)
+    trainings = 1 + len(config.evaluation.baselines)
     return {
         "cache_bytes": int(cache),
+        "disk_bytes": int(cache + raw),
         "free_bytes": shutil.disk_usage(_existing(Path(config.output_dir))).free,
-        "peak_bytes": int(
-            RUNTIME_BYTES
-            + max(
-                teacher.bytes + student.head.weight_VD.nbytes,
-                student.bytes + suffix * student.layer_bytes_float32 + 3 * trained,
-            )
-        ),
+        "peak_bytes": costs.peak_bytes,
         "seconds": {
-            "attribute": math.ceil(3 * attributed * forward["teacher"]),
-            "cache": math.ceil((tokens + held_tokens) * forward["teacher"] + tokens * forward["student"]),
-            "train": math.ceil(3 * trainings * epochs * tokens * forward["student"] * share),
+            "attribute": round(rate["load_teacher"] + attributed * rate["attribute"], 1),
+            "cache": round(
+                rate["load_teacher"]
+                + rate["load_student"]
+                + tokens * rate["cache_student"]
+                + (tokens + held_tokens) * rate["cache_teacher"],
+                1,
+            ),
+            "train": round(trained * rate["train"] + trainings * rate["load_student"], 1),
         },
     }
 
@@ -247,10 +199,10 @@ def _print(found: dict[str, Any], console: Console) -> None:
     )
     console.print(
         "about "
-        + ", ".join(f"{s} s to {step}" for step, s in e["seconds"].items())
-        + " (loading and evaluation apart)"
+        + ", ".join(f"{s:.0f} s to {step}" for step, s in e["seconds"].items())
+        + " (evaluation apart)"
     )
-    if e["cache_bytes"] > e["free_bytes"]:
+    if e["disk_bytes"] > e["free_bytes"]:
         raise CacheError(
-            f"output_dir: the cache needs about {e['cache_bytes']} bytes, {e['free_bytes']} are free; free space or lower data.max_rows."
+            f"output_dir: the cache needs about {e['disk_bytes']} bytes, {e['free_bytes']} are free; free space or lower data.max_rows."
         )

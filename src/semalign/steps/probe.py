@@ -1,0 +1,232 @@
+"""What a run will cost, measured: a few real batches through the very code of each step, to be scaled to all rows.
+
+Memory comes from a batch of the longest rows, which a run meets too; seconds a token from rows of middling length.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from semalign.cache import Record
+from semalign.config import ModelConfig, TransferConfig
+from semalign.data import Sample
+from semalign.folder import peak_rss, reset_peak
+from semalign.loading import load
+from semalign.models import Decoder, Head, head_options, share_vocabulary
+from semalign.recipes import Recipe
+from semalign.signals import Request, student_signals, teacher_signals
+from semalign.steps.attribute import attribute_layers
+from semalign.steps.cache import recipes_of
+from semalign.steps.inputs import Inputs
+from semalign.steps.pair import Plan
+from semalign.steps.train import arguments, prepared
+from semalign.supervision import wanted_keys
+from semalign.trainer import Collator, SemAlignTrainer, SuffixModel
+
+REPEATS = 2
+
+
+@dataclass
+class Costs:
+    """What was measured so far."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """load_teacher and load_student in all; attribute, cache_teacher, cache_student and train a token."""
+    peak_bytes: int = 0
+    """Largest resident memory of any part."""
+
+    @contextmanager
+    def watch(self, *, spare: int = 0) -> Iterator[None]:
+        """Count the block's peak memory, less `spare` bytes that a run would not hold."""
+        reset_peak()
+        yield
+        self.peak_bytes = max(self.peak_bytes, peak_rss() - spare)
+
+    @contextmanager
+    def clock(self, name: str, batch: Sequence[Sample] | None = None, repeats: int = 1) -> Iterator[None]:
+        """Put the block's seconds, a token where there is a batch, under a name."""
+        start = time.perf_counter()
+        yield
+        tokens = sum(len(s.input_ids) for s in batch) * repeats if batch else 1
+        self.seconds[name] = (time.perf_counter() - start) / tokens
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one model showed: records of the longest and of the typical rows, its head and its final norm."""
+
+    longest: list[Record]
+    typical: list[Record]
+    head: Head
+    norm: Tensor
+
+
+def longest_rows(samples: Sequence[Sample], size: int) -> list[Sample]:
+    """The batch that needs the most memory."""
+    return sorted(samples, key=lambda s: -len(s.input_ids))[:size]
+
+
+def typical_rows(samples: Sequence[Sample], size: int) -> list[Sample]:
+    """A batch from the middle of the lengths; rows of like length, as a run has them."""
+    by_length = sorted(samples, key=lambda s: -len(s.input_ids))
+    start = max(0, (len(by_length) - size) // 2)
+    return by_length[start : start + size]
+
+
+def probe_student(
+    config: TransferConfig, inputs: Inputs, plan: Plan, request: Request, costs: Costs
+) -> Shown:
+    """The student: caching, then a few training steps of every recipe."""
+    size = config.cache.batch_size
+    with costs.watch():
+        student = _load(config.student, inputs, costs, "load_student")
+        longest = student_signals(student, longest_rows(inputs.train, size), request)
+        batch = typical_rows(inputs.train, size)
+        with costs.clock("cache_student", batch, REPEATS):
+            for _ in range(REPEATS):
+                typical = student_signals(student, batch, request)
+    shown = Shown(longest, typical, student.head().detached(), student.norm_weight().clone())
+    weights = sum(p.numel() * p.element_size() for p in student.model.parameters())
+    costs.seconds["train"] = 0.0
+    for recipe in recipes_of(config).values():
+        spare = shown.head.weight_VD.nbytes
+        with costs.watch(spare=spare):
+            costs.seconds["train"] += _training(config, inputs, plan, request, student, recipe)
+        # Saving reads the student back beside the one just trained.
+        saving = psutil.Process().memory_info().rss - spare + weights
+        costs.peak_bytes = max(costs.peak_bytes, saving)
+        gc.collect()
+    return shown
+
+
+def probe_teacher(
+    config: TransferConfig, inputs: Inputs, request: Request, student: Shown, costs: Costs
+) -> Shown:
+    """The teacher: attribution and caching."""
+    options = config.attribution
+    with costs.watch():
+        teacher = _load(config.teacher, inputs, costs, "load_teacher")
+        rows = inputs.train[: options.rows]
+
+        def attribute(batch: Sequence[Sample]) -> None:
+            attribute_layers(
+                teacher,
+                batch,
+                batch_size=options.batch_size,
+                aggregate=options.aggregate,
+                activation_checkpointing=options.activation_checkpointing,
+            )
+
+        attribute(longest_rows(rows, options.batch_size))
+        batch = typical_rows(rows, options.batch_size)
+        with costs.clock("attribute", batch):
+            attribute(batch)
+        size = config.cache.batch_size
+        longest = teacher_signals(
+            teacher, longest_rows(inputs.train, size), request, student.longest, student.head
+        )
+        batch = typical_rows(inputs.train, size)
+        with costs.clock("cache_teacher", batch):
+            typical = teacher_signals(teacher, batch, request, student.typical, student.head)
+    return Shown(longest, typical, teacher.head().detached(), teacher.norm_weight().clone())
+
+
+def _load(config: ModelConfig, inputs: Inputs, costs: Costs, name: str) -> Decoder:
+    with costs.clock(name):
+        decoder = load(config)
+    share_vocabulary(inputs.vocabulary, decoder)
+    return decoder
+
+
+def _training(
+    config: TransferConfig,
+    inputs: Inputs,
+    plan: Plan,
+    request: Request,
+    student: Decoder,
+    recipe: Recipe,
+) -> float:
+    """Seconds a token of a recipe's training, its first step, on the longest rows, apart."""
+    size = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    typical = typical_rows(inputs.train, size)
+    samples = [*longest_rows(inputs.train, size), *typical * REPEATS]
+    cut = request.cut or 0
+    made = _Invented(samples, recipe, request, inputs, student.width)
+    head = None
+    if recipe.needs_teacher_output:
+        weight = torch.randn(inputs.vocabulary, inputs.teacher.hidden_size, dtype=student.model.dtype)
+        head = Head(weight, head_options(inputs.teacher, None))
+    once = replace(config.train, num_train_epochs=1, max_steps=-1)
+    clock = _StepClock()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        prepared(student, plan, config) as model,
+        student.span(cut, student.num_layers, norm=True),
+    ):
+        suffix = SuffixModel(student, cut, recipe, [p.student for p in plan.pairs], head)
+        trainer = SemAlignTrainer(
+            suffix,
+            arguments(replace(config, train=once), recipe, Path(folder)),
+            samples,
+            Collator(samples, made, made if cut else None),
+            callbacks=[clock],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    if config.train.lora_r:
+        student.model = model.unload()
+    return clock.rest / sum(len(s.input_ids) for s in typical * REPEATS)
+
+
+class _StepClock(TrainerCallback):
+    """Seconds after the first step."""
+
+    rest = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start after the first step, read after every other."""
+        if state.global_step == 1:
+            self.start = time.perf_counter()
+        self.rest = time.perf_counter() - self.start
+
+
+class _Invented:
+    """Signals and prefixes of the right shapes, in place of stores; costs do not depend on the values."""
+
+    def __init__(
+        self, samples: Sequence[Sample], recipe: Recipe, request: Request, inputs: Inputs, width: int
+    ) -> None:
+        self.samples, self.inputs, self.width, self.slots = samples, inputs, width, 2 * request.top_k
+        self.keys = wanted_keys(recipe, [p.student for p in request.pairs]).values()
+
+    def signals(self, samples: Sequence[int]) -> Record:
+        """See `semalign.supervision.Supervision`."""
+        count = sum(self.samples[n].supervised for n in samples)
+        return {key: self._tensor(key, count) for key in self.keys}
+
+    def _tensor(self, key: str, count: int) -> Tensor:
+        if key == "ids":
+            return torch.randint(self.inputs.vocabulary, (count, self.slots), dtype=torch.int32)
+        if key == "valid":
+            return torch.ones(count, self.slots, dtype=torch.bool)
+        if key.endswith("_logp"):
+            return torch.randn(count, self.slots).log_softmax(1)
+        wide = self.inputs.teacher.hidden_size if key == "teacher_output" else self.width
+        return torch.randn(count, wide)
+
+    def read(self, sample: int, keys: Sequence[str]) -> Record:
+        """See `semalign.cache.ShardStore`."""
+        return {key: torch.randn(len(self.samples[sample].input_ids), self.width) for key in keys}
