@@ -1,0 +1,75 @@
+"""How far are `semalign check`'s estimates from what a run then uses?
+
+    python benchmarks/estimates.py --quick
+    python benchmarks/estimates.py --teacher DIR --student DIR --rows mbpp_train.jsonl --layers 6
+
+Estimated and used: cache bytes, peak memory, seconds of attribution, caching and training. The ratio is estimated over used
+cache bytes; low and high are the smallest and largest ratio of all quantities.
+"""
+
+import json
+from typing import Any
+
+from common import Result, Worker, arguments, finish
+from peers import add_pair, task_of
+from sides import SemAlign, Task
+
+
+class Checked(SemAlign):
+    """Estimates first, then the run itself, each in the state a user would meet it in."""
+
+    def estimate(self) -> Result:
+        """What check says."""
+        from rich.console import Console
+
+        from semalign.steps.check import check
+
+        return check(self.config, Console(quiet=True))["estimate"]
+
+    def used(self) -> Result:
+        """What the steps' own results say after they ran."""
+        self.prepare()
+        self.whole_training()
+        results: dict[str, Any] = {
+            "attribute": json.loads(self.run.scores.read_text()),
+            "cache": json.loads(self.run.manifest.read_text()),
+            "train": json.loads((self.folder / "train.json").read_text()),
+        }
+        return {
+            "cache_bytes": results["cache"]["bytes"],
+            "peak_bytes": max(r["peak_rss_bytes"] for r in results.values()),
+            "seconds": {step: r["seconds"] for step, r in results.items()},
+        }
+
+
+def compare(task: Task) -> Result:
+    """Both sides and their ratios."""
+    with Worker(Checked, task) as side:
+        estimated = side.call("estimate")
+    with Worker(Checked, task) as side:
+        used = side.call("used")
+        side.call("close")
+    lines = [
+        {"quantity": key, "estimated": estimated[key], "used": used[key]}
+        for key in ("cache_bytes", "peak_bytes")
+    ]
+    lines += [
+        {"quantity": f"{step}_seconds", "estimated": value, "used": used["seconds"][step]}
+        for step, value in estimated["seconds"].items()
+    ]
+    for line in lines:
+        line["ratio"] = line["estimated"] / line["used"]
+    each = [line["ratio"] for line in lines]
+    return {"ratio": each[0], "low": min(each), "high": max(each), "quantities": lines}
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = add_pair(arguments(__doc__))
+    options = parser.parse_args()
+    task = task_of(options)
+    finish(options, {"pair": task.name, "rows": task.max_rows, "layers": task.layers, **compare(task)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""How much faster are the vocabulary-free output losses than the full-vocabulary ones, and does memory depend on V?
+
+    python benchmarks/losses.py --quick
+    python benchmarks/losses.py
+
+Forward and backward from hidden states of width 896 at N positions; heads are random. For every vocabulary size the time
+and the growth of peak memory beyond the inputs: cosine by the Gram matrix against cosine from logits, top-k KL and Fisher
+from gathered rows against the KL of all logits. The ratio is the full KL's time over the top-k KL's at the largest V.
+"""
+
+from collections.abc import Callable
+
+import torch
+from common import Result, arguments, finish, fitted_exponent, peak_growth, ratios, seconds
+from torch import Tensor, nn
+
+from semalign.maths.bases import gram
+from semalign.maths.head import gathered_logits
+from semalign.maths.losses import output_cosine_loss
+from semalign.maths.topk import fisher_loss, topk_kl_loss
+
+POSITIONS, WIDTH, TOP_K = 1024, 896, 32
+SIZES = (1024, 4096, 16_384, 65_536, 151_936, 262_144)
+QUICK = (1024, 8192, 65_536)
+
+
+def step(kind: str, vocabulary: int) -> Callable[[], Tensor]:
+    """One forward and backward of a loss; inputs are made here, outside what is measured."""
+    torch.manual_seed(0)
+    head_VE = torch.empty(vocabulary, WIDTH, dtype=torch.bfloat16).normal_(std=0.02)
+    hidden_NE = torch.randn(POSITIONS, WIDTH, requires_grad=True)
+    labels_N = torch.randint(vocabulary, (POSITIONS,))
+    ids_NJ = torch.randint(vocabulary, (POSITIONS, 2 * TOP_K))
+    logp_NJ = torch.randn(POSITIONS, 2 * TOP_K).log_softmax(1)
+    valid_NJ = torch.ones_like(ids_NJ, dtype=torch.bool)
+    gram_EE = gram(head_VE) if kind == "cosine" else None
+    teacher_NE = torch.randn(POSITIONS, WIDTH)
+
+    def loss() -> Tensor:
+        if kind == "cosine":
+            return output_cosine_loss(hidden_NE, head_VE, gram_EE, labels_N)
+        if kind in ("topk_kl", "fisher"):
+            logits_NJ = gathered_logits(hidden_NE, head_VE, ids_NJ)
+            if kind == "topk_kl":
+                return topk_kl_loss(logits_NJ, logp_NJ, valid_NJ)
+            return fisher_loss(logits_NJ, logp_NJ, logp_NJ, valid_NJ)
+        logits_NV = nn.functional.linear(hidden_NE.bfloat16(), head_VE).float()
+        if kind == "cosine_logits":
+            return (1 - logits_NV.gather(1, labels_N[:, None])[:, 0] / logits_NV.norm(dim=1)).mean()
+        with torch.no_grad():
+            teacher_NV = nn.functional.linear(teacher_NE.bfloat16(), head_VE).float()
+        ours, theirs = logits_NV.log_softmax(1), teacher_NV.log_softmax(1)
+        return nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+    def both() -> Tensor:
+        hidden_NE.grad = None
+        value = loss()
+        value.backward()
+        return value
+
+    return both
+
+
+def main() -> None:
+    """Parse, run, print."""
+    options = arguments(__doc__).parse_args()
+    sizes = QUICK if options.quick else SIZES
+    curve: list[Result] = []
+    for vocabulary in sizes:
+        for kind in ("cosine", "fisher", "topk_kl", "cosine_logits", "kl_logits"):
+            call = seconds(step(kind, vocabulary))
+            call()
+            curve.append(
+                {
+                    "vocabulary": vocabulary,
+                    "loss": kind,
+                    "seconds": min(call() for _ in range(3)),
+                    "memory": peak_growth(step, kind, vocabulary),
+                }
+            )
+    ours, theirs = (seconds(step(kind, sizes[-1])) for kind in ("topk_kl", "kl_logits"))
+    exponents = [
+        {
+            "loss": kind,
+            **{
+                f"{of}_exponent": fitted_exponent(
+                    sizes, [max(c[of], 1e-9) for c in curve if c["loss"] == kind]
+                )
+                for of in ("seconds", "memory")
+            },
+        }
+        for kind in ("cosine", "fisher", "topk_kl", "cosine_logits", "kl_logits")
+    ]
+    finish(
+        options,
+        {
+            "positions": POSITIONS,
+            "width": WIDTH,
+            "vocabulary": sizes[-1],
+            **ratios(ours, theirs),
+            "exponents": exponents,
+            "curve": curve,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

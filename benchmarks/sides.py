@@ -1,0 +1,426 @@
+"""The contestants on one pair and the same rows, tokens and supervised positions, each behind the same few methods.
+
+`epoch()` trains one epoch from the untouched student and returns the training's own seconds; `until(kl, ...)` goes on,
+epoch by epoch, until the held-out KL to the teacher is reached. Peers see the samples that SemAlign's own data
+code made, so no side tokenises, masks or truncates differently.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from semalign.capture import Point, capture
+from semalign.cli import build_config
+from semalign.config import ModelConfig, TransferConfig
+from semalign.data import Sample, collate
+from semalign.folder import RunFolder
+from semalign.loading import load
+from semalign.maths.full_vocabulary import closeness
+from semalign.maths.pairing import depth_pairs
+from semalign.models import Decoder, share_vocabulary
+from semalign.run import open_run, run_step
+from semalign.signals import batch_inputs, labels_of, state_mask
+from semalign.steps.evaluate import heldout_figures
+from semalign.steps.inputs import load_inputs
+from semalign.steps.train import train
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pair, rows, and how both sides train on them."""
+
+    teacher: str
+    student: str
+    rows: str
+    heldout: str | None = None
+    heldout_rows: int = 0
+    max_rows: int | None = None
+    max_length: int = 320
+    dtype: str = "bfloat16"
+    batch: int = 8
+    layers: int = 1
+    epochs: int = 3
+    lora_r: int = 16
+    learning_rate: float = 1e-3
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return "embedded pair" if self.teacher.startswith("embedded") else Path(self.teacher).name
+
+
+EMBEDDED = Task(
+    "embedded:teacher",
+    "embedded:student",
+    "embedded:transfer",
+    heldout="embedded:validation",
+    max_rows=512,
+    dtype="float32",
+    batch=32,
+)
+
+
+def config_of(task: Task, folder: str | Path, **changes: Any) -> TransferConfig:
+    """The product's config for a task; `changes` are whole groups of fields."""
+    values: dict[str, Any] = {
+        "teacher": {"model_name_or_path": task.teacher, "dtype": task.dtype},
+        "student": {"model_name_or_path": task.student, "dtype": task.dtype},
+        "data": {
+            "dataset_name": task.rows,
+            "heldout_name": task.heldout,
+            "heldout_rows": task.heldout_rows,
+            "max_rows": task.max_rows,
+            "max_length": task.max_length,
+        },
+        "output_dir": str(folder),
+        "attribution": {"rows": 8, "batch_size": 4},
+        "pairing": {"selection": "last", "num_layers": task.layers},
+        "recipe": {"learning_rate": task.learning_rate},
+        "cache": {"batch_size": 8, "shard_rows": 32},
+        "train": {
+            "num_train_epochs": task.epochs,
+            "per_device_train_batch_size": task.batch,
+            "lora_r": task.lora_r,
+            "bf16": task.dtype == "bfloat16",
+            "logging_steps": 50,
+            "save_steps": 100_000,
+        },
+        "evaluation": {"cka_rows": 0},
+    }
+    for group, fields in changes.items():
+        values[group] = {**values[group], **fields}
+    return build_config(values, Path())
+
+
+class SemAlign:
+    """This product, through its own steps."""
+
+    def __init__(self, task: Task, changes: dict[str, Any] | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="semalign-bench-"))
+        self.config = config_of(task, self.folder, **(changes or {}))
+        self.run: RunFolder = open_run(self.config)
+        self.inputs = load_inputs(self.config)
+
+    def prepare(self) -> dict[str, float]:
+        """Attribution, pairing and caching; seconds of each, loading included."""
+        spent = {}
+        for step in ("attribute", "pair", "cache"):
+            start = time.perf_counter()
+            run_step(step, self.config, self.run, self.inputs)
+            spent[step] = time.perf_counter() - start
+        gc.collect()
+        return spent
+
+    def epoch(self) -> float:
+        """Seconds of one epoch's training."""
+        return self._train(1)["train_seconds"]
+
+    def _train(self, epochs: float) -> dict[str, Any]:
+        (self.folder / "train.json").unlink(missing_ok=True)
+        train(
+            replace(self.config, train=replace(self.config.train, num_train_epochs=epochs)),
+            self.run,
+            self.inputs,
+        )
+        gc.collect()
+        return json.loads((self.folder / "train.json").read_text())
+
+    def last_loss(self) -> float:
+        """Mean loss of the last training."""
+        return json.loads((self.folder / "train.json").read_text())["loss"]
+
+    def whole_training(self) -> float:
+        """Seconds of the planned epochs, with loading, merging and saving."""
+        start = time.perf_counter()
+        self._train(self.config.train.num_train_epochs)
+        return time.perf_counter() - start
+
+    def heldout_kl(self) -> float:
+        """Mean KL(teacher || trained student) over the held-out positions."""
+        student = load(ModelConfig(str(self.folder / "student"), dtype=self.config.student.dtype))
+        share_vocabulary(self.inputs.vocabulary, student)
+        return heldout_figures(student, self.config, self.run, self.inputs, "after")["closeness"]["kl"]
+
+    def tokens(self) -> int:
+        """Tokens of the training rows."""
+        return sum(len(s.input_ids) for s in self.inputs.train)
+
+    def close(self) -> None:
+        """Remove the run folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Peer:
+    """A trainer that holds the whole student, and the teacher if it reads one, in memory."""
+
+    needs_teacher = True
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.config = config_of(task, "unused")
+        self.inputs = load_inputs(self.config)
+        self.teacher = self._load(self.config.teacher) if self.needs_teacher else None
+        self.student = self._load(self.config.student)
+        self.untouched = {k: v.detach().clone() for k, v in self.student.model.state_dict().items()}
+
+    def _load(self, config: ModelConfig) -> Decoder:
+        decoder = load(config)
+        share_vocabulary(self.inputs.vocabulary, decoder)
+        decoder.model.requires_grad_(False)
+        return decoder
+
+    def adapted(self) -> nn.Module:
+        """The student with fresh LoRA on every layer."""
+        torch.manual_seed(0)
+        lora = LoraConfig(
+            r=self.task.lora_r, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        return get_peft_model(self.student.model, lora)
+
+    def restore(self, model: Any) -> None:
+        """Take LoRA off again, leaving the untouched student."""
+        self.student.model = model.unload()
+        self.student.model.load_state_dict(self.untouched)
+        gc.collect()
+
+    def arguments(self, epochs: float, folder: str, **options: Any) -> dict[str, Any]:
+        """Training arguments that all peers share with SemAlign's own."""
+        return {
+            "output_dir": folder,
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": self.task.batch,
+            "learning_rate": self.task.learning_rate,
+            "lr_scheduler_type": "constant_with_warmup" if epochs > 1 else "constant",
+            "warmup_steps": 2,
+            "bf16": self.task.dtype == "bfloat16",
+            "use_cpu": not torch.cuda.is_available(),
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_steps": 50,
+            "disable_tqdm": True,
+            "remove_unused_columns": False,
+            "dataloader_pin_memory": False,
+            "train_sampling_strategy": "group_by_length",
+            "length_column_name": "length",
+            "seed": 0,
+        } | options
+
+    def trainer(self, model: nn.Module, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
+        """The peer's own trainer on `model`."""
+        raise NotImplementedError
+
+    def epoch(self) -> float:
+        """Seconds of one epoch's training."""
+        return self._train(1, [])
+
+    def until(self, kl: float, most_epochs: int) -> list[dict[str, float]]:
+        """Train on until the held-out KL is at most `kl`; seconds of training (measuring apart) and KL after each epoch."""
+        watch = _Watch(self, kl)
+        self._train(most_epochs, [watch])
+        return watch.lines
+
+    def _train(self, epochs: float, callbacks: list[Any]) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            model = self.adapted()
+            trainer = self.trainer(model, epochs, folder, callbacks)
+            seconds = trainer.train().metrics["train_runtime"]
+            self.restore(model)
+        return seconds
+
+    @torch.no_grad()
+    def heldout_kl(self) -> float:
+        """Mean KL(teacher || student as it stands) over the held-out positions."""
+        assert self.teacher is not None
+        found = []
+        for at in range(0, len(self.inputs.heldout), 8):
+            samples = self.inputs.heldout[at : at + 8]
+            states = []
+            for decoder in (self.student, self.teacher):
+                ids, attention, mask = batch_inputs(decoder, samples)
+                with decoder.span(0, decoder.num_layers, norm=True):
+                    states.append(decoder.forward(ids, attention)[mask])
+            ours, theirs = self.student.head(), self.teacher.head()
+            labels = torch.cat([labels_of(s) for s in samples]).to(states[0].device)
+            found.append(
+                closeness(
+                    states[0],
+                    ours.weight_VD,
+                    states[1],
+                    theirs.weight_VD,
+                    labels,
+                    student=ours.options,
+                    teacher=theirs.options,
+                )["kl"]
+            )
+        return float(torch.cat(found).mean())
+
+    def rows(self) -> Any:
+        """The samples as a dataset of token ids and completion masks."""
+        from datasets import Dataset
+
+        return Dataset.from_list(
+            [
+                {
+                    "input_ids": s.input_ids,
+                    "completion_mask": [int(m) for m in s.mask],
+                    "length": len(s.input_ids),
+                }
+                for s in self.inputs.train
+            ]
+        )
+
+
+class _Watch(TrainerCallback):
+    def __init__(self, peer: Peer, kl: float) -> None:
+        self.peer, self.kl, self.lines, self.spent = peer, kl, [], 0.0
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Stop the clock, measure, and stop training when the goal is reached."""
+        self.spent += time.perf_counter() - self.start
+        self.lines.append({"seconds": self.spent, "kl": self.peer.heldout_kl()})
+        control.should_training_stop = self.lines[-1]["kl"] <= self.kl
+        return control
+
+
+def _labelled(features: list[dict[str, Any]]) -> dict[str, Tensor]:
+    samples = [Sample(f["input_ids"], [bool(m) for m in f["completion_mask"]], "") for f in features]
+    batch = collate(samples)
+    labels = batch["input_ids"].masked_fill(~batch["mask"], -100)
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
+
+
+class TrlGkd(Peer):
+    """trl's GKDTrainer, off-policy (lmbda 0), forward KL (beta 0), LoRA on every layer."""
+
+    def trainer(self, model: nn.Module, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
+        """See `Peer`."""
+        from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+        assert self.teacher is not None
+        return GKDTrainer(
+            model=model,
+            teacher_model=self.teacher.model,
+            args=GKDConfig(lmbda=0.0, beta=0.0, **self.arguments(epochs, folder)),
+            data_collator=_labelled,
+            train_dataset=self.rows(),
+            processing_class=self.inputs.tokenizer,
+            callbacks=callbacks,
+        )
+
+
+class TrlSft(Peer):
+    """trl's SFTTrainer: cross-entropy on the rows' own answers, LoRA on every layer, no teacher."""
+
+    needs_teacher = False
+
+    def trainer(self, model: nn.Module, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
+        """See `Peer`."""
+        from trl import SFTConfig, SFTTrainer
+
+        return SFTTrainer(
+            model=model,
+            args=SFTConfig(
+                dataset_kwargs={"skip_prepare_dataset": True},
+                **self.arguments(epochs, folder),
+            ),
+            data_collator=_labelled,
+            train_dataset=self.rows(),
+            processing_class=self.inputs.tokenizer,
+            callbacks=callbacks,
+        )
+
+
+class LiteralV1(Peer):
+    """The paper's procedure as written: the teacher runs in every step, its activations are projected on vocabulary-sized
+    bases and recombined, and the student's full logits enter the cosine loss; the paired layers alone are trained."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        assert self.teacher is not None
+        count = self.student.num_layers
+        trained = range(count - task.layers + 1, count + 1)
+        self.pairs = depth_pairs(trained, self.teacher.num_layers, count)
+        self.bases = [_unit_bases(d.head().weight_VD).to(d.model.dtype) for d in (self.teacher, self.student)]
+
+    def adapted(self) -> nn.Module:
+        """LoRA on the paired layers."""
+        torch.manual_seed(0)
+        lora = LoraConfig(
+            r=self.task.lora_r,
+            lora_alpha=16,
+            target_modules=["up_proj", "down_proj", "v_proj", "o_proj"],
+            layers_to_transform=[pair.student - 1 for pair in self.pairs],
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(self.student.model, lora)
+
+    def trainer(self, model: nn.Module, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
+        """See `Peer`."""
+        return _LiteralTrainer(
+            self,
+            model=model,
+            args=TrainingArguments(**self.arguments(epochs, folder)),
+            data_collator=_labelled,
+            train_dataset=self.rows(),
+            callbacks=callbacks,
+        )
+
+
+def _unit_bases(head_VD: Tensor) -> Tensor:
+    """Unit columns of the head's pseudo-inverse, as rows (V, D)."""
+    inverse_DV = torch.linalg.solve(head_VD.double().T @ head_VD.double(), head_VD.double().T)
+    return (inverse_DV / inverse_DV.norm(dim=0)).T.float()
+
+
+class _LiteralTrainer(Trainer):
+    def __init__(self, peer: LiteralV1, **options: Any) -> None:
+        super().__init__(**options)
+        self.peer = peer
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """Mean over pairs of 1 - cos(activation, target), plus 1 - cos(logits, one-hot label)."""
+        peer = self.peer
+        assert peer.teacher is not None
+        ids, attention, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+        states = state_mask(labels != -100)
+        theirs = {p.student: Point(p.teacher, "mlp") for p in peer.pairs}
+        ours = {p.student: Point(p.student, "mlp") for p in peer.pairs}
+        with torch.no_grad(), capture(peer.teacher, theirs.values()) as taught:
+            peer.teacher.model(ids, attention)
+        with capture(peer.student, ours.values()) as own:
+            logits_NV = model(ids, attention).logits[states].float()
+        terms = []
+        for layer, point in ours.items():
+            hidden_ND = taught[theirs[layer]][states]
+            coefficients_NV = (
+                nn.functional.normalize(hidden_ND.float(), dim=1).to(peer.bases[0].dtype) @ peer.bases[0].T
+            )
+            target_NE = coefficients_NV @ peer.bases[1]
+            terms.append(
+                1 - nn.functional.cosine_similarity(own[point][states].float(), target_NE.float()).mean()
+            )
+        labels_N = ids[:, 1:][states[:, :-1]]
+        cosine_N = logits_NV.gather(1, labels_N[:, None])[:, 0] / logits_NV.norm(dim=1)
+        loss = torch.stack(terms).mean() + (1 - cosine_N).mean()
+        return (loss, None) if return_outputs else loss
+
+
+PEERS = {"gkd": TrlGkd, "sft": TrlSft, "v1": LiteralV1}
