@@ -12,8 +12,8 @@ from datetime import datetime
 
 DASH = "–"
 NBSP = "\u00a0"
-LEVEL = 0.005
-"""Two shares closer than this print as the same percentage and are called level."""
+LEVEL = 0.01
+"""Two shares closer than this are called level: one seed and a few hundred items cannot tell them apart."""
 
 RECIPES: Mapping[str, str] = {
     "aligned": "Aligned",
