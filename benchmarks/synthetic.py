@@ -6,8 +6,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from semalign.data import Sample
+from semalign.methods import methods
 from semalign.models import Decoder
-from semalign.recipes import RECIPES
 from semalign.signals import Request, teacher_signals
 from semalign.trainer import SuffixModel
 
@@ -47,7 +47,7 @@ def suffix_step(
     decoder = random_decoder(layers, vocabulary)
     for layer in decoder.layers:
         layer.requires_grad_(True)
-    suffix = SuffixModel(decoder, 0, RECIPES["aligned"], [])
+    suffix = SuffixModel(decoder, 0, methods()["aligned"], [])
     optimiser = torch.optim.AdamW([p for p in suffix.parameters() if p.requires_grad], lr=1e-4, fused=True)
     positions = rows * (length // 2)
     states = torch.zeros(rows, length, dtype=torch.bool)

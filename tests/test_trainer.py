@@ -157,13 +157,13 @@ def test_the_first_loss_equals_the_literal_formula(
     straight: tuple[TransferConfig, RunFolder], recipe: str
 ) -> None:
     config, run = straight
-    from semalign.recipes import RECIPES
+    from semalign.methods import methods
 
     inputs, plan = load_inputs(config), read_plan(run)
     stores = Stores(config, run, inputs, plan)
     student = load(config.student)
     share_vocabulary(inputs.vocabulary, student)
-    chosen = RECIPES[recipe]  # type: ignore[index]
+    chosen = methods()[recipe]
     head = read_teacher_head(run, inputs) if chosen.needs_teacher_output else None
     collator = Collator(inputs.train, _supervision(config, run, inputs, stores, chosen), stores.student)
     numbers = [0, 5, 9]
@@ -244,7 +244,7 @@ def test_a_teacher_equal_to_the_student_has_nothing_to_teach(
 
 
 def test_fisher_layers_need_the_residual_stream() -> None:
-    from semalign.recipes import resolve
+    from semalign.methods import resolve
 
     with pytest.raises(ConfigError, match="use block"):
         resolve(RecipeConfig(name="fisher", interface="mlp"))

@@ -16,19 +16,23 @@ from semalign.errors import SemAlignError
 
 
 class LineLog(TrainerCallback):
-    """One line of train.jsonl per logged step; lines after the step that is resumed from are dropped."""
+    """One line of train.jsonl per logged step; lines after the step that is resumed from are dropped.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    `earlier` steps were made by stages before this one.
+    """
+
+    def __init__(self, path: Path, earlier: int = 0) -> None:
+        self.path, self.earlier = path, earlier
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep the lines that the checkpoint knows about."""
         kept = []
-        if self.path.exists() and state.global_step:
+        known = self.earlier + state.global_step
+        if self.path.exists() and known:
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line and json.loads(line)["step"] <= state.global_step]
+            kept = [line for line in lines if line and json.loads(line)["step"] <= known]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def on_log(
@@ -38,7 +42,7 @@ class LineLog(TrainerCallback):
         logs = kwargs.get("logs") or {}
         if "loss" in logs and state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json.dumps({"step": self.earlier + state.global_step, **logs}) + "\n")
 
 
 class GradientCheck(TrainerCallback):

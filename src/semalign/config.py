@@ -14,10 +14,14 @@ from typing import Any, Literal
 from semalign.errors import ConfigError
 
 Interface = Literal["block", "delta", "attn", "mlp", "output"]
-MapName = Literal["semantic", "logit", "ridge"]
-OutputLoss = Literal["topk_kl", "fisher", "cosine", "cross_entropy", "kl", "none"]
-LayerLoss = Literal["cosine", "fisher", "none"]
-RecipeName = Literal["aligned", "cosine", "fisher", "cross_entropy", "kl"]
+MapName = Literal["semantic", "logit", "ridge", "weighted_ridge", "procrustes", "none"]
+OutputLoss = Literal["topk_kl", "fisher", "cosine", "cross_entropy", "kl", "jsd", "none"]
+LayerLoss = Literal["cosine", "fisher", "geometry", "projected_mse", "none"]
+LayerSchedule = Literal["constant", "decay"]
+Schedule = Literal["joint", "frontier"]
+Trained = Literal["pairs", "all"]
+Start = Literal["untouched", "pissa"]
+Signals = Literal["teacher", "shuffled"]
 
 
 def _require(condition: bool, field_name: str, expected: str, got: object) -> None:
@@ -134,8 +138,8 @@ class PairingConfig:
 class RecipeConfig:
     """The objective. A recipe sets every field; a field that is not null replaces the recipe's."""
 
-    name: RecipeName = "aligned"
-    """aligned (default), cosine (the paper, version 1), fisher, or a control: cross_entropy, kl."""
+    name: str = "aligned"
+    """aligned (default), cosine (the paper, version 1), fisher, acl, v2, or a control: cross_entropy, kl, jsd, hidden_mse, pissa."""
     output_loss: OutputLoss | None = None
     """Loss at the output."""
     output_weight: float | None = None
@@ -144,8 +148,12 @@ class RecipeConfig:
     """Loss between a paired layer's activation and its target."""
     layer_weight: float | None = None
     """Weight of the layer loss, averaged over the pairs."""
+    layer_schedule: LayerSchedule | None = None
+    """constant, or decay: the layer weight falls linearly to 0 over the training."""
+    label_weight: float | None = None
+    """Share of the label in what the topk_kl loss aims at: (1 - share) teacher + share onehot."""
     map: MapName | None = None
-    """How teacher activations become targets in the student's space."""
+    """How teacher activations become targets in the student's space; none keeps them as they are."""
     interface: Interface | None = None
     """Which activation of a layer is supervised."""
     learning_rate: float | None = None
@@ -153,7 +161,17 @@ class RecipeConfig:
     label_smoothing: float | None = None
     """Label smoothing of the cross_entropy and cosine output losses."""
     temperature: float | None = None
-    """Temperature of the topk_kl and kl losses."""
+    """Temperature of the topk_kl, kl and jsd losses."""
+    schedule: Schedule | None = None
+    """joint: all trained layers at once; frontier: from shallow to deep, one layer a stage."""
+    trained: Trained | None = None
+    """pairs: the plan's layers; all: every layer of the student."""
+    lora_r: int | None = None
+    """LoRA rank in place of train.lora_r; 0 trains full weights."""
+    start: Start | None = None
+    """Where training starts: the untouched student; with pissa, LoRA takes over its weights' principal components."""
+    signals: Signals | None = None
+    """The teacher's signals, or, as a control, those of other rows (shuffled)."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +266,8 @@ class EvaluationConfig:
     """Rows per generation batch."""
     max_new_tokens: int = 96
     """Longest answer."""
-    baselines: tuple[RecipeName, ...] = ()
-    """Recipes trained and measured beside the chosen one, on the same rows and layers."""
+    baselines: tuple[str, ...] = ()
+    """Methods trained and measured beside the chosen one, on the same rows."""
     allow_code_execution: bool = False
     """Run generated code in the sandbox; code tasks need it."""
     cka_rows: int = 64

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semalign.cache import Record
 from semalign.capture import Point, capture
@@ -34,6 +34,16 @@ class Request:
     top_k: int = 0
     teacher_output: bool = False
     dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def needs_student(self) -> bool:
+        """Whether the student has to run over the training rows."""
+        return bool(self.interfaces or self.top_k or self.cut is not None)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher has to run over the training rows."""
+        return bool(self.interfaces or self.top_k or self.teacher_output)
 
 
 def state_mask(mask_BT: Tensor) -> Tensor:
@@ -107,6 +117,26 @@ def student_signals(student: Decoder, samples: Sequence[Sample], request: Reques
         _put(records, "positions.student_logp", values - lse[:, None], samples, None)
         _put(records, "positions.student_lse", lse, samples, None)
     return records
+
+
+@torch.no_grad()
+def extended_prefix(
+    student: Decoder,
+    samples: Sequence[Sample],
+    streams: Sequence[Tensor] | None,
+    span: tuple[int, int],
+    dtype: torch.dtype,
+) -> list[Record]:
+    """Per sample tokens.prefix (T, E) after layer span[1], from streams (T, E) after layer span[0], or from token ids."""
+    inputs, attention_BT, _ = batch_inputs(student, samples)
+    if streams is not None:
+        inputs = nn.utils.rnn.pad_sequence([s.float() for s in streams], batch_first=True).to(student.device)
+    with student.span(*span, norm=False):
+        stream_BTE = student.forward(inputs, attention_BT)
+    return [
+        {"tokens.prefix": row[: len(sample.input_ids)].to(dtype).cpu().clone()}
+        for row, sample in zip(stream_BTE, samples, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from semalign.data import Sample
 from semalign.errors import ConfigError
 from semalign.maths.bases import apply_map
 from semalign.models import Decoder, Head
-from semalign.recipes import Recipe
+from semalign.recipe import Recipe
 from semalign.signals import Request, student_signals, teacher_signals
 
 TOPK_KEYS = ("ids", "valid", "teacher_logp", "student_logp")
@@ -73,8 +73,31 @@ class CachedSupervision:
 
     def signals(self, samples: Sequence[int]) -> Record:
         """See `Supervision`."""
-        records = [self.store.read(sample, list(self.keys)) for sample in samples]
+        if not self.keys:
+            return {}
+        records = [self._record(sample) for sample in samples]
         return {new: torch.cat([r[old] for r in records]) for old, new in self.keys.items()}
+
+    def _record(self, sample: int) -> Record:
+        return self.store.read(sample, list(self.keys))
+
+
+class ShuffledSupervision(CachedSupervision):
+    """A control: every sample gets the signals of another one, cut or repeated to its own number of positions."""
+
+    def __init__(
+        self, store: ShardStore, recipe: Recipe, layers: Sequence[int], counts: Sequence[int]
+    ) -> None:
+        super().__init__(store, recipe, layers)
+        self.counts = counts
+        order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(0)).tolist()
+        # The next one in a random cycle: with two samples or more, nobody keeps its own.
+        self.other = dict(zip(order, order[1:] + order[:1], strict=True))
+
+    def _record(self, sample: int) -> Record:
+        other = self.other[sample]
+        rows = torch.arange(self.counts[sample]) % self.counts[other]
+        return {key: tensor[rows] for key, tensor in super()._record(other).items()}
 
 
 class LiveSupervision:
@@ -119,7 +142,6 @@ def to_targets(
     for name, interface in wanted:
         for layer in layers:
             raw = record[f"positions.teacher.{interface}.{layer}"]
-            kept[f"positions.target.{name}.{interface}.{layer}"] = maps.apply(raw, name, interface, layer).to(
-                raw.dtype
-            )
+            target = raw if name == "none" else maps.apply(raw, name, interface, layer).to(raw.dtype)
+            kept[f"positions.target.{name}.{interface}.{layer}"] = target
     return kept

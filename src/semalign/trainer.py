@@ -17,12 +17,9 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from semalign.capture import Point, capture
 from semalign.data import Sample, collate
 from semalign.errors import SemAlignError
-from semalign.maths.bases import gram
-from semalign.maths.full_vocabulary import cross_entropy_loss, full_kl_loss
-from semalign.maths.losses import cosine_loss, output_cosine_loss
-from semalign.maths.topk import fisher_loss, fisher_quadratic, topk_kl_loss
 from semalign.models import Decoder, Head
-from semalign.recipes import Recipe
+from semalign.objective import Objective
+from semalign.recipe import Recipe
 from semalign.signals import labels_of, state_mask
 from semalign.supervision import Supervision
 
@@ -45,20 +42,10 @@ class SuffixModel(nn.Module):
         super().__init__()
         self.suffix = nn.ModuleList(decoder.layers[cut:])
         self.norm = decoder.final_norm
-        # Plain attributes: neither the embedding nor the head is a part of what is trained, moved or saved.
-        self.decoder, self.recipe, self.layers = decoder, recipe, list(layers)
-        self.head, self.teacher_head = decoder.head(), teacher_head
+        self.objective = Objective(recipe, decoder, layers, teacher_head)
+        # A plain attribute: neither the embedding nor the head is a part of what is trained, moved or saved.
+        self.decoder = decoder
         self.points = {k: Point(k, recipe.interface) for k in layers} if recipe.needs_targets else {}
-        self.gram_EE = self._gram() if recipe.output_loss == "cosine" else None
-
-    def _gram(self) -> Tensor:
-        options = self.head.options
-        if options.softcap is not None or options.bias_V is not None:
-            raise SemAlignError(
-                "recipe.output_loss: cosine needs a head without bias and without logit soft-cap, which this student has; "
-                "use topk_kl or fisher."
-            )
-        return gram(self.head.weight_VD)
 
     def train(self, mode: bool = True) -> SuffixModel:
         """Dropout stays off: targets and prefixes were computed without it. Checkpointing alone needs train mode."""
@@ -72,66 +59,8 @@ class SuffixModel(nn.Module):
         stream = batch["prefix"] if "prefix" in batch else batch["input_ids"]
         with capture(self.decoder, self.points.values()) as found:
             output_BTE = self.decoder.forward(stream, attention_mask)
-        losses = {"loss_output": self.output_loss(output_BTE[states].float(), labels, batch)}
-        if self.points:
-            terms = [
-                self.layer_loss(found[p][states].float(), batch[f"target.{k}"], batch)
-                for k, p in self.points.items()
-            ]
-            losses["loss_layer"] = torch.stack(terms).mean()
-        total = self.recipe.output_weight * losses["loss_output"]
-        if "loss_layer" in losses:
-            total = total + self.recipe.layer_weight * losses["loss_layer"]
-        return {"loss": total, **losses}
-
-    def output_loss(self, hidden_NE: Tensor, labels_N: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The recipe's loss at the output."""
-        recipe, head = self.recipe, self.head
-        if recipe.output_loss in ("topk_kl", "fisher"):
-            logits_NJ = head.gathered(hidden_NE, batch["ids"].long())
-            if recipe.output_loss == "fisher":
-                return fisher_loss(logits_NJ, batch["teacher_logp"], batch["student_logp"], batch["valid"])
-            return topk_kl_loss(
-                logits_NJ, batch["teacher_logp"], batch["valid"], temperature=recipe.temperature
-            )
-        if recipe.output_loss == "cosine":
-            assert self.gram_EE is not None
-            return output_cosine_loss(
-                hidden_NE, head.weight_VD, self.gram_EE, labels_N, label_smoothing=recipe.label_smoothing
-            )
-        if recipe.output_loss == "cross_entropy":
-            return cross_entropy_loss(
-                hidden_NE,
-                head.weight_VD,
-                labels_N,
-                label_smoothing=recipe.label_smoothing,
-                options=head.options,
-            )
-        if recipe.output_loss == "kl":
-            assert self.teacher_head is not None
-            return full_kl_loss(
-                hidden_NE,
-                head.weight_VD,
-                batch["teacher_output"],
-                self.teacher_head.weight_VD,
-                temperature=recipe.temperature,
-                student=head.options,
-                teacher=self.teacher_head.options,
-            )
-        return hidden_NE.sum() * 0.0
-
-    def layer_loss(self, hidden_NE: Tensor, target_NE: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The recipe's loss at one paired layer; fisher reads both through final norm and head at the cached tokens."""
-        if self.recipe.layer_loss == "cosine":
-            return cosine_loss(hidden_NE, target_NE)
-        ids = batch["ids"].long()
-        with torch.no_grad():
-            target_NJ = self.head.gathered(self.norm(target_NE.float()), ids)
-        logits_NJ = self.head.gathered(self.norm(hidden_NE), ids)
-        # The metric is the output's, (p_T + p_S0) / 2; only the difference is the layer's own.
-        return fisher_quadratic(
-            logits_NJ - target_NJ, batch["teacher_logp"], batch["student_logp"], batch["valid"]
-        )
+        hidden = {k: found[point][states] for k, point in self.points.items()}
+        return self.objective(output_BTE[states], hidden, labels, states.sum(1).tolist(), batch)
 
 
 class EpochSampler(Sampler[int]):
@@ -199,6 +128,7 @@ class SemAlignTrainer(Trainer):
         numbers: Any = [{"index": n} for n in range(len(samples))]
         super().__init__(model, args, train_dataset=numbers, data_collator=collator, **options)
         self.samples = samples
+        self.objective: Objective = model.objective
         # Ask the Trainer for the number of supervised positions of the whole step, and normalise by it here.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -218,6 +148,7 @@ class SemAlignTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """See the class; a non-finite loss stops the run, naming step and term."""
+        self.objective.progress = self.state.global_step / max(1, self.state.max_steps)
         outputs = model(**inputs)
         for name in ("loss_output", "loss_layer"):
             if name in outputs:

@@ -14,7 +14,7 @@ from semalign.errors import ModelError
 from semalign.maths._tensors import check_matrix, check_rows, unit, working_dtype
 from semalign.maths.full_vocabulary import Divergence, closeness, cross_entropy_loss, full_kl_loss
 from semalign.maths.head import PLAIN_HEAD, HeadOptions, check_ids, gathered_logits, head_logits
-from semalign.maths.topk import TopkTargets, fisher_loss, topk_kl_loss, topk_targets, union_topk
+from semalign.maths.topk import TopkTargets, fisher_loss, mix_labels, topk_kl_loss, topk_targets, union_topk
 
 __all__ = [
     "PLAIN_HEAD",
@@ -29,7 +29,9 @@ __all__ = [
     "gathered_logits",
     "geometry_loss",
     "head_logits",
+    "mix_labels",
     "output_cosine_loss",
+    "projected_mse_loss",
     "topk_kl_loss",
     "topk_targets",
     "union_topk",
@@ -91,6 +93,22 @@ def output_cosine_loss(
         ) ** 0.5
         hit_N = hit_N / label_length
     return (1.0 - (hit_N / length_N).mean()).to(working_dtype(weight_VE))
+
+
+def projected_mse_loss(projected_ND: Tensor, target_ND: Tensor) -> Tensor:
+    """sum |x_n - y_n|^2 / sum |y_n - mean y|^2: the share of the target's variance that is not explained.
+
+    0 for equal rows, 1 for a constant guess at the mean. The target is constant; where its rows are all alike, the
+    denominator is 1.
+    """
+    check_matrix("Projected states", projected_ND)
+    check_matrix("Targets", target_ND, projected_ND.shape[1])
+    check_rows("Projected states", "targets", len(projected_ND), len(target_ND))
+    _check_some(projected_ND)
+    dtype = working_dtype(projected_ND, target_ND)
+    target_ND = target_ND.detach().to(dtype)
+    spread = (target_ND - target_ND.mean(0)).square().sum()
+    return (projected_ND.to(dtype) - target_ND).square().sum() / torch.where(spread > 0, spread, 1.0)
 
 
 def geometry_loss(student_TE: Tensor, target_TE: Tensor) -> Tensor:

@@ -25,15 +25,18 @@ class RidgeFit:
         center: bool = True,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.rows = 0
+        self.rows = 0.0
         self.center = center
         self._teacher_D = torch.zeros(teacher_width, dtype=torch.float64, device=device)
         self._student_E = torch.zeros(student_width, dtype=torch.float64, device=device)
         self._gram_DD = torch.zeros(teacher_width, teacher_width, dtype=torch.float64, device=device)
         self._cross_DE = torch.zeros(teacher_width, student_width, dtype=torch.float64, device=device)
 
-    def add(self, teacher_ND: Tensor, student_NE: Tensor) -> None:
-        """Add paired rows: row n of both is the same token. Raises ModelError if a value is not finite."""
+    def add(self, teacher_ND: Tensor, student_NE: Tensor, weights_N: Tensor | None = None) -> None:
+        """Add paired rows: row n of both is the same token, and counts weights_N[n] times (once without weights).
+
+        Raises ModelError if a value is not finite.
+        """
         check_matrix("Teacher activations", teacher_ND, self._teacher_D.numel())
         check_matrix("Student activations", student_NE, self._student_E.numel())
         check_rows("Teacher activations", "student activations", len(teacher_ND), len(student_NE))
@@ -45,11 +48,16 @@ class RidgeFit:
                     f"{name} activations must be finite, got NaN or infinity; "
                     "run that model in bfloat16 or float32."
                 )
-        self.rows += len(teacher_ND)
-        self._teacher_D += teacher_ND.sum(0)
-        self._student_E += student_NE.sum(0)
-        self._gram_DD.addmm_(teacher_ND.T, teacher_ND)
-        self._cross_DE.addmm_(teacher_ND.T, student_NE)
+        if weights_N is None:
+            weights_N = torch.ones(len(teacher_ND))
+        check_rows("Teacher activations", "weights", len(teacher_ND), len(weights_N))
+        weights_N = weights_N.detach().to(self._gram_DD)
+        weighted_DN = (weights_N[:, None] * teacher_ND).T
+        self.rows += float(weights_N.sum())
+        self._teacher_D += weighted_DN.sum(1)
+        self._student_E += weights_N @ student_NE
+        self._gram_DD.addmm_(weighted_DN, teacher_ND)
+        self._cross_DE.addmm_(weighted_DN, student_NE)
 
     def solve(self, *, penalty: float = 1e-3) -> tuple[Tensor, Tensor]:
         """Ridge map and bias: M' = (X'X + penalty * mean(diag X'X) I)^-1 X'Y, b = mean y - M mean x.

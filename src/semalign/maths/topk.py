@@ -93,6 +93,26 @@ def topk_kl_loss(
     return terms_NJ.sum(-1).mean() * temperature**2
 
 
+def mix_labels(
+    ids_NJ: Tensor, teacher_logp_NJ: Tensor, mask_NJ: Tensor, labels_N: Tensor, *, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The distribution (1 - share) p_T + share onehot(label) on J and the label.
+
+    p_T is renormalised over the masked-in tokens of J; a label outside J gets a slot of its own, where p_T counts as 0.
+    Returns ids, log-probabilities and mask (N x (J + 1)) for `gathered_logits` and `topk_kl_loss`.
+    """
+    _check_slots(teacher_logp_NJ, mask_NJ)
+    if not 0.0 <= share < 1.0:
+        raise ModelError(f"The label's share must lie in [0, 1), got {share}.")
+    teacher_NJ = _masked_log_softmax(teacher_logp_NJ.detach(), mask_NJ, 1.0).exp()
+    hit_NJ = (ids_NJ == labels_N[:, None]) & mask_NJ
+    missing_N1 = ~hit_NJ.any(-1, keepdim=True)
+    mixed = torch.cat([(1 - share) * teacher_NJ + share * hit_NJ, share * missing_N1], dim=-1)
+    # clamp: a masked slot holds 0, whose log would be -inf
+    logp = mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
+    return torch.cat([ids_NJ, labels_N[:, None]], -1), logp, torch.cat([mask_NJ, missing_N1], -1)
+
+
 def fisher_loss(
     logits_NJ: Tensor, teacher_logp_NJ: Tensor, student_logp_NJ: Tensor, mask_NJ: Tensor
 ) -> Tensor:

@@ -26,9 +26,10 @@ from semalign.loading import load
 from semalign.maths.bases import logit_map, semantic_map
 from semalign.maths.regression import RidgeFit
 from semalign.maths.similarity import mean_cosine
+from semalign.methods import method, resolve
 from semalign.models import Decoder, Head, share_vocabulary
 from semalign.progress import bar
-from semalign.recipes import RECIPES, Recipe, resolve
+from semalign.recipe import Recipe
 from semalign.signals import Request, batch_inputs, student_signals, teacher_signals
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
@@ -37,12 +38,14 @@ from semalign.supervision import Maps, to_targets
 logger = logging.getLogger(__name__)
 SCHEMA = 1  # of the cache's files; a change makes older caches stale
 CKA_POSITIONS = 512
+FITTED = ("ridge", "weighted_ridge", "procrustes")  # maps that are fitted on cached rows
 Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
 
 def recipes_of(config: TransferConfig) -> dict[str | None, Recipe]:
     """The run's own recipe (None) and its baselines by name."""
-    return {None: resolve(config.recipe)} | {name: RECIPES[name] for name in config.evaluation.baselines}
+    names = config.evaluation.baselines
+    return {None: resolve(config.recipe)} | {n: method(n, "evaluation.baselines") for n in names}
 
 
 def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[MapName, Interface]]]:
@@ -53,7 +56,8 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
         pairs=plan.pairs,
         interfaces=tuple(sorted({interface for _, interface in wanted})),
         cut=plan.cut if config.train.cache_prefix and plan.cut else None,
-        top_k=config.cache.top_k if any(r.needs_topk for r in recipes) else 0,
+        # A weighted fit weights positions by what the teacher's top-k says.
+        top_k=config.cache.top_k if any(r.needs_topk or r.map == "weighted_ridge" for r in recipes) else 0,
         teacher_output=any(r.needs_teacher_output for r in recipes),
         dtype=getattr(torch, config.cache.dtype),
     )
@@ -84,8 +88,9 @@ class Stores:
             shard_rows=config.cache.shard_rows,
         )
         train, heldout = (shard_plan(s, config.cache.shard_rows) for s in (inputs.train, inputs.heldout))
-        self.student = ShardStore(run.targets / "student", self.fingerprint, train)
-        self.teacher = ShardStore(run.targets / "teacher", self.fingerprint, train)
+        own, theirs = train if request.needs_student else [], train if request.needs_teacher else []
+        self.student = ShardStore(run.targets / "student", self.fingerprint, own)
+        self.teacher = ShardStore(run.targets / "teacher", self.fingerprint, theirs)
         self.heldout = ShardStore(run.targets / "heldout", self.fingerprint, heldout)
 
     @property
@@ -100,7 +105,7 @@ def fill(
     *,
     label: str,
     batch_size: int,
-    limit: Callable[[], None],
+    limit: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the shards a store lacks."""
     missing = store.missing(verify=True)
@@ -134,21 +139,34 @@ def head_maps(
 
 
 def fit_maps(stores: Stores, raw: Source, penalty: float) -> dict[str, Tensor]:
-    """Ridge maps teacher -> untouched student, one per pair and interface, over all cached positions."""
-    layers = [p.student for p in stores.request.pairs]
-    names = [f"{interface}.{k}" for name, interface in stores.wanted if name == "ridge" for k in layers]
+    """Fitted maps teacher -> untouched student, one per kind, pair and interface, over all cached positions.
+
+    `weighted_ridge` weights a position by 1 - sum_J p_T^2, the trace of its Fisher information in the logits: where the
+    teacher is certain, the logits may move without changing what it says.
+    """
+    places = [
+        (name, i, p.student) for name, i in stores.wanted if name in FITTED for p in stores.request.pairs
+    ]
     fits: dict[str, RidgeFit] = {}
     for numbers in stores.teacher.plan:
-        own_keys = [f"positions.own.{name}" for name in names]
+        own_keys = sorted({f"positions.own.{i}.{k}" for _, i, k in places})
         records = [(r, stores.student.read(n, own_keys)) for r, n in zip(raw(numbers), numbers, strict=True)]
-        for name in names:
-            x = torch.cat([theirs[f"positions.teacher.{name}"] for theirs, _ in records]).float()
-            y = torch.cat([own[f"positions.own.{name}"] for _, own in records]).float()
-            fits.setdefault(f"ridge.{name}", RidgeFit(x.shape[1], y.shape[1])).add(x, y)
+        for name, i, k in places:
+            x = torch.cat([theirs[f"positions.teacher.{i}.{k}"] for theirs, _ in records]).float()
+            y = torch.cat([own[f"positions.own.{i}.{k}"] for _, own in records]).float()
+            weights = _uncertainty([r for r, _ in records]) if name == "weighted_ridge" else None
+            fits.setdefault(f"{name}.{i}.{k}", RidgeFit(x.shape[1], y.shape[1])).add(x, y, weights)
     maps = {}
     for key, fit in fits.items():
-        maps[key], maps[f"{key}.bias"] = fit.solve(penalty=penalty)
+        solved = fit.solve_procrustes() if key.startswith("procrustes") else fit.solve(penalty=penalty)
+        maps[key], maps[f"{key}.bias"] = solved
     return maps
+
+
+def _uncertainty(records: Sequence[Record]) -> Tensor:
+    """1 - sum_J p_T^2 of every position, kept above 0 so that no position is lost."""
+    logp, valid = (torch.cat([r[f"positions.{k}"] for r in records]) for k in ("teacher_logp", "valid"))
+    return (1 - (logp.exp() * valid).square().sum(1)).clamp_min(1e-3)
 
 
 def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
@@ -237,7 +255,7 @@ def _teacher_pass(
             states = layer_states(teacher, inputs.heldout[: config.evaluation.cka_rows])
             write_tensors(run.targets / "cka.safetensors", states)
         tensors = head_maps(head, student[0], norms, stores.wanted)
-        if any(name == "ridge" for name, _ in stores.wanted):
+        if any(name in FITTED for name, _ in stores.wanted):
             sources = _raw(run, stores, sources, options)
             tensors |= fit_maps(stores, sources["teacher"], config.cache.ridge_penalty)
         write_tensors(run.targets / "maps.safetensors", tensors)
@@ -289,7 +307,7 @@ def _alignment(stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:
     """Mean cosine between targets and the untouched student's own activations, over the training rows."""
     lines = []
     for name, interface in stores.wanted:
-        for pair in stores.request.pairs:
+        for pair in stores.request.pairs if name != "none" else ():
             target, own = (
                 f"positions.target.{name}.{interface}.{pair.student}",
                 f"positions.own.{interface}.{pair.student}",

@@ -23,9 +23,9 @@ from semalign.folder import RunFolder, fingerprint, is_done, measured, save_resu
 from semalign.loading import load
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.similarity import gap_closed, kl_gap_closed, linear_cka, mean_cosine
+from semalign.methods import resolve
 from semalign.models import Decoder, share_vocabulary
 from semalign.progress import bar
-from semalign.recipes import resolve
 from semalign.signals import batch_inputs, labels_of
 from semalign.steps.cache import Stores, layer_states
 from semalign.steps.inputs import Inputs, rows_named
@@ -86,7 +86,8 @@ def heldout_figures(
     plan, recipe = read_plan(run), resolve(config.recipe)
     store = Stores(config, run, inputs, plan).heldout
     head, teacher = decoder.head(), read_teacher_head(run, inputs)
-    points = {p: Point(p.student, recipe.interface) for p in plan.pairs} if recipe.needs_targets else {}
+    is_aligned = recipe.needs_targets and recipe.map != "none"
+    points = {p: Point(p.student, recipe.interface) for p in plan.pairs} if is_aligned else {}
     tokens: dict[str, list[Tensor]] = {}
     pairs: dict[Any, list[tuple[Tensor, Tensor]]] = {p: [] for p in points}
     lengths = [len(s.input_ids) for s in inputs.heldout]

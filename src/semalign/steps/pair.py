@@ -11,7 +11,7 @@ from semalign.config import PairingConfig, TransferConfig
 from semalign.errors import ConfigError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
 from semalign.maths.pairing import LayerPair, depth_pairs, pair_critical
-from semalign.recipes import resolve
+from semalign.methods import resolve
 from semalign.steps.inputs import Inputs
 
 

@@ -26,13 +26,14 @@ from semalign.data import Sample
 from semalign.folder import peak_rss, reset_peak
 from semalign.loading import load
 from semalign.models import Decoder, Head, head_options, share_vocabulary
-from semalign.recipes import Recipe
+from semalign.recipe import Recipe
 from semalign.signals import Request, student_signals, teacher_signals
 from semalign.steps.attribute import attribute_layers
 from semalign.steps.cache import recipes_of
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan
-from semalign.steps.train import arguments, prepared
+from semalign.steps.student import prepared
+from semalign.steps.train import arguments, stages, trained_plan, with_recipe
 from semalign.supervision import wanted_keys
 from semalign.trainer import Collator, SemAlignTrainer, SuffixModel
 
@@ -163,17 +164,20 @@ def _training(
     size = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     typical = typical_rows(inputs.train, size)
     samples = [*longest_rows(inputs.train, size), *typical * REPEATS]
-    cut = request.cut or 0
+    config = with_recipe(config, recipe)
+    # The first of several stages: its gradient passes through the most layers.
+    plan = stages(trained_plan(plan, recipe, student.num_layers), recipe)[0]
+    cut = min(plan.cut, request.cut or 0)
     made = _Invented(samples, recipe, request, inputs, student.width)
     head = None
-    if recipe.needs_teacher_output:
+    if recipe.needs_teacher_head:
         weight = torch.randn(inputs.vocabulary, inputs.teacher.hidden_size, dtype=student.model.dtype)
         head = Head(weight, head_options(inputs.teacher, None))
     once = replace(config.train, num_train_epochs=1, max_steps=-1)
     clock = _StepClock()
     with (
         tempfile.TemporaryDirectory() as folder,
-        prepared(student, plan, config) as model,
+        prepared(student, plan, config, recipe.start) as model,
         student.span(cut, student.num_layers, norm=True),
     ):
         suffix = SuffixModel(student, cut, recipe, [p.student for p in plan.pairs], head)
@@ -210,6 +214,7 @@ class _Invented:
         self, samples: Sequence[Sample], recipe: Recipe, request: Request, inputs: Inputs, width: int
     ) -> None:
         self.samples, self.inputs, self.width, self.slots = samples, inputs, width, 2 * request.top_k
+        self.is_raw = recipe.map == "none"
         self.keys = wanted_keys(recipe, [p.student for p in request.pairs]).values()
 
     def signals(self, samples: Sequence[int]) -> Record:
@@ -224,7 +229,8 @@ class _Invented:
             return torch.ones(count, self.slots, dtype=torch.bool)
         if key.endswith("_logp"):
             return torch.randn(count, self.slots).log_softmax(1)
-        wide = self.inputs.teacher.hidden_size if key == "teacher_output" else self.width
+        raw = key == "teacher_output" or (key.startswith("target.") and self.is_raw)
+        wide = self.inputs.teacher.hidden_size if raw else self.width
         return torch.randn(count, wide)
 
     def read(self, sample: int, keys: Sequence[str]) -> Record:

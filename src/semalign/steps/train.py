@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
-from transformers import AutoModelForCausalLM, TrainingArguments
+from peft import PeftModel
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from semalign.cache import read_tensors
+from semalign.cache import Record, ShardStore, read_json, read_tensors, write_tensors
 from semalign.callbacks import GradientCheck, LineLog, StopOnSignal, complete_checkpoint
 from semalign.config import TransferConfig, to_dict
-from semalign.errors import ConfigError, ModelError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
 from semalign.loading import load
-from semalign.models import Decoder, Head, head_options, lora_modules, share_vocabulary
+from semalign.models import Decoder, Head, head_options, share_vocabulary
 from semalign.progress import LossProgress
-from semalign.recipes import Recipe
-from semalign.signals import batch_inputs
-from semalign.steps.cache import Stores, recipes_of
+from semalign.recipe import Recipe
+from semalign.signals import extended_prefix
+from semalign.steps.cache import Stores, fill, recipes_of, shard_plan
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
-from semalign.supervision import CachedSupervision, LiveSupervision, Maps, Supervision
+from semalign.steps.student import merge, movement, prepared, save_student, weights_of
+from semalign.supervision import CachedSupervision, LiveSupervision, Maps, ShuffledSupervision, Supervision
 from semalign.trainer import Collator, SemAlignTrainer, SuffixModel
 
 
@@ -42,77 +37,197 @@ class Interrupted(KeyboardInterrupt):
 
 def train(config: TransferConfig, run: RunFolder, inputs: Inputs, baseline: str | None = None) -> None:
     """Write student/, train.jsonl and train.json into the run folder, or into a baseline's own folder in it."""
-    plan, folder = read_plan(run), run.training(baseline)
-    recipe = recipes_of(config)[baseline]
-    stores = Stores(config, run, inputs, plan)
+    train_student(config, run, inputs, recipes_of(config)[baseline], run.training(baseline))
+
+
+def train_student(
+    config: TransferConfig, run: RunFolder, inputs: Inputs, recipe: Recipe, folder: Path
+) -> None:
+    """One student by one recipe, from the run's plan and cache into a folder; a finished one is kept."""
+    written = read_plan(run)
+    stores = Stores(config, run, inputs, written)
+    config = with_recipe(config, recipe)
     wanted = fingerprint(
         cache=stores.fingerprint, recipe=asdict(recipe), train=to_dict(config.train), seed=config.seed
     )
     if is_done(folder / "train.json", wanted) and (folder / "student" / "config.json").exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    _forget_another(folder, wanted)
     result: dict[str, Any] = {}
     with measured(result):
         student = load(config.student)
         share_vocabulary(inputs.vocabulary, student)
-        before = {k: _weights(student, k) for k in plan.trained_layers}
-        with prepared(student, plan, config) as model:
-            supervision = _supervision(config, run, inputs, stores, recipe)
-            head = read_teacher_head(run, inputs) if recipe.needs_teacher_output else None
-            with _suffix(student, stores, recipe, head) as suffix:
-                result |= _optimise(suffix, arguments(config, recipe, folder), inputs, stores, supervision)
-            merged = _merge(model, folder) if isinstance(model, PeftModel) else student.model
-        result["movement"] = _movement(student, before)
-        _save(merged, inputs, config, folder / "student")
-        del student, merged, model
+        plan = trained_plan(written, recipe, student.num_layers)
+        before = {k: weights_of(student, k) for k in plan.trained_layers}
+        with prepared(student, plan, config, recipe.start) as model:
+            training = _Training(config, run, inputs, stores, recipe, student, folder)
+            result |= training.run(stages(plan, recipe))
+            merged = merge(model, folder, recipe.start) if isinstance(model, PeftModel) else student.model
+        result["movement"] = movement(student, before)
+        save_student(merged, inputs, config, folder / "student")
+        del student, merged, model, training
         gc.collect()
     save_result(folder / "train.json", wanted, result)
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    _forget(folder)
 
 
-@contextmanager
-def prepared(student: Decoder, plan: Plan, config: TransferConfig) -> Iterator[Any]:
-    """Inside, exactly the plan's layers (or LoRA modules in them) take gradients, in float32."""
-    original = {name: p.dtype for name, p in student.model.named_parameters()}
-    student.model.requires_grad_(False)
-    model: Any = student.model
-    if config.train.lora_r:
-        lora = LoraConfig(
-            r=config.train.lora_r,
-            lora_alpha=config.train.lora_alpha,
-            target_modules=lora_modules(student, plan.trained_layers, config.train.lora_target_modules),
-            task_type="CAUSAL_LM",
-        )
-        torch.manual_seed(config.seed)
-        model = get_peft_model(student.model, lora)
-    elif config.student.load_in_8bit or config.student.load_in_4bit:
-        raise ConfigError(
-            "train.lora_r: a quantised student can only train LoRA, got full weights; set train.lora_r."
-        )
-    else:
-        for layer in plan.trained_layers:
-            student.layers[layer - 1].requires_grad_(True)
-    for module in student.layers[plan.cut if config.train.cache_prefix else 0 :]:
-        # Trained weights are float32 masters; frozen ones stay half only where autocast multiplies in half anyway.
-        for parameter in module.parameters():
-            if parameter.is_floating_point() and (parameter.requires_grad or not config.train.bf16):
-                parameter.data = parameter.data.float()
-    student.final_norm.float()
-    if config.train.activation_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    yield model
-    if config.train.activation_checkpointing:
-        student.model.gradient_checkpointing_disable()
-    for name, parameter in student.model.named_parameters():
-        if name in original:
-            parameter.data = parameter.data.to(original[name])
+def _forget_another(folder: Path, wanted: dict[str, Any]) -> None:
+    """Drop the checkpoints of a training with other inputs; a resumed one must not start from them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_done(folder / "training.json", wanted):
+        _forget(folder)
+        save_result(folder / "training.json", wanted, {})
+
+
+def _forget(folder: Path) -> None:
+    for part in (*folder.glob("checkpoint-*"), *folder.glob("stage-*")):
+        shutil.rmtree(part)
+    (folder / "training.json").unlink(missing_ok=True)
+
+
+def with_recipe(config: TransferConfig, recipe: Recipe) -> TransferConfig:
+    """The config with what the recipe says about LoRA in place."""
+    if recipe.lora_r is None:
+        return config
+    return replace(config, train=replace(config.train, lora_r=recipe.lora_r))
+
+
+def trained_plan(plan: Plan, recipe: Recipe, depth: int) -> Plan:
+    """The plan with every layer trained where the recipe says so."""
+    return replace(plan, trained_layers=tuple(range(1, depth + 1))) if recipe.trained == "all" else plan
+
+
+def stages(plan: Plan, recipe: Recipe) -> list[Plan]:
+    """What is trained together: all layers at once, or each in turn, from shallow to deep, towards its own target."""
+    if recipe.schedule == "joint":
+        return [plan]
+    return [
+        Plan(tuple(p for p in plan.pairs if p.student == layer), (layer,)) for layer in plan.trained_layers
+    ]
+
+
+class _Training:
+    """One student's training, stage by stage, each in a Trainer with an optimiser of its own."""
+
+    def __init__(
+        self,
+        config: TransferConfig,
+        run: RunFolder,
+        inputs: Inputs,
+        stores: Stores,
+        recipe: Recipe,
+        student: Decoder,
+        folder: Path,
+    ) -> None:
+        self.config, self.inputs, self.stores, self.recipe = config, inputs, stores, recipe
+        self.student, self.folder = student, folder
+        self.teacher_head = read_teacher_head(run, inputs) if recipe.needs_teacher_head else None
+        self.supervision = _supervision(config, run, inputs, stores, recipe)
+        self.cut = 0  # layers whose output is read instead of computed
+        self.prefixes: ShardStore | None = None  # and from where
+
+    def run(self, plans: list[Plan]) -> dict[str, Any]:
+        """Train all stages that are not done yet; their totals."""
+        if self.stores.request.cut is not None and plans[0].cut >= self.stores.request.cut:
+            self.cut, self.prefixes = self.stores.request.cut, self.stores.student
+        trainable = [p for p in self.student.model.parameters() if p.requires_grad]
+        done: list[dict[str, Any]] = []
+        for number, plan in enumerate(plans, 1):
+            chosen = {id(p) for k in plan.trained_layers for p in self.student.layers[k - 1].parameters()}
+            for parameter in trainable:
+                parameter.requires_grad_(id(parameter) in chosen)
+            steps = sum(stage["steps"] for stage in done)
+            if len(plans) == 1:
+                done.append(self._optimise(plan, self.folder, steps, stages=1))
+            else:
+                done.append(self._stage(plan, self.folder / f"stage-{number}", steps, stages=len(plans)))
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        return {
+            "steps": sum(stage["steps"] for stage in done),
+            "loss": done[-1]["loss"],
+            "trained_parameters": sum(p.numel() for p in trainable),
+            "train_seconds": round(sum(stage["train_seconds"] for stage in done), 3),
+        }
+
+    def _stage(self, plan: Plan, folder: Path, steps: int, stages: int) -> dict[str, Any]:
+        """One of several stages: what it trained lies in its folder, so that a resumed run goes on from the very weights."""
+        names = [n for n, p in self.student.model.named_parameters() if p.requires_grad]
+        parameters = dict(self.student.model.named_parameters())
+        before, store = self.prefixes, self._prefix_store(plan.cut, folder)
+        if is_done(folder / "stage.json", {}):
+            for name, tensor in read_tensors(folder / "weights.safetensors").items():
+                parameters[name].data.copy_(tensor)
+            self.cut, self.prefixes = plan.cut if store else self.cut, store
+            return read_json(folder / "stage.json", "train")
+        if store is not None and store is not before:
+            self._extend(store, plan.cut)
+            if before is not None and before is not self.stores.student:
+                shutil.rmtree(before.folder, ignore_errors=True)
+        result = self._optimise(plan, folder, steps, stages)
+        write_tensors(folder / "weights.safetensors", {name: parameters[name] for name in names})
+        save_result(folder / "stage.json", {}, result)
+        return result
+
+    def _prefix_store(self, cut: int, folder: Path) -> ShardStore | None:
+        """Where the streams that enter layer cut + 1 lie: the present store while the cut stays, else the stage's own."""
+        if not self.config.train.cache_prefix or cut == self.cut:
+            return self.prefixes
+        known = self.stores.fingerprint | {"cut": cut}
+        plan = shard_plan(self.inputs.train, self.config.cache.shard_rows)
+        return ShardStore(folder / "prefix", known, plan)
+
+    def _extend(self, store: ShardStore, cut: int) -> None:
+        """Run the present streams on through the layers that are finished, instead of computing all anew."""
+
+        def through(batch: list[int]) -> list[Record]:
+            streams = (
+                [self.prefixes.read(n, ["tokens.prefix"])["tokens.prefix"] for n in batch]
+                if self.prefixes
+                else None
+            )
+            samples = [self.inputs.train[n] for n in batch]
+            return extended_prefix(self.student, samples, streams, (self.cut, cut), self.stores.request.dtype)
+
+        fill(store, through, label=f"prefix to layer {cut}", batch_size=self.config.cache.batch_size)
+        self.cut, self.prefixes = cut, store
+
+    def _optimise(self, plan: Plan, folder: Path, steps: int, stages: int) -> dict[str, Any]:
+        """Run the Trainer, from the newest complete checkpoint if there is one."""
+        student, config = self.student, self.config
+        with student.span(self.cut, student.num_layers, norm=True), StopOnSignal().installed() as stopper:
+            suffix = SuffixModel(
+                student, self.cut, self.recipe, [p.student for p in plan.pairs], self.teacher_head
+            )
+            trainer = SemAlignTrainer(
+                suffix,
+                arguments(config, self.recipe, folder, stages),
+                self.inputs.train,
+                Collator(self.inputs.train, self.supervision, self.prefixes),
+                callbacks=[LineLog(self.folder / "train.jsonl", steps), GradientCheck(), stopper],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.remove_callback(ProgressCallback)
+            if logging.getLogger("semalign").isEnabledFor(logging.INFO):
+                trainer.add_callback(LossProgress)
+            output = trainer.train(resume_from_checkpoint=complete_checkpoint(folder))
+            if stopper.received is not None and trainer.state.global_step < trainer.state.max_steps:
+                raise Interrupted(
+                    f"stopped after step {steps + trainer.state.global_step}; run the same command again to go on"
+                )
+        return {
+            "steps": trainer.state.global_step,
+            "loss": output.training_loss,
+            "train_seconds": round(output.metrics["train_runtime"], 3),
+        }
 
 
 def _supervision(
     config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, recipe: Recipe
 ) -> Supervision:
     layers = [p.student for p in stores.request.pairs]
+    if recipe.signals == "shuffled":
+        return ShuffledSupervision(stores.teacher, recipe, layers, [s.supervised for s in inputs.train])
     if not config.train.live_teacher:
         return CachedSupervision(stores.teacher, recipe, layers)
     teacher, untouched = load(config.teacher), load(config.student)
@@ -134,55 +249,13 @@ def read_teacher_head(run: RunFolder, inputs: Inputs) -> Head:
     return Head(stored["weight"], head_options(inputs.teacher, stored.get("bias")))
 
 
-@contextmanager
-def _suffix(
-    student: Decoder, stores: Stores, recipe: Recipe, teacher_head: Head | None
-) -> Iterator[SuffixModel]:
-    """The student cut where its cached streams begin, or whole when they are not cached."""
-    cut = stores.request.cut or 0
-    with student.span(cut, student.num_layers, norm=True):
-        yield SuffixModel(student, cut, recipe, [p.student for p in stores.request.pairs], teacher_head)
-
-
-def _optimise(
-    suffix: SuffixModel, args: TrainingArguments, inputs: Inputs, stores: Stores, supervision: Supervision
-) -> dict[str, Any]:
-    """Run the Trainer, from the newest complete checkpoint if there is one."""
-    folder = Path(str(args.output_dir))
-    prefixes = stores.student if stores.request.cut is not None else None
-    with StopOnSignal().installed() as stopper:
-        trainer = SemAlignTrainer(
-            suffix,
-            args,
-            inputs.train,
-            Collator(inputs.train, supervision, prefixes),
-            callbacks=[LineLog(folder / "train.jsonl"), GradientCheck(), stopper],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        if logging.getLogger("semalign").isEnabledFor(logging.INFO):
-            trainer.add_callback(LossProgress)
-        output = trainer.train(resume_from_checkpoint=complete_checkpoint(folder))
-        if stopper.received is not None and trainer.state.global_step < trainer.state.max_steps:
-            raise Interrupted(
-                f"stopped after step {trainer.state.global_step}; run the same command again to go on"
-            )
-    trained = [p for p in suffix.parameters() if p.requires_grad]
-    return {
-        "steps": trainer.state.global_step,
-        "loss": output.training_loss,
-        "trained_parameters": sum(p.numel() for p in trained),
-        "train_seconds": round(output.metrics["train_runtime"], 3),
-    }
-
-
-def arguments(config: TransferConfig, recipe: Recipe, folder: Path) -> TrainingArguments:
-    """The config's fields as transformers' own."""
+def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int = 1) -> TrainingArguments:
+    """The config's fields as transformers' own; several stages share the epochs or steps."""
     t = config.train
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=t.num_train_epochs,
-        max_steps=t.max_steps,
+        num_train_epochs=t.num_train_epochs / stages,
+        max_steps=t.max_steps if t.max_steps <= 0 else max(1, t.max_steps // stages),
         per_device_train_batch_size=t.per_device_train_batch_size,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
         learning_rate=recipe.learning_rate,
@@ -204,62 +277,3 @@ def arguments(config: TransferConfig, recipe: Recipe, folder: Path) -> TrainingA
         disable_tqdm=True,
         log_level="warning",
     )
-
-
-def _weights(student: Decoder, layer: int) -> list[Tensor]:
-    return [p.detach().clone() for p in student.layers[layer - 1].parameters()]
-
-
-def _movement(student: Decoder, before: dict[int, list[Tensor]]) -> list[dict[str, float]]:
-    """Relative change |w - w0| / |w0| of every trained layer, after rounding to the saved type."""
-    moved = []
-    for layer, start in before.items():
-        change = [
-            (w.float() - w0.float()).norm() for w, w0 in zip(_weights(student, layer), start, strict=True)
-        ]
-        size = torch.stack([w0.float().norm() for w0 in start]).norm()
-        moved.append({"layer": layer, "relative_change": float(torch.stack(change).norm() / size)})
-    if all(m["relative_change"] == 0 for m in moved):
-        raise ModelError(
-            "training changed no weight of the saved student; give it more steps (the first warm-up step has rate 0), "
-            "raise recipe.learning_rate, or load it in float32."
-        )
-    return moved
-
-
-def _merge(model: PeftModel, folder: Path) -> Any:
-    """Keep the adapter beside the student, and merge it in float32."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter-") as temporary:
-        model.save_pretrained(temporary)
-        shutil.rmtree(folder / "adapter", ignore_errors=True)
-        shutil.copytree(temporary, folder / "adapter")
-    base: Any = model.base_model
-    for layer in base.model.modules():
-        if hasattr(layer, "base_layer") and layer.base_layer.weight.is_floating_point():
-            layer.base_layer.float()
-    return base.merge_and_unload()
-
-
-def _save(model: Any, inputs: Inputs, config: TransferConfig, target: Path) -> None:
-    """Save in a temporary folder, reload, compare logits, then move into place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".student-"))
-    try:
-        model.save_pretrained(temporary)
-        inputs.tokenizer.save_pretrained(temporary)
-        reloaded: Any = AutoModelForCausalLM.from_pretrained(temporary, dtype=model.dtype)
-        probe, attention, _ = batch_inputs(Decoder(model, None), inputs.train[:1])
-        with torch.no_grad():
-            difference = (
-                (model(probe, attention).logits - reloaded.to(probe.device)(probe, attention).logits)
-                .abs()
-                .max()
-            )
-        if not float(difference) <= 1e-3:
-            raise ModelError(
-                f"{target}: the reloaded student's logits differ by {float(difference):.2g} from the trained one's."
-            )
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

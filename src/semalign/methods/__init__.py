@@ -1,0 +1,68 @@
+"""Every method by name, one file each. A file says what its method does and lists its recipes in METHODS.
+
+A new method is a new file in this folder: nothing else names it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import replace
+from functools import cache
+
+from semalign.config import RecipeConfig
+from semalign.errors import ConfigError
+from semalign.recipe import Recipe
+
+__all__ = ["method", "methods", "resolve"]
+
+
+@cache
+def methods() -> dict[str, Recipe]:
+    """All recipes by name."""
+    found = (
+        importlib.import_module(f"{__name__}.{file.name}")
+        for file in sorted(pkgutil.iter_modules(__path__), key=lambda f: f.name)
+    )
+    return {recipe.name: recipe for file in found for recipe in getattr(file, "METHODS", ())}
+
+
+def method(name: str, option: str = "recipe.name") -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ConfigError: there is none; the sentence names the nearest.
+    """
+    known = methods()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}."
+        raise ConfigError(f"{option}: expected the name of a method, got {name!r}; {hint}")
+    return known[name]
+
+
+def resolve(config: RecipeConfig) -> Recipe:
+    """The named recipe with the config's own values in place of the recipe's where they are given."""
+    given = {k: v for k, v in vars(config).items() if v is not None and k != "name"}
+    recipe = replace(method(config.name), **given)
+    if recipe.layer_loss == "none":
+        recipe = replace(recipe, layer_weight=0.0)
+    if recipe.output_loss == "none" and recipe.layer_loss == "none":
+        raise ConfigError(
+            "recipe: expected at least one loss, got output_loss: none and layer_loss: none; choose one."
+        )
+    if recipe.layer_loss == "fisher" and recipe.interface != "block":
+        raise ConfigError(
+            f"recipe.interface: the fisher layer loss reads logits off the residual stream, got {recipe.interface!r}; use block."
+        )
+    if recipe.label_weight and recipe.output_loss != "topk_kl":
+        raise ConfigError(
+            f"recipe.label_weight: only output_loss topk_kl mixes the label in, got {recipe.output_loss}; set it to 0."
+        )
+    if (recipe.map == "none") != (recipe.layer_loss == "projected_mse") and recipe.needs_targets:
+        raise ConfigError(
+            f"recipe.map: none (the teacher's own activations) goes with layer_loss projected_mse and only with it, got "
+            f"map {recipe.map} and layer_loss {recipe.layer_loss}; change one of them."
+        )
+    return recipe

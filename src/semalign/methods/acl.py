@@ -1,0 +1,9 @@
+"""The recipe of the paper's ACL Findings 2026 version, known from its abstract alone.
+
+One teacher layer per student layer; from shallow to deep only the frontier layer is trainable; its loss is the
+Fisher-weighted quadratic on target-space aligned logits; the output keeps a KL to the teacher.
+"""
+
+from semalign.recipe import Recipe
+
+METHODS = (Recipe("acl", "topk_kl", layer_loss="fisher", layer_weight=1.0, schedule="frontier"),)

@@ -1,0 +1,134 @@
+"""The student before and after training: which weights take gradients, how they moved, how they are saved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from semalign.config import Start, TransferConfig
+from semalign.errors import ConfigError, ModelError
+from semalign.models import Decoder, lora_modules
+from semalign.signals import batch_inputs
+from semalign.steps.inputs import Inputs
+from semalign.steps.pair import Plan
+
+
+@contextmanager
+def prepared(
+    student: Decoder, plan: Plan, config: TransferConfig, start: Start = "untouched"
+) -> Iterator[Any]:
+    """Inside, exactly the plan's layers (or LoRA modules in them) take gradients, in float32."""
+    original = {name: p.dtype for name, p in student.model.named_parameters()}
+    student.model.requires_grad_(False)
+    model: Any = student.model
+    if config.train.lora_r:
+        lora = LoraConfig(
+            r=config.train.lora_r,
+            lora_alpha=config.train.lora_alpha,
+            target_modules=lora_modules(student, plan.trained_layers, config.train.lora_target_modules),
+            task_type="CAUSAL_LM",
+            init_lora_weights="pissa" if start == "pissa" else True,
+        )
+        if start == "pissa":
+            # What LoRA takes over is subtracted from the weights, which half precision would round.
+            for layer in plan.trained_layers:
+                student.layers[layer - 1].float()
+        torch.manual_seed(config.seed)
+        model = get_peft_model(student.model, lora)
+    elif config.student.load_in_8bit or config.student.load_in_4bit:
+        raise ConfigError(
+            "train.lora_r: a quantised student can only train LoRA, got full weights; set train.lora_r."
+        )
+    elif start == "pissa":
+        raise ConfigError("recipe.start: pissa starts LoRA modules, got full weights; set recipe.lora_r.")
+    else:
+        for layer in plan.trained_layers:
+            student.layers[layer - 1].requires_grad_(True)
+    for module in student.layers[plan.cut if config.train.cache_prefix else 0 :]:
+        # Trained weights are float32 masters; frozen ones stay half only where autocast multiplies in half anyway.
+        for parameter in module.parameters():
+            if parameter.is_floating_point() and (parameter.requires_grad or not config.train.bf16):
+                parameter.data = parameter.data.float()
+    student.final_norm.float()
+    if config.train.activation_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    yield model
+    if config.train.activation_checkpointing:
+        student.model.gradient_checkpointing_disable()
+    for name, parameter in student.model.named_parameters():
+        if name in original:
+            parameter.data = parameter.data.to(original[name])
+
+
+def weights_of(student: Decoder, layer: int) -> list[Tensor]:
+    return [p.detach().clone() for p in student.layers[layer - 1].parameters()]
+
+
+def movement(student: Decoder, before: dict[int, list[Tensor]]) -> list[dict[str, float]]:
+    """Relative change |w - w0| / |w0| of every trained layer, after rounding to the saved type."""
+    moved = []
+    for layer, start in before.items():
+        change = [
+            (w.float() - w0.float()).norm() for w, w0 in zip(weights_of(student, layer), start, strict=True)
+        ]
+        size = torch.stack([w0.float().norm() for w0 in start]).norm()
+        moved.append({"layer": layer, "relative_change": float(torch.stack(change).norm() / size)})
+    if all(m["relative_change"] == 0 for m in moved):
+        raise ModelError(
+            "training changed no weight of the saved student; give it more steps (the first warm-up step has rate 0), "
+            "raise recipe.learning_rate, or load it in float32."
+        )
+    return moved
+
+
+def merge(model: PeftModel, folder: Path, start: Start) -> Any:
+    """Merge LoRA in float32, and keep the adapter beside the student where it fits the untouched weights."""
+    if start == "untouched":
+        _keep_adapter(model, folder)
+    base: Any = model.base_model
+    for layer in base.model.modules():
+        if hasattr(layer, "base_layer") and layer.base_layer.weight.is_floating_point():
+            layer.base_layer.float()
+    return base.merge_and_unload()
+
+
+def _keep_adapter(model: PeftModel, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter-") as temporary:
+        model.save_pretrained(temporary)
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
+        shutil.copytree(temporary, folder / "adapter")
+
+
+def save_student(model: Any, inputs: Inputs, config: TransferConfig, target: Path) -> None:
+    """Save in a temporary folder, reload, compare logits, then move into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".student-"))
+    try:
+        model.save_pretrained(temporary)
+        inputs.tokenizer.save_pretrained(temporary)
+        reloaded: Any = AutoModelForCausalLM.from_pretrained(temporary, dtype=model.dtype)
+        probe, attention, _ = batch_inputs(Decoder(model, None), inputs.train[:1])
+        with torch.no_grad():
+            difference = (
+                (model(probe, attention).logits - reloaded.to(probe.device)(probe, attention).logits)
+                .abs()
+                .max()
+            )
+        if not float(difference) <= 1e-3:
+            raise ModelError(
+                f"{target}: the reloaded student's logits differ by {float(difference):.2g} from the trained one's."
+            )
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
