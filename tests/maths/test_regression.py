@@ -113,3 +113,13 @@ def test_mistakes_are_refused() -> None:
         fit.solve(penalty=-1)
     with pytest.raises(ModelError, match="widths 4 and 5"):
         fit.solve_procrustes()
+
+
+def test_a_weight_counts_a_row_that_many_times() -> None:
+    teacher, student = normal(20, 4), normal(20, 3, seed=1)
+    counts = torch.arange(20) % 3
+    weighted, repeated = RidgeFit(4, 3), RidgeFit(4, 3)
+    weighted.add(teacher, student, counts.double())
+    repeated.add(teacher.repeat_interleave(counts, 0), student.repeat_interleave(counts, 0))
+    for ours, expected in zip(weighted.solve(penalty=0.1), repeated.solve(penalty=0.1), strict=True):
+        torch.testing.assert_close(ours, expected)
