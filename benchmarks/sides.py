@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from semalign.capture import Point, capture
-from semalign.cli import build_config
 from semalign.config import ModelConfig, TransferConfig
+from semalign.config_file import build_config
 from semalign.data import Sample, collate
 from semalign.folder import RunFolder
 from semalign.loading import load

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semalign.cli import load_config, main
+from semalign.cli import main
+from semalign.config_file import load_config
 from semalign.errors import ConfigError
 
 

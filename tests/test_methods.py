@@ -29,7 +29,7 @@ from semalign.folder import RunFolder
 from semalign.loading import load
 from semalign.maths.losses import geometry_loss
 from semalign.maths.topk import mix_labels
-from semalign.methods import method, methods, resolve
+from semalign.methods import method, methods, named, resolve
 from semalign.objective import Objective
 from semalign.recipe import Recipe
 from semalign.run import transfer
@@ -295,3 +295,11 @@ def test_pissa_needs_lora(pair: tuple[Path, Path], rows_file: Path, tmp_path: Pa
     config = config_of(pair, rows_file, tmp_path / "run", recipe=RecipeConfig(name="pissa", lora_r=0))
     with pytest.raises(ConfigError, match=r"set recipe\.lora_r"):
         transfer(config, STEPS)
+
+
+def test_a_baseline_may_have_a_name_and_fields_of_its_own() -> None:
+    fields = {"name": "cross_entropy", "learning_rate": 2e-3}
+    recipe = named("tuned", fields, "evaluation.baselines")
+    assert recipe == replace(method("cross_entropy"), name="tuned", learning_rate=2e-3)
+    with pytest.raises(ConfigError, match=r"evaluation\.baselines\.tuned.*did you mean learning_rate"):
+        named("tuned", {"learning_rat": 1}, "evaluation.baselines")

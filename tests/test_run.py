@@ -15,7 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from semalign.cli import load_config, main
+from semalign.cli import main
+from semalign.config_file import load_config
 from semalign.run import transfer
 
 
@@ -37,7 +38,7 @@ def write_config(folder: Path, pair: tuple[Path, Path], rows: Path) -> Path:
 def train_until(config: Path, stop: signal.Signals | None, step: int) -> int:
     """Run the first four steps in a process of its own; send a signal once train.jsonl has that many lines."""
     code = (
-        "import sys; from semalign.cli import load_config; from semalign.run import transfer;"
+        "import sys; from semalign.config_file import load_config; from semalign.run import transfer;"
         "transfer(load_config(sys.argv[1]), ('attribute', 'pair', 'cache', 'train'))"
     )
     process = subprocess.Popen(

@@ -31,7 +31,7 @@ _WHERE = {
     "attribute_layers": "semalign.steps.attribute",
     "pair_layers": "semalign.steps.pair",
     "SemAlignTrainer": "semalign.trainer",
-    "load_config": "semalign.cli",
+    "load_config": "semalign.config_file",
 }
 __all__ = [
     "Decoder",

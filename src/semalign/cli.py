@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from semalign.config import TransferConfig, resolve_path
-from semalign.errors import ConfigError, SemAlignError
+from semalign.config import TransferConfig
+from semalign.config_file import build_config, load_config
+from semalign.errors import SemAlignError
 
 STEP_HELP = {
     "attribute": "score the teacher's layers on a few rows",
@@ -146,43 +145,6 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         k: metrics[k]
         for k in ("accuracy_gap_closed", "kl_gap_closed", "wall_seconds", "peak_rss_bytes", "baselines")
     }
-
-
-def load_config(path: str | Path, **changes: Any) -> TransferConfig:
-    """A TransferConfig from a YAML file, with top-level fields replaced by keyword.
-
-    Paths of models and rows that exist beside the file are taken from there, so that an example works from anywhere.
-
-    Raises:
-        ConfigError: the file does not parse, or a value is not what its field expects.
-    """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error}); give a config file.") from error
-    return build_config({**values, **changes}, path.parent)
-
-
-def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
-    """A TransferConfig from nested plain values."""
-    built = jsonargparse.ArgumentParser(exit_on_error=False)
-    built.add_class_arguments(TransferConfig)
-    try:
-        config = TransferConfig(**vars(built.instantiate(built.parse_object(dict(values)))))
-    except jsonargparse.ArgumentError as error:
-        raise ConfigError(f"config: {error}") from error
-    teacher, student, data = config.teacher, config.student, config.data
-    return replace(
-        config,
-        teacher=replace(teacher, model_name_or_path=resolve_path(teacher.model_name_or_path, base)),
-        student=replace(student, model_name_or_path=resolve_path(student.model_name_or_path, base)),
-        data=replace(
-            data,
-            dataset_name=resolve_path(data.dataset_name, base),
-            heldout_name=data.heldout_name and resolve_path(data.heldout_name, base),
-        ),
-    )
 
 
 def _config(options: Any) -> TransferConfig:

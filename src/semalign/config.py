@@ -266,8 +266,8 @@ class EvaluationConfig:
     """Rows per generation batch."""
     max_new_tokens: int = 96
     """Longest answer."""
-    baselines: tuple[str, ...] = ()
-    """Methods trained and measured beside the chosen one, on the same rows."""
+    baselines: tuple[str, ...] | dict[str, dict[str, Any]] = ()
+    """Methods trained and measured beside the chosen one, on the same rows: names, or names with recipe fields of their own."""
     allow_code_execution: bool = False
     """Run generated code in the sandbox; code tasks need it."""
     cka_rows: int = 64

@@ -5,17 +5,20 @@ A new method is a new file in this folder: nothing else names it.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 from semalign.config import RecipeConfig
 from semalign.errors import ConfigError
 from semalign.recipe import Recipe
 
-__all__ = ["method", "methods", "resolve"]
+__all__ = ["method", "methods", "named", "resolve"]
 
 
 @cache
@@ -42,10 +45,27 @@ def method(name: str, option: str = "recipe.name") -> Recipe:
     return known[name]
 
 
-def resolve(config: RecipeConfig) -> Recipe:
+def named(label: str, fields: Mapping[str, Any], option: str) -> Recipe:
+    """The recipe of a label with fields of its own; without the field `name`, the label is the method's name.
+
+    Raises:
+        ConfigError: no such method, or no such field.
+    """
+    known = [f.name for f in dataclasses.fields(RecipeConfig)]
+    for field in fields:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, n=1)
+            raise ConfigError(
+                f"{option}.{label}: expected fields of recipe, got {field!r}; "
+                + (f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}.")
+            )
+    return replace(resolve(RecipeConfig(**{"name": label, **fields}), option), name=label)
+
+
+def resolve(config: RecipeConfig, option: str = "recipe.name") -> Recipe:
     """The named recipe with the config's own values in place of the recipe's where they are given."""
     given = {k: v for k, v in vars(config).items() if v is not None and k != "name"}
-    recipe = replace(method(config.name), **given)
+    recipe = replace(method(config.name, option), **given)
     if recipe.layer_loss == "none":
         recipe = replace(recipe, layer_weight=0.0)
     if recipe.output_loss == "none" and recipe.layer_loss == "none":

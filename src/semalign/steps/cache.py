@@ -26,7 +26,7 @@ from semalign.loading import load
 from semalign.maths.bases import logit_map, semantic_map
 from semalign.maths.regression import RidgeFit
 from semalign.maths.similarity import mean_cosine
-from semalign.methods import method, resolve
+from semalign.methods import named, resolve
 from semalign.models import Decoder, Head, share_vocabulary
 from semalign.progress import bar
 from semalign.recipe import Recipe
@@ -44,8 +44,11 @@ Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
 def recipes_of(config: TransferConfig) -> dict[str | None, Recipe]:
     """The run's own recipe (None) and its baselines by name."""
-    names = config.evaluation.baselines
-    return {None: resolve(config.recipe)} | {n: method(n, "evaluation.baselines") for n in names}
+    baselines = config.evaluation.baselines
+    fields = baselines if isinstance(baselines, dict) else {n: {} for n in baselines}
+    return {None: resolve(config.recipe)} | {
+        n: named(n, f, "evaluation.baselines") for n, f in fields.items()
+    }
 
 
 def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[MapName, Interface]]]:
