@@ -67,7 +67,7 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_loading(
     tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("semalign.run.load_inputs", lambda config: pytest.fail("rows were read first"))
+    monkeypatch.setattr("semalign.run.load_inputs", lambda *_: pytest.fail("rows were read first"))
     with pytest.raises(CacheError, match="cannot be written"):
         transfer(config_of(*tiny_pair, rows_file, tmp_path / "file" / "run"))
 

@@ -22,6 +22,7 @@ from semalign.config_file import build_config, load_config
 from semalign.errors import SemAlignError
 
 STEP_HELP = {
+    "generate": "let the teacher answer the prompts, where data asks for it",
     "attribute": "score the teacher's layers on a few rows",
     "pair": "choose and pair layers; writes an editable plan",
     "cache": "run both models once and store what training needs",

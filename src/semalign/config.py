@@ -71,6 +71,12 @@ class DataConfig:
     """How many of the last rows are held out when heldout_name is none."""
     max_rows: int | None = None
     """Use only the first rows of the training part."""
+    completions: Literal["given", "teacher"] = "given"
+    """Whose answers are trained on: the rows' own, or the teacher's to the same prompts (needs prompts only)."""
+    variants: int = 0
+    """New prompts per row, made by exchanging words that stand in the same surroundings; the teacher answers them."""
+    max_new_tokens: int = 256
+    """Longest answer of the teacher; one that does not end within it is dropped."""
     max_length: int = 1024
     """Tokens a row may have; longer completions are cut, prompts are kept."""
     supervise: Literal["completion", "all"] = "completion"
@@ -88,8 +94,15 @@ class DataConfig:
             "a positive count or null",
             self.max_rows,
         )
+        _require(self.variants >= 0, "data.variants", "a count of prompts per row", self.variants)
+        _require(self.max_new_tokens > 0, "data.max_new_tokens", "a positive count", self.max_new_tokens)
         _require(self.max_length >= 2, "data.max_length", "at least 2 tokens", self.max_length)
         _require(0 <= self.max_dropped <= 1, "data.max_dropped", "a share between 0 and 1", self.max_dropped)
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the teacher writes answers before anything else."""
+        return self.completions == "teacher" or self.variants > 0
 
 
 @dataclass(frozen=True)

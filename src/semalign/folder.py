@@ -45,6 +45,16 @@ class RunFolder:
         return self.root / "pairs.json"
 
     @property
+    def rows(self) -> Path:
+        """Training rows with the teacher's answers."""
+        return self.root / "rows.jsonl"
+
+    @property
+    def generated(self) -> Path:
+        """How many rows the teacher answered."""
+        return self.root / "rows.json"
+
+    @property
     def targets(self) -> Path:
         """Cached signals."""
         return self.root / "targets"

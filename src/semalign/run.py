@@ -23,11 +23,12 @@ from semalign.report import build_report
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
 from semalign.steps.evaluate import add_costs, evaluate
+from semalign.steps.generate import generate
 from semalign.steps.inputs import Inputs, load_inputs
 from semalign.steps.pair import pair
 from semalign.steps.train import train
 
-STEPS = ("attribute", "pair", "cache", "train", "evaluate", "report")
+STEPS = ("generate", "attribute", "pair", "cache", "train", "evaluate", "report")
 Progress = Callable[[str], None]
 
 
@@ -93,8 +94,11 @@ def transfer(
     run = RunFolder(Path(config.output_dir))
     with run.lock():
         run = open_run(config)
-        inputs = load_inputs(config)
-        for step in (s for s in STEPS if s in steps):
+        if "generate" in steps and config.data.is_generated:
+            progress("generate")
+            generate(config, run)
+        inputs = load_inputs(config, run.rows)
+        for step in (s for s in STEPS if s in steps and s != "generate"):
             progress(step)
             run_step(step, config, run, inputs)
     return run

@@ -2,9 +2,10 @@
 
 from semalign.data.batches import collate, length_batches
 from semalign.data.chat import encode_prompt, templates_agree
-from semalign.data.overlap import disjoint
+from semalign.data.overlap import disjoint, without_prompts_of
 from semalign.data.rows import load_rows
 from semalign.data.samples import Sample, effective_max_length, prepare, render_example
+from semalign.data.variants import variants
 from semalign.data.vocabulary import SharedVocabulary, check_shared, shared_vocabulary
 
 __all__ = [
@@ -21,4 +22,6 @@ __all__ = [
     "render_example",
     "shared_vocabulary",
     "templates_agree",
+    "variants",
+    "without_prompts_of",
 ]

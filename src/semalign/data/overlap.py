@@ -19,6 +19,12 @@ def disjoint(train_rows: Sequence[Row], heldout_rows: Sequence[Row]) -> int:
     return sum(_prompt(row) in seen for row in heldout_rows)
 
 
+def without_prompts_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """The rows whose prompt, compared as `disjoint` does, no other row has."""
+    known = {_prompt(row) for row in others}
+    return [row for row in rows if _prompt(row) not in known]
+
+
 def _prompt(row: Row) -> str:
     kind = row_kind(row)
     if kind is Kind.IDS:

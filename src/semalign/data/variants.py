@@ -52,7 +52,7 @@ def variants(texts: Sequence[str], count: int, *, changes: int = 3, seed: int = 
     """
     table, rng = exchangeable(texts), random.Random(seed)
     seen, found = set(texts), []
-    for attempt in range(20 * count):
+    for attempt in range(20 * count if texts else 0):
         number = attempt % len(texts)
         text = vary(texts[number], table, rng, rng.randint(1, changes))
         if text not in seen:

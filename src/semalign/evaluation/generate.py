@@ -25,19 +25,31 @@ def generate(
     Batches hold prompts of similar length, padded on the left, and stop when every row has reached an end token.
     The model's mode and generation settings are as before afterwards.
     """
+    return [text for text, _ in answers(model, tokenizer, prompts, max_new_tokens, batch_size, progress)]
+
+
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[dict[str, Any]]],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool = False,
+) -> list[tuple[str, bool]]:
+    """As `generate`, with whether each answer came to its end or was cut off at ``max_new_tokens``."""
     encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(encoded)), key=lambda n: (len(encoded[n]), n))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    completions = [""] * len(encoded)
+    completions = [("", False)] * len(encoded)
     with (
         _plain_greedy(model, tokenizer, max_new_tokens),
         Progress(disable=not progress, transient=True) as bar,
     ):
         task = bar.add_task("generate", total=len(order))
         for batch in batches:
-            texts = _generate_batch(model, tokenizer, [encoded[n] for n in batch])
-            for number, text in zip(batch, texts, strict=True):
-                completions[number] = text
+            found = _generate_batch(model, tokenizer, [encoded[n] for n in batch])
+            for number, completion in zip(batch, found, strict=True):
+                completions[number] = completion
             bar.advance(task, len(batch))
     return completions
 
@@ -70,8 +82,8 @@ def _plain_greedy(
 @torch.inference_mode()
 def _generate_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]
-) -> list[str]:
-    """Continue one batch with the settings that the model holds now."""
+) -> list[tuple[str, bool]]:
+    """Continue one batch with the settings that the model holds now; whether each row reached an end token."""
     assert model.generation_config is not None
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), model.generation_config.pad_token_id, dtype=torch.long)
@@ -85,5 +97,5 @@ def _generate_batch(
     texts = []
     for row in output[:, longest:].tolist():
         stop = next((n for n, token in enumerate(row) if token in ends), len(row))
-        texts.append(str(tokenizer.decode(row[:stop], skip_special_tokens=True)))
+        texts.append((str(tokenizer.decode(row[:stop], skip_special_tokens=True)), stop < len(row)))
     return texts

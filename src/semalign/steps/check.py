@@ -46,6 +46,10 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     console.print(
         f"vocabulary: the first {inputs.vocabulary} ids are shared; chat templates {'agree' if agree else 'DIFFER, the student’s is used'}"
     )
+    if config.data.is_generated:
+        console.print(
+            "the teacher has yet to answer prompts; the given rows stand in for its own, whose time is not estimated"
+        )
     console.print("one row, supervised part in brackets:")
     console.print(
         render_example(inputs.train[0], inputs.tokenizer), markup=False, highlight=False, style="dim"

@@ -293,7 +293,8 @@ def _samples(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     """Add each step's seconds and peak memory to metrics.json; the totals count every step once, baselines apart."""
     metrics = read_json(run.metrics, "evaluate")
-    files = {
+    generated = {"generate": run.generated} if config.data.is_generated else {}
+    files = generated | {
         "attribute": run.scores,
         "pair": run.pairs,
         "cache": run.manifest,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,7 @@ from semalign.data import (
     prepare,
     shared_vocabulary,
 )
-from semalign.errors import DataError
+from semalign.errors import CacheError, DataError
 from semalign.folder import hash_of
 from semalign.loading import check_pair, identity, load_config, load_tokenizer
 
@@ -79,8 +80,21 @@ def split_rows(data: DataConfig) -> tuple[list[dict[str, Any]], list[dict[str, A
     return rows, heldout
 
 
-def load_inputs(config: TransferConfig) -> Inputs:
-    """Read configurations, tokenizers and rows; check that the models go together."""
+def _generated_rows(data: DataConfig, given: list[dict[str, Any]], path: Path | None) -> list[dict[str, Any]]:
+    if path is None:
+        # For an estimate: as many rows of the same lengths.
+        return given * (data.variants + 1)
+    if not path.exists():
+        raise CacheError(f"{path}: not there yet; run `semalign generate` first.")
+    return load_rows(str(path))
+
+
+def load_inputs(config: TransferConfig, generated: Path | None = None) -> Inputs:
+    """Read configurations, tokenizers and rows; check that the models go together.
+
+    Args:
+        generated: the file that the generate step wrote, where `data` asks for the teacher's answers.
+    """
     teacher, student = load_config(config.teacher), load_config(config.student)
     check_pair(teacher, student, allow_smaller_teacher=config.allow_smaller_teacher)
     tokenizer = load_tokenizer(config.student)
@@ -90,6 +104,8 @@ def load_inputs(config: TransferConfig) -> Inputs:
     if shared.teacher_extra or shared.student_extra:
         logger.info("heads sliced to the %d shared ids", shared.size)
     rows, heldout_rows = split_rows(config.data)
+    if config.data.is_generated:
+        rows = _generated_rows(config.data, rows, generated)
     length = min(effective_max_length(tokenizer, c, config.data.max_length) for c in (teacher, student))
     options: dict[str, Any] = {
         "max_length": length,

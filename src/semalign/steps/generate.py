@@ -1,0 +1,126 @@
+"""Step 0, where asked for: the teacher answers the rows' prompts, and new ones made from them. Writes rows.jsonl."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from semalign.cache import write_atomic
+from semalign.config import TransferConfig, to_dict
+from semalign.data import variants, without_prompts_of
+from semalign.data.chat import Message, conversation
+from semalign.data.kinds import Kind, Row, row_kind
+from semalign.errors import DataError
+from semalign.evaluation.generate import answers
+from semalign.folder import RunFolder, fingerprint, hash_of, is_done, measured, save_result
+from semalign.loading import identity, load
+from semalign.progress import bar
+from semalign.steps.inputs import split_rows
+
+Chat = list[Message]
+
+
+def generate(config: TransferConfig, run: RunFolder) -> None:
+    """Write rows.jsonl and rows.json; what was answered before a stop is kept.
+
+    With `data.completions: teacher` every given prompt gets the teacher's greedy answer, else its own stays. With
+    `data.variants` each prompt also gives that many new ones (see `semalign.data.variants`), answered by the teacher.
+    An answer that does not end within `data.max_new_tokens` is dropped, and so is a variant that is a held-out prompt.
+
+    Raises:
+        DataError: rows that are no conversations, or no answer that ends.
+    """
+    options = config.data
+    if not options.is_generated:
+        return
+    rows, heldout = split_rows(options)
+    wanted = fingerprint(
+        teacher=identity(config.teacher),
+        rows=hash_of(rows),
+        heldout=hash_of(heldout),
+        data=to_dict(options) | {"dataset_name": None, "heldout_name": None},
+        seed=config.seed,
+    )
+    if is_done(run.generated, wanted) and run.rows.exists():
+        return
+    chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
+    prompts = [_prompt(chat) for chat in chats]
+    asked = prompts if options.completions == "teacher" else []
+    varied = [{"messages": prompt} for prompt in _varied(prompts, config)]
+    asked = asked + [row["messages"] for row in without_prompts_of(varied, heldout)]
+    given = chats if options.completions == "given" else []
+    result: dict[str, Any] = {}
+    with measured(result):
+        part = run.rows.with_suffix(".part")
+        texts = _answers(config, asked, part, wanted)
+        written = [[*p, {"role": "assistant", "content": t}] for p, t in zip(asked, texts, strict=True) if t]
+    if asked and not written:
+        raise DataError(
+            f"data.max_new_tokens: none of the teacher's answers ended within {options.max_new_tokens} tokens; raise it."
+        )
+    write_atomic(run.rows, "".join(_line({"messages": chat}) for chat in [*given, *written]))
+    counts = {"given": len(given), "written": len(written), "dropped": len(asked) - len(written)}
+    save_result(run.generated, wanted, result | counts)
+    part.unlink()
+
+
+def _chat(row: Row, number: int) -> Chat:
+    kind = row_kind(row)
+    if kind not in (Kind.MESSAGES, Kind.CHAT_PAIR):
+        raise DataError(
+            f"data.variants and data.completions need rows with messages, row {number} has {kind}; "
+            "turn prompts into a message of role user."
+        )
+    return conversation(row, kind)
+
+
+def _prompt(chat: Chat) -> Chat:
+    return chat[:-1] if chat and chat[-1]["role"] == "assistant" else chat
+
+
+def _varied(prompts: Sequence[Chat], config: TransferConfig) -> Iterator[Chat]:
+    """Prompts whose last turn is a variant of a given one."""
+    texts = [prompt[-1]["content"] or "" for prompt in prompts]
+    for number, text in variants(texts, config.data.variants * len(texts), seed=config.seed):
+        yield [*prompts[number][:-1], {**prompts[number][-1], "content": text}]
+
+
+def _answers(
+    config: TransferConfig, prompts: Sequence[Chat], part: Path, wanted: Mapping[str, Any]
+) -> list[str | None]:
+    """The teacher's answer to each prompt, None where it does not end; kept in `part` batch by batch."""
+    done = _kept(part, wanted)
+    size = config.evaluation.batch_size
+    if len(done) == len(prompts):
+        return done
+    teacher = load(config.teacher)
+    assert teacher.tokenizer is not None
+    with bar(len(prompts), "teacher's answers") as progress, part.open("a", encoding="utf-8") as file:
+        progress.update(len(done))
+        for start in range(len(done), len(prompts), size):
+            batch = prompts[start : start + size]
+            found = answers(teacher.model, teacher.tokenizer, batch, config.data.max_new_tokens, size)
+            texts = [text if has_ended and text.strip() else None for text, has_ended in found]
+            file.write("".join(map(_line, texts)))
+            file.flush()
+            done += texts
+            progress.update(len(batch))
+    del teacher
+    gc.collect()
+    return done
+
+
+def _kept(part: Path, wanted: Mapping[str, Any]) -> list[str | None]:
+    """Answers of an earlier try with the same inputs, without a last line that was cut off."""
+    lines = part.read_text(encoding="utf-8").splitlines(keepends=True) if part.exists() else []
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    done = whole[1:] if whole and whole[0] == wanted else []
+    write_atomic(part, "".join(map(_line, [dict(wanted), *done])))
+    return done
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"

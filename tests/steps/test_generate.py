@@ -1,0 +1,136 @@
+"""The teacher's answers become rows: its own greedy text, resumed after a stop, never a held-out prompt."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from semalign.config import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    PairingConfig,
+    TrainConfig,
+    TransferConfig,
+)
+from semalign.errors import CacheError, DataError
+from semalign.folder import RunFolder
+from semalign.run import transfer
+from semalign.steps import generate as step
+from semalign.steps.inputs import load_inputs
+
+LIMIT = 24
+
+
+def config_of(pair: tuple[Path, Path], rows: Path, out: Path, **data: object) -> TransferConfig:
+    return TransferConfig(
+        teacher=ModelConfig(str(pair[0])),
+        student=ModelConfig(str(pair[1])),
+        data=replace(DataConfig(str(rows), heldout_rows=4, max_length=128, max_new_tokens=LIMIT), **data),
+        output_dir=str(out),
+        pairing=PairingConfig(num_layers=1),
+        train=TrainConfig(num_train_epochs=1, per_device_train_batch_size=8),
+        evaluation=EvaluationConfig(batch_size=4),
+    )
+
+
+@pytest.fixture(scope="module")
+def talking_pair(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The tiny pair, with a teacher that soon ends its answers: the end token's row of the head is made long."""
+    folder = tmp_path_factory.mktemp("talking")
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair[0])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_pair[0])
+    with torch.no_grad():
+        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder, tiny_pair[1]
+
+
+def written(run: RunFolder) -> list[list[dict[str, str]]]:
+    return [json.loads(line)["messages"] for line in run.rows.read_text().splitlines()]
+
+
+def test_answers_are_the_teachers_own_greedy_ones(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    config = config_of(talking_pair, rows_file, tmp_path / "run", completions="teacher")
+    run = transfer(config, ("generate",))
+    model = AutoModelForCausalLM.from_pretrained(talking_pair[0])
+    tokenizer = AutoTokenizer.from_pretrained(talking_pair[0])
+    expected = []
+    for line in rows_file.read_text().splitlines()[:-4]:
+        prompt = json.loads(line)["messages"][:-1]
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt")[
+            "input_ids"
+        ]
+        start = ids.shape[1]
+        for _ in range(LIMIT):
+            with torch.no_grad():
+                ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+            if ids[0, -1] == tokenizer.eos_token_id:
+                text = tokenizer.decode(ids[0, start:-1], skip_special_tokens=True)
+                expected += [[*prompt, {"role": "assistant", "content": text}]] if text.strip() else []
+                break
+    assert expected and written(run) == expected
+    counts = json.loads(run.generated.read_text())
+    assert (counts["given"], counts["written"], counts["dropped"]) == (0, len(expected), 16 - len(expected))
+
+
+def test_variants_come_beside_the_given_rows_and_are_trained_on(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    config = config_of(talking_pair, rows_file, tmp_path / "run", variants=2)
+    run = transfer(config, ("generate", "attribute", "pair", "cache", "train"))
+    given = [json.loads(line)["messages"] for line in rows_file.read_text().splitlines()]
+    rows = written(run)
+    assert rows[:16] == given[:16] and len(rows) > 16
+    prompts = [row[0]["content"] for row in rows]
+    assert len(set(prompts)) == len(prompts)
+    assert not set(prompts) & {row[0]["content"] for row in given[16:]}, "held-out prompts are left out"
+    assert len(load_inputs(config, run.rows).train) == len(rows)
+    assert json.loads((run.root / "train.json").read_text())["steps"] == -(-len(rows) // 8)
+
+
+def test_a_stopped_step_keeps_its_answers(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = transfer(config_of(talking_pair, rows_file, tmp_path / "a", variants=2), ("generate",))
+    config, calls, answers = config_of(talking_pair, rows_file, tmp_path / "b", variants=2), [], step.answers
+
+    def stopping(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answers(*arguments)
+
+    monkeypatch.setattr(step, "answers", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(config, ("generate",))
+    part = tmp_path / "b" / "rows.part"
+    part.write_text(part.read_text() + '"cut o')
+    run = transfer(config, ("generate",))
+    assert written(run) == written(straight) and not part.exists()
+    asked = len(calls) - 1
+    transfer(config, ("generate",))
+    assert len(calls) - 1 == asked == -(-32 // 4), "every batch is asked once, a finished step not at all"
+
+
+def test_bad_input_gets_a_sentence(talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -> None:
+    config = config_of(talking_pair, rows_file, tmp_path / "run", variants=1)
+    with pytest.raises(CacheError, match="run `semalign generate` first"):
+        transfer(config, ("attribute",))
+    with pytest.raises(DataError, match=r"data\.max_new_tokens"):
+        transfer(
+            config_of(talking_pair, rows_file, tmp_path / "b", completions="teacher", max_new_tokens=1),
+            ("generate",),
+        )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"the answer is {n}"}) + "\n" for n in range(9)))
+    with pytest.raises(DataError, match="need rows with messages"):
+        transfer(config_of(talking_pair, rows, tmp_path / "c", variants=1), ("generate",))
