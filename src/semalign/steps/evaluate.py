@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from semalign.cache import read_json, read_tensors
+from semalign.cache import Record, read_json, read_tensors
 from semalign.capture import Point, capture
 from semalign.config import ModelConfig, TransferConfig, to_dict
 from semalign.data import length_batches
@@ -58,7 +58,7 @@ def evaluate(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
             name: _measure(name, model, config, run, inputs) for name, model in models.items()
         }
         if config.evaluation.tasks:
-            measured_by_name["teacher"] = {"answers": _generate(load(config.teacher), config)}
+            measured_by_name["teacher"] = {"answers": answer_items(load(config.teacher), config)}
     result |= summarise(config, run, inputs, measured_by_name)
     save_result(run.metrics, wanted, result)
 
@@ -72,31 +72,31 @@ def _measure(
     if inputs.heldout:
         found |= heldout_figures(decoder, config, run, inputs, name)
     if config.evaluation.tasks:
-        found["answers"] = _generate(decoder, config)
+        found["answers"] = answer_items(decoder, config)
     del decoder
     gc.collect()
     return found
 
 
 @torch.no_grad()
-def heldout_figures(
-    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs, name: str
-) -> dict[str, Any]:
-    """Closeness to the teacher per token, alignment per pair, CKA between all layers, on the held-out rows."""
-    plan, recipe = read_plan(run), resolve(config.recipe)
-    store = Stores(config, run, inputs, plan).heldout
+def heldout_batches(
+    decoder: Decoder,
+    config: TransferConfig,
+    run: RunFolder,
+    inputs: Inputs,
+    name: str,
+    points: Collection[Point] = (),
+) -> Iterator[tuple[list[int], list[Record], dict[str, Tensor], dict[Point, Tensor]]]:
+    """Batches of held-out rows: their numbers, stored signals, closeness to the teacher per token, captured states."""
+    store = Stores(config, run, inputs, read_plan(run)).heldout
     head, teacher = decoder.head(), read_teacher_head(run, inputs)
-    is_aligned = recipe.needs_targets and recipe.map != "none"
-    points = {p: Point(p.student, recipe.interface) for p in plan.pairs} if is_aligned else {}
-    tokens: dict[str, list[Tensor]] = {}
-    pairs: dict[Any, list[tuple[Tensor, Tensor]]] = {p: [] for p in points}
     lengths = [len(s.input_ids) for s in inputs.heldout]
     batches = length_batches(lengths, max_tokens=None, batch_size=config.cache.batch_size)
     progress = bar(len(lengths), f"held-out {name}")
     for batch in batches:
         samples = [inputs.heldout[i] for i in batch]
         ids, attention, states = batch_inputs(decoder, samples)
-        with capture(decoder, points.values()) as found, decoder.span(0, decoder.num_layers, norm=True):
+        with capture(decoder, points) as found, decoder.span(0, decoder.num_layers, norm=True):
             output_XE = decoder.forward(ids, attention)[states]
         stored = [store.read(i) for i in batch]
         theirs = torch.cat([r["positions.teacher_output"] for r in stored]).to(output_XE.device)
@@ -110,15 +110,33 @@ def heldout_figures(
             student=head.options,
             teacher=teacher.options,
         )
+        yield (
+            batch,
+            stored,
+            {key: values.cpu() for key, values in figures.items()},
+            {point: found[point][states].float().cpu() for point in points},
+        )
+        progress.update(len(batch))
+    progress.close()
+
+
+def heldout_figures(
+    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs, name: str
+) -> dict[str, Any]:
+    """Closeness to the teacher per token, alignment per pair, CKA between all layers, on the held-out rows."""
+    plan, recipe = read_plan(run), resolve(config.recipe)
+    is_aligned = recipe.needs_targets and recipe.map != "none"
+    points = {p: Point(p.student, recipe.interface) for p in plan.pairs} if is_aligned else {}
+    tokens: dict[str, list[Tensor]] = {}
+    pairs: dict[Any, list[tuple[Tensor, Tensor]]] = {p: [] for p in points}
+    for _, stored, figures, found in heldout_batches(decoder, config, run, inputs, name, points.values()):
         for key, values in figures.items():
-            tokens.setdefault(key, []).append(values.cpu())
+            tokens.setdefault(key, []).append(values)
         for pair, point in points.items():
             target = torch.cat(
                 [r[f"positions.target.{recipe.map}.{recipe.interface}.{pair.student}"] for r in stored]
             )
-            pairs[pair].append((target.float(), found[point][states].float().cpu()))
-        progress.update(len(batch))
-    progress.close()
+            pairs[pair].append((target.float(), found[point]))
     figure = {key: torch.cat(parts) for key, parts in tokens.items()}
     return {
         "closeness": {
@@ -167,9 +185,10 @@ def task_rows(config: TransferConfig) -> list[dict[str, Any]]:
     return kept
 
 
-def _generate(decoder: Decoder, config: TransferConfig) -> list[dict[str, Any]]:
-    """Answers to all task items with their verdicts, by greedy decoding."""
+def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = None) -> list[dict[str, Any]]:
+    """Answers to the items of all tasks, or of one, with their verdicts, by greedy decoding."""
     rows, options = task_rows(config), config.evaluation
+    rows = [row for row in rows if task in (None, row["task"])]
     prompts = [[m for m in row["messages"] if m["role"] != "assistant"] for row in rows]
     assert decoder.tokenizer is not None
     texts = generate(

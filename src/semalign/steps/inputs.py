@@ -20,6 +20,7 @@ from semalign.data import (
     prepare,
     shared_vocabulary,
 )
+from semalign.embedded.splits import TASKS
 from semalign.errors import CacheError, DataError
 from semalign.folder import hash_of
 from semalign.loading import check_pair, identity, load_config, load_tokenizer
@@ -47,12 +48,13 @@ class Inputs:
 def rows_named(name: str, data: DataConfig) -> list[dict[str, Any]]:
     """Rows of a dataset, file, or split of the embedded world."""
     if name.startswith("embedded:"):
-        split = name.split(":", 1)[1]
-        if split not in ("transfer", "validation", "test"):
+        split, _, task = name.split(":", 1)[1].partition("/")
+        if split not in ("transfer", "validation", "test") or task not in ("", *TASKS):
             raise DataError(
-                f"{name}: the embedded splits are embedded:transfer, embedded:validation and embedded:test; choose one."
+                f"{name}: expected embedded:transfer, embedded:validation or embedded:test, alone or with one of "
+                f"/{', /'.join(TASKS)}; choose one."
             )
-        return embedded.rows(split)  # type: ignore[arg-type]
+        return [row for row in embedded.rows(split) if task in ("", row["task"])]  # type: ignore[arg-type]
     return load_rows(
         name, dataset_config=data.dataset_config, split=data.dataset_train_split, on_bad_row=data.on_bad_row
     )
