@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semalign.config import TransferConfig
+    from semalign.config_file import load_config
     from semalign.errors import SemAlignError
     from semalign.loading import load
     from semalign.maths.bases import semantic_map
