@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+BENCH_INSTALLED = $(VENV)/.bench-installed
 
-.PHONY: demo test check format pair clean
+.PHONY: demo test check format pair bench bench-quick clean
 
 demo: $(INSTALLED)
 	$(BIN)/semalign demo --output_dir runs/demo
@@ -25,6 +26,18 @@ format: $(INSTALLED)
 # Trains the embedded pair again from nothing (under an hour on two cores).
 pair: $(INSTALLED)
 	$(BIN)/python scripts/build_pair.py
+
+# Measures both sides of every claim and writes docs/benchmarks.md. The real pair's claims need its folders and rows:
+#   make bench TEACHER=DIR STUDENT=DIR ROWS=mbpp_train.jsonl
+bench: $(BENCH_INSTALLED)
+	$(BIN)/python benchmarks/all.py $(if $(TEACHER),--teacher $(TEACHER) --student $(STUDENT) --rows $(ROWS))
+
+bench-quick: $(BENCH_INSTALLED)
+	$(BIN)/python benchmarks/all.py --quick
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $(BENCH_INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,7 @@
 """How much faster are the vocabulary-free output losses than the full-vocabulary ones, and does memory depend on V?
 
     python benchmarks/losses.py --quick
-    python benchmarks/losses.py
+    python benchmarks/losses.py --plot docs/losses.png
 
 Forward and backward from hidden states of width 896 at N positions; heads are random. For every vocabulary size the time
 and the growth of peak memory beyond the inputs: cosine by the Gram matrix against cosine from logits, top-k KL and Fisher
@@ -9,6 +9,7 @@ from gathered rows against the KL of all logits. The ratio is the full KL's time
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from common import Result, arguments, finish, fitted_exponent, peak_growth, ratios, seconds
@@ -22,6 +23,13 @@ from semalign.maths.topk import fisher_loss, topk_kl_loss
 POSITIONS, WIDTH, TOP_K = 1024, 896, 32
 SIZES = (1024, 4096, 16_384, 65_536, 151_936, 262_144)
 QUICK = (1024, 8192, 65_536)
+LABELS = {
+    "cosine": "cosine, Gram matrix",
+    "fisher": "Fisher, 2 x 32 gathered rows",
+    "topk_kl": "top-k KL, 2 x 32 gathered rows",
+    "cosine_logits": "cosine, all logits",
+    "kl_logits": "KL, all logits",
+}
 
 
 def step(kind: str, vocabulary: int) -> Callable[[], Tensor]:
@@ -63,11 +71,13 @@ def step(kind: str, vocabulary: int) -> Callable[[], Tensor]:
 
 def main() -> None:
     """Parse, run, print."""
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--plot", type=Path, help="PNG file to draw the curves into (needs matplotlib)")
+    options = parser.parse_args()
     sizes = QUICK if options.quick else SIZES
     curve: list[Result] = []
     for vocabulary in sizes:
-        for kind in ("cosine", "fisher", "topk_kl", "cosine_logits", "kl_logits"):
+        for kind in LABELS:
             call = seconds(step(kind, vocabulary))
             call()
             curve.append(
@@ -89,8 +99,10 @@ def main() -> None:
                 for of in ("seconds", "memory")
             },
         }
-        for kind in ("cosine", "fisher", "topk_kl", "cosine_logits", "kl_logits")
+        for kind in LABELS
     ]
+    if options.plot:
+        draw(curve, options.plot)
     finish(
         options,
         {
@@ -102,6 +114,29 @@ def main() -> None:
             "curve": curve,
         },
     )
+
+
+def draw(curve: list[Result], path: Path) -> None:
+    """Memory and seconds over the vocabulary, a line a loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    for panel, key, unit in zip(panels, ("memory", "seconds"), (1e6, 1), strict=True):
+        for kind, label in LABELS.items():
+            lines = [line for line in curve if line["loss"] == kind]
+            panel.loglog(
+                [line["vocabulary"] for line in lines],
+                [line[key] / unit for line in lines],
+                "o-",
+                label=label,
+            )
+        panel.set(xlabel="vocabulary", ylabel="MB beyond the inputs" if key == "memory" else "seconds")
+        panel.grid(visible=True, which="both", alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from semalign.maths.pairing import depth_pairs
 from semalign.models import Decoder, share_vocabulary
 from semalign.run import open_run, run_step
 from semalign.signals import batch_inputs, labels_of, state_mask
-from semalign.steps.evaluate import heldout_figures
 from semalign.steps.inputs import load_inputs
 from semalign.steps.train import train
 
@@ -54,6 +53,9 @@ class Task:
     epochs: int = 3
     lora_r: int = 16
     learning_rate: float = 1e-3
+    peer_learning_rate: float | None = None
+    """None: the same as SemAlign's."""
+    recipe: str = "aligned"
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ def config_of(task: Task, folder: str | Path, **changes: Any) -> TransferConfig:
         "output_dir": str(folder),
         "attribution": {"rows": 8, "batch_size": 4},
         "pairing": {"selection": "last", "num_layers": task.layers},
-        "recipe": {"learning_rate": task.learning_rate},
+        "recipe": {"name": task.recipe, "learning_rate": task.learning_rate},
         "cache": {"batch_size": 8, "shard_rows": 32},
         "train": {
             "num_train_epochs": task.epochs,
@@ -147,11 +149,9 @@ class SemAlign:
         self._train(self.config.train.num_train_epochs)
         return time.perf_counter() - start
 
-    def heldout_kl(self) -> float:
-        """Mean KL(teacher || trained student) over the held-out positions."""
-        student = load(ModelConfig(str(self.folder / "student"), dtype=self.config.student.dtype))
-        share_vocabulary(self.inputs.vocabulary, student)
-        return heldout_figures(student, self.config, self.run, self.inputs, "after")["closeness"]["kl"]
+    def student(self) -> str:
+        """Folder of the trained student."""
+        return str(self.folder / "student")
 
     def tokens(self) -> int:
         """Tokens of the training rows."""
@@ -173,6 +173,7 @@ class Peer:
         self.inputs = load_inputs(self.config)
         self.teacher = self._load(self.config.teacher) if self.needs_teacher else None
         self.student = self._load(self.config.student)
+        self.taught: list[Tensor] = []
         self.untouched = {k: v.detach().clone() for k, v in self.student.model.state_dict().items()}
 
     def _load(self, config: ModelConfig) -> Decoder:
@@ -201,7 +202,7 @@ class Peer:
             "output_dir": folder,
             "num_train_epochs": epochs,
             "per_device_train_batch_size": self.task.batch,
-            "learning_rate": self.task.learning_rate,
+            "learning_rate": self.task.peer_learning_rate or self.task.learning_rate,
             "lr_scheduler_type": "constant_with_warmup" if epochs > 1 else "constant",
             "warmup_steps": 2,
             "bf16": self.task.dtype == "bfloat16",
@@ -225,9 +226,9 @@ class Peer:
         """Seconds of one epoch's training."""
         return self._train(1, [])
 
-    def until(self, kl: float, most_epochs: int) -> list[dict[str, float]]:
-        """Train on until the held-out KL is at most `kl`; seconds of training (measuring apart) and KL after each epoch."""
-        watch = _Watch(self, kl)
+    def until(self, kl: float, most_epochs: int, every: int) -> list[dict[str, float]]:
+        """Train until the held-out KL, measured every few steps, is at most `kl`; see `_Watch`."""
+        watch = _Watch(self, kl, every)
         self._train(most_epochs, [watch])
         return watch.lines
 
@@ -239,32 +240,37 @@ class Peer:
             self.restore(model)
         return seconds
 
+    def kl_of(self, folder: str) -> float:
+        """Mean held-out KL of a student that was saved, by the same measure as the peer's own."""
+        mine, self.student = self.student, self._load(ModelConfig(folder, dtype=self.task.dtype))
+        try:
+            return self.heldout_kl()
+        finally:
+            self.student = mine
+
     @torch.no_grad()
     def heldout_kl(self) -> float:
         """Mean KL(teacher || student as it stands) over the held-out positions."""
         assert self.teacher is not None
-        found = []
-        for at in range(0, len(self.inputs.heldout), 8):
-            samples = self.inputs.heldout[at : at + 8]
-            states = []
-            for decoder in (self.student, self.teacher):
-                ids, attention, mask = batch_inputs(decoder, samples)
-                with decoder.span(0, decoder.num_layers, norm=True):
-                    states.append(decoder.forward(ids, attention)[mask])
-            ours, theirs = self.student.head(), self.teacher.head()
-            labels = torch.cat([labels_of(s) for s in samples]).to(states[0].device)
-            found.append(
-                closeness(
-                    states[0],
-                    ours.weight_VD,
-                    states[1],
-                    theirs.weight_VD,
-                    labels,
-                    student=ours.options,
-                    teacher=theirs.options,
-                )["kl"]
-            )
+        if not self.taught:
+            self.taught = [self._outputs(self.teacher, batch) for batch in self._heldout()]
+        ours, theirs, found = self.student.head(), self.teacher.head(), []
+        for batch, taught in zip(self._heldout(), self.taught, strict=True):
+            output = self._outputs(self.student, batch)
+            labels = torch.cat([labels_of(s) for s in batch]).to(output.device)
+            options = {"student": ours.options, "teacher": theirs.options}
+            figures = closeness(output, ours.weight_VD, taught, theirs.weight_VD, labels, **options)
+            found.append(figures["kl"])
         return float(torch.cat(found).mean())
+
+    def _heldout(self) -> list[list[Sample]]:
+        rows = self.inputs.heldout
+        return [rows[at : at + 8] for at in range(0, len(rows), 8)]
+
+    def _outputs(self, decoder: Decoder, samples: list[Sample]) -> Tensor:
+        ids, attention, mask = batch_inputs(decoder, samples)
+        with decoder.span(0, decoder.num_layers, norm=True):
+            return decoder.forward(ids, attention)[mask]
 
     def rows(self) -> Any:
         """The samples as a dataset of token ids and completion masks."""
@@ -283,18 +289,23 @@ class Peer:
 
 
 class _Watch(TrainerCallback):
-    def __init__(self, peer: Peer, kl: float) -> None:
-        self.peer, self.kl, self.lines, self.spent = peer, kl, [], 0.0
+    """Seconds of training so far (measuring apart) and the held-out KL, every few steps, until the goal is reached."""
 
-    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+    def __init__(self, peer: Peer, kl: float, every: int) -> None:
+        self.peer, self.kl, self.every, self.lines, self.spent = peer, kl, every, [], 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Start the clock."""
         self.start = time.perf_counter()
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Stop the clock, measure, and stop training when the goal is reached."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Stop the clock, measure, stop training when the goal is reached, start the clock again."""
+        if state.global_step % self.every:
+            return control
         self.spent += time.perf_counter() - self.start
-        self.lines.append({"seconds": self.spent, "kl": self.peer.heldout_kl()})
+        self.lines.append({"step": state.global_step, "seconds": self.spent, "kl": self.peer.heldout_kl()})
         control.should_training_stop = self.lines[-1]["kl"] <= self.kl
+        self.start = time.perf_counter()
         return control
 
 

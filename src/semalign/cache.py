@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from semalign.config import differences
@@ -27,24 +28,35 @@ Record = dict[str, Tensor]
 KINDS = ("tokens", "positions")
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write through a temporary file in the same folder, so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file in the same folder that takes the path's place: a reader sees the old file or the whole new one."""
+    temporary: Path | None = None
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError | SafetensorError):
+            reason = getattr(error, "strerror", None) or error
             raise CacheError(
-                f"{path}: cannot be written ({error.strerror}); free space or choose another output_dir."
+                f"{path}: cannot be written ({reason}); free space or choose another output_dir."
             ) from error
         raise
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """A small file, whole or not at all."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,8 +77,9 @@ def read_json(path: Path, step: str) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Atomic safetensors file."""
-    write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+    """Atomic safetensors file, written from the tensors' own memory."""
+    with _replacing(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
 
 
 def read_tensors(path: Path) -> Record:

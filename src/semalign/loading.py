@@ -19,6 +19,8 @@ from semalign.config import ModelConfig
 from semalign.errors import ModelError
 from semalign.models import LAYOUTS, Decoder, layout_of
 
+_CHECKED_AT_ONCE = 1 << 24  # elements
+
 
 def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     """Where transformers shall look, and the keyword arguments for it; missing local files are named here."""
@@ -160,8 +162,11 @@ def _quantisation(config: ModelConfig) -> Any:
 
 def _check_finite(decoder: Decoder) -> None:
     for name, parameter in decoder.model.named_parameters():
-        # The sum is NaN or infinite when any element is, and needs no copy of the tensor.
-        if parameter.is_floating_point() and not torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
+        if not parameter.is_floating_point():
+            continue
+        # A sum is NaN or infinite when any element is. In blocks, since summing in float32 copies what it sums.
+        blocks = parameter.detach().flatten().split(_CHECKED_AT_ONCE)
+        if not torch.isfinite(torch.stack([block.sum(dtype=torch.float32) for block in blocks]).sum()):
             bad = int((~torch.isfinite(parameter)).sum())
             if bad:
                 raise ModelError(

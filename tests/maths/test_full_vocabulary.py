@@ -91,6 +91,21 @@ def test_cross_entropy(positions: int, chunk: int, smoothing: float, seed: int) 
     torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_weighted_cross_entropy_is_the_sum_of_each_rows_own_mean(chunk: int) -> None:
+    hidden, weight, *_ = models(6, 9)
+    hidden.requires_grad_()
+    labels, counts = torch.tensor([1, 0, 8, 3, 3, 2]), [1, 3, 2]
+    weights = torch.cat([torch.full((n,), 1 / n) for n in counts])
+    loss = 6 * cross_entropy_loss(hidden, weight, labels, chunk=chunk, weights_N=weights)
+    own = zip(hidden.split(counts), labels.split(counts), strict=True)
+    expected = sum(cross_entropy_loss(h, weight, y) for h, y in own)
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(value, hidden)[0] for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
 def test_a_student_equal_to_the_teacher_has_no_divergence(kind: str) -> None:
     hidden, weight, _, _ = models(5, 9)

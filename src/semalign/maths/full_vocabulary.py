@@ -67,14 +67,19 @@ def cross_entropy_loss(
     chunk: int = 256,
     label_smoothing: float = 0.0,
     options: HeadOptions = PLAIN_HEAD,
+    weights_N: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy -log p(label), in chunks; with smoothing e the target is (1 - e) one-hot + e / V."""
+    """Cross-entropy 1/N sum_n w_n (-log p(label_n)), in chunks; weights are 1 unless given.
+
+    With smoothing e the target is (1 - e) one-hot + e / V.
+    """
     check_rows("Hidden states", "labels", len(hidden_NE), len(labels_N))
     check_ids(labels_N, len(weight_VE))
 
     def chunk_loss(hidden_CE: Tensor, weight_VE: Tensor, rows: slice) -> Tensor:
         logits_CV = head_logits(hidden_CE, weight_VE, options)
-        return cross_entropy(logits_CV, labels_N[rows], reduction="sum", label_smoothing=label_smoothing)
+        losses_C = cross_entropy(logits_CV, labels_N[rows], reduction="none", label_smoothing=label_smoothing)
+        return losses_C.sum() if weights_N is None else weights_N[rows] @ losses_C
 
     return _chunked_mean(hidden_NE, weight_VE, chunk_loss, chunk)
 

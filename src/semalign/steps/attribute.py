@@ -17,6 +17,7 @@ from semalign.folder import RunFolder, fingerprint, is_done, measured, save_resu
 from semalign.loading import load
 from semalign.maths.attribution import layer_scores
 from semalign.maths.full_vocabulary import cross_entropy_loss
+from semalign.maths.head import HeadOptions
 from semalign.models import Decoder, share_vocabulary
 from semalign.progress import bar
 from semalign.signals import labels_of, state_mask
@@ -100,14 +101,22 @@ def attribute_layers(
 
 
 def _sum_of_row_means(
-    output_BTD: Tensor, states_BT: Tensor, samples: Sequence[Sample], weight_VD: Tensor, options: object
+    output_BTD: Tensor, states_BT: Tensor, samples: Sequence[Sample], weight_VD: Tensor, options: HeadOptions
 ) -> Tensor:
     """Each row's own mean loss, added up: no row's gradient depends on its batch."""
-    terms = []
-    for row, states, sample in zip(output_BTD, states_BT, samples, strict=True):
-        labels = labels_of(sample).to(row.device)
-        terms.append(cross_entropy_loss(row[states], weight_VD, labels, options=options))  # type: ignore[arg-type]
-    return torch.stack(terms).sum()
+    device = output_BTD.device
+    labels_N = torch.cat([labels_of(sample) for sample in samples]).to(device)
+    counts = torch.tensor([sample.supervised for sample in samples], device=device)
+    # One product with the head for the whole batch: a half-precision head is upcast once, not once a row.
+    weights_N = (1.0 / counts).repeat_interleave(counts)
+    mean = cross_entropy_loss(
+        output_BTD[states_BT],
+        weight_VD,
+        labels_N,
+        options=options,
+        weights_N=weights_N,
+    )
+    return mean * len(labels_N)
 
 
 def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:

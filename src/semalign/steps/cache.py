@@ -6,7 +6,6 @@ once the maps are known, the teacher's activations are replaced shard by shard b
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from semalign.capture import Point, capture
 from semalign.config import Interface, MapName, TransferConfig
 from semalign.data import Sample, length_batches
 from semalign.errors import CacheError
-from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
 from semalign.loading import load
 from semalign.maths.bases import logit_map, semantic_map
 from semalign.maths.regression import RidgeFit
@@ -185,9 +184,9 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     result: dict[str, Any] = {}
     with measured(result):
         head, norm = _student_pass(config, run, inputs, stores)
-        gc.collect()
+        free_memory()
         _teacher_pass(config, run, inputs, stores, (head, norm))
-        gc.collect()
+        free_memory()
         alignment = _alignment(stores, inputs)
         shutil.rmtree(run.targets / "raw", ignore_errors=True)
     result |= {

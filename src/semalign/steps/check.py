@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from rich.table import Table
 from semalign.config import TransferConfig
 from semalign.data import render_example, templates_agree
 from semalign.errors import CacheError
-from semalign.folder import RunFolder
+from semalign.folder import RunFolder, free_memory
 from semalign.loading import load_tokenizer
 from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
 from semalign.maths.pairing import LayerPair
@@ -58,7 +57,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     shown = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True)
     costs = Costs()
     student = probe_student(config, inputs, plan, shown, costs)
-    gc.collect()
+    free_memory()
     teacher = probe_teacher(config, inputs, shown, student, costs)
     found: dict[str, Any] = {
         "training_rows": len(inputs.train),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from semalign.errors import DataError
 from semalign.evaluation.generate import generate
 from semalign.evaluation.statistics import wilson_interval
 from semalign.evaluation.tasks import check_answers
-from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
 from semalign.loading import load
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.similarity import gap_closed, kl_gap_closed, linear_cka, mean_cosine
@@ -74,7 +73,7 @@ def _measure(
     if config.evaluation.tasks:
         found["answers"] = answer_items(decoder, config)
     del decoder
-    gc.collect()
+    free_memory()
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from semalign.data.chat import Message, conversation
 from semalign.data.kinds import Kind, Row, row_kind
 from semalign.errors import DataError
 from semalign.evaluation.generate import answers
-from semalign.folder import RunFolder, fingerprint, hash_of, is_done, measured, save_result
+from semalign.folder import RunFolder, fingerprint, free_memory, hash_of, is_done, measured, save_result
 from semalign.loading import identity, load
 from semalign.progress import bar
 from semalign.steps.inputs import split_rows
@@ -109,7 +108,7 @@ def _answers(
             done += texts
             progress.update(len(batch))
     del teacher
-    gc.collect()
+    free_memory()
     return done
 
 

@@ -5,7 +5,6 @@ Memory comes from a batch of the longest rows, which a run meets too; seconds a 
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from semalign.cache import Record
 from semalign.config import ModelConfig, TransferConfig
 from semalign.data import Sample
-from semalign.folder import peak_rss, reset_peak
+from semalign.folder import free_memory, peak_rss, reset_peak
 from semalign.loading import load
 from semalign.models import Decoder, Head, head_options, share_vocabulary
 from semalign.recipe import Recipe
@@ -109,7 +108,7 @@ def probe_student(
         # Saving reads the student back beside the one just trained.
         saving = psutil.Process().memory_info().rss - spare + weights
         costs.peak_bytes = max(costs.peak_bytes, saving)
-        gc.collect()
+        free_memory()
     return shown
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from semalign.cache import Record, ShardStore, read_json, read_tensors, write_tensors
 from semalign.callbacks import GradientCheck, LineLog, StopOnSignal, complete_checkpoint
 from semalign.config import TransferConfig, to_dict
-from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
 from semalign.loading import load
 from semalign.models import Decoder, Head, head_options, share_vocabulary
 from semalign.progress import LossProgress
@@ -66,7 +65,7 @@ def train_student(
         result["movement"] = movement(student, before)
         save_student(merged, inputs, config, folder / "student")
         del student, merged, model, training
-        gc.collect()
+        free_memory()
     save_result(folder / "train.json", wanted, result)
     _forget(folder)
 

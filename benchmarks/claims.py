@@ -1,0 +1,217 @@
+"""What the benchmarks claim: per claim its script, its bar, and which of its figures are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One question, answered by one script with one ratio."""
+
+    name: str
+    title: str
+    meaning: str
+    """What the ratio says, in a sentence or two."""
+    script: str
+    options: tuple[str, ...] = ()
+    pair: str = "none"
+    """`real` adds --teacher, --student and --rows; a run without them leaves the claim out and says so."""
+    bar: str = ""
+    holds: Callable[[Result], bool] | None = None
+    shown: tuple[str, ...] = ()
+    """Further keys of the result, for the table."""
+    rows: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Lists of the result to print as tables, with their columns."""
+
+
+def _exponents_flat(result: Result) -> bool:
+    free = [e for e in result["exponents"] if e["loss"] in ("cosine", "fisher", "topk_kl")]
+    return all(abs(e["memory_exponent"]) < 0.1 for e in free)
+
+
+def _estimates_close(result: Result) -> bool:
+    limits = {"cache_bytes": 0.15, "peak_bytes": 0.15}
+    return all(abs(q["ratio"] - 1) <= limits.get(q["quantity"], 0.3) for q in result["quantities"])
+
+
+EPOCH = "Seconds of one epoch of the peer over seconds of one epoch of SemAlign from its cache."
+MEMORY = ("ours", "theirs", "memory_ours", "memory_theirs", "memory_share")
+END = ("ours", "theirs", "kl_untouched", "kl_ours", "reached", "memory_ours")
+QUANTITIES = {"quantities": ("quantity", "estimated", "used", "ratio")}
+CURVES = {"exponents": ("loss", "seconds_exponent", "memory_exponent")}
+
+
+def _epoch(name: str, title: str, against: str, layers: int, pair: str, least: float | None = None) -> Claim:
+    return Claim(
+        name,
+        title,
+        f"{EPOCH} Equal rows, tokens, batch and learning rate; memory is each side's peak in its own process, "
+        "attribution and caching included.",
+        "peers",
+        ("--against", against, "--layers", str(layers)),
+        pair,
+        bar=f"ratio at least {least:g}, memory at most 40%" if least else "",
+        holds=(lambda r: r["ratio"] >= least and r["memory_share"] <= 0.4) if least else None,
+        shown=MEMORY,
+    )
+
+
+def _end(name: str, title: str, layers: int, pair: str, least: float | None, *options: str) -> Claim:
+    return Claim(
+        name,
+        title,
+        "The peer's training seconds until its held-out KL to the teacher is as low as SemAlign's, over SemAlign's "
+        "attribution, caching, training and saving together, model loading included on our side alone.",
+        "peers",
+        ("--to-same-kl", "--against", "gkd", "--layers", str(layers), *options),
+        pair,
+        bar=f"ratio at least {least:g}" if least else "",
+        holds=(lambda r: r["ratio"] >= least and r["reached"]) if least else None,
+        shown=END,
+    )
+
+
+FULL = (
+    _epoch("gkd-last", "Real pair, last layer, against trl's GKDTrainer", "gkd", 1, "real", 20),
+    _epoch("gkd-quarter", "Real pair, last six layers, against trl's GKDTrainer", "gkd", 6, "real", 8),
+    _end(
+        "gkd-end-to-end",
+        "Real pair, end to end to the same held-out KL, against trl's GKDTrainer",
+        6,
+        "real",
+        5,
+        "--repetitions",
+        "1",
+    ),
+    _epoch(
+        "sft-last",
+        "Real pair, last layer, against trl's SFTTrainer with LoRA on all layers",
+        "sft",
+        1,
+        "real",
+    ),
+    _epoch("v1-last", "Real pair, last layer, against a literal version 1", "v1", 1, "real"),
+    Claim(
+        "prefix-quarter",
+        "Real pair, last six layers, with and without the cached prefix",
+        "Seconds of an epoch that computes the frozen layers in every step, over one that reads their output; the losses "
+        "of both agree (`loss_difference` is relative).",
+        "prefix",
+        ("--layers", "6"),
+        "real",
+        bar="the same losses",
+        holds=lambda r: r["loss_difference"] < 0.01,
+        shown=("ours", "theirs", "loss_difference"),
+    ),
+    Claim(
+        "bases",
+        "Semantic map of the real pair's widths against torch.linalg.pinv",
+        "Seconds by pseudo-inverse over seconds by blocked Gram matrices; memory beyond the heads.",
+        "bases",
+        shown=("ours", "theirs", "memory_ours", "memory_theirs", "relative_difference"),
+    ),
+    Claim(
+        "bases-llama2",
+        "Semantic map at Llama-2 13B -> 7B size",
+        "As above; the pseudo-inverse is run at a quarter of every size and scaled by 64.",
+        "bases",
+        ("--size", "llama2-13b"),
+        bar="at most 90 s on two cores",
+        holds=lambda r: r["ours_slowest"] <= 90,
+        shown=("ours", "ours_slowest", "theirs", "theirs_scaled_by", "memory_ours"),
+    ),
+    Claim(
+        "bases-llama3",
+        "Semantic map at Llama-3 70B -> 8B size",
+        "As above; the pseudo-inverse is run at an eighth of every size and scaled by 512.",
+        "bases",
+        ("--size", "llama3-70b", "--repetitions", "1"),
+        bar="under 6 GB besides the heads",
+        holds=lambda r: r["memory_ours"] < 6e9,
+        shown=("ours", "theirs", "theirs_scaled_by", "memory_ours"),
+    ),
+    Claim(
+        "losses",
+        "Output losses without vocabulary-sized tensors",
+        "Forward and backward of the KL over all logits, over that of the top-k KL, at the largest V. Exponents of time "
+        "and memory over V from 1k to 256k: 0 is independent of V, 1 is proportional.",
+        "losses",
+        ("--plot", "docs/losses.png"),
+        bar="memory of cosine, Fisher and top-k losses independent of V (exponent below 0.1)",
+        holds=_exponents_flat,
+        shown=("vocabulary", "ours", "theirs"),
+        rows=CURVES,
+    ),
+    Claim(
+        "scaling",
+        "How costs grow",
+        "A training step's cost at the largest V over that at the smallest; exponents of cost over each size below.",
+        "scaling",
+        ("--plot", "docs/scaling.png"),
+        bar="ratio at most 1.1",
+        holds=lambda r: r["ratio"] <= 1.1,
+        rows={"curves": ("curve", "exponent", "sizes", "seconds")},
+    ),
+    Claim(
+        "arithmetic",
+        "Share of the machine's matrix-product rate",
+        "Operations of suffix training's matrix products a second, over the rate of one such product; width 896.",
+        "arithmetic",
+        bar="at least 0.5",
+        holds=lambda r: r["ratio"] >= 0.5,
+        rows={"by_dtype": ("dtype", "share", "low", "high", "gemm_flops")},
+    ),
+    Claim(
+        "estimates",
+        "Embedded pair: what `semalign check` estimates over what a run uses",
+        "Estimated over used cache bytes; low and high over all quantities.",
+        "estimates",
+        bar="bytes within 15%, seconds within 30%",
+        holds=_estimates_close,
+        rows=QUANTITIES,
+    ),
+    Claim(
+        "estimates-real",
+        "Real pair: what `semalign check` estimates over what a run uses",
+        "As above, six layers and three epochs.",
+        "estimates",
+        ("--layers", "6"),
+        "real",
+        bar="bytes within 15%, seconds within 30%",
+        holds=_estimates_close,
+        rows=QUANTITIES,
+    ),
+)
+
+QUICK = (
+    _epoch("quick-gkd", "Embedded pair, last layer, against trl's GKDTrainer", "gkd", 1, "none"),
+    _epoch("quick-sft", "Embedded pair, last layer, against trl's SFTTrainer with LoRA", "sft", 1, "none"),
+    _epoch("quick-v1", "Embedded pair, last layer, against a literal version 1", "v1", 1, "none"),
+    _end("quick-end-to-end", "Embedded pair, end to end to the same held-out KL", 1, "none", None),
+    Claim(
+        "quick-prefix",
+        "Embedded pair, with and without the cached prefix",
+        "As on the real pair.",
+        "prefix",
+        shown=("ours", "theirs", "loss_difference"),
+    ),
+    *(
+        Claim(
+            f"quick-{c.name}",
+            f"{c.title}, small sizes",
+            c.meaning,
+            c.script,
+            bar=c.bar,
+            holds=c.holds,
+            shown=c.shown,
+            rows=c.rows,
+        )
+        for c in FULL
+        if c.name in ("bases", "losses", "scaling", "arithmetic", "estimates")
+    ),
+)

@@ -1,0 +1,75 @@
+"""The benchmark scripts: their arithmetic, their output's form, and what the page says of a result."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Import a benchmark script by name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def test_ratios_are_of_neighbours_and_their_median_is_reported(module):
+    ours, theirs = iter([1.0, 2.0, 1.0]), iter([4.0, 4.0, 12.0])
+    result = module("common").ratios(lambda: next(ours), lambda: next(theirs), 3)
+    assert (result["ratio"], result["low"], result["high"]) == (4.0, 2.0, 12.0)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_the_fitted_exponent_of_a_power_law_is_its_power(module, power):
+    sizes = [1, 2, 4, 8]
+    assert module("common").fitted_exponent(sizes, [3 * n**power for n in sizes]) == pytest.approx(power)
+
+
+def test_every_claim_names_a_script_and_options_it_knows(module):
+    claims = module("claims")
+    names = [claim.name for claim in (*claims.FULL, *claims.QUICK)]
+    assert len(set(names)) == len(names)
+    for claim in (*claims.FULL, *claims.QUICK):
+        text = (FOLDER / f"{claim.script}.py").read_text()
+        shared = (FOLDER / "common.py").read_text() + (FOLDER / "peers.py").read_text()
+        for option in claim.options:
+            assert not option.startswith("--") or f'"{option}"' in text + shared, (claim.name, option)
+
+
+def test_the_page_shows_ratio_bar_and_failure(module, tmp_path):
+    all_, claims = module("all"), module("claims")
+    machine = {"cpu": "C", "cores": 2, "threads": 2, "memory_bytes": 2**30, "accelerator": None, "torch": "2"}
+    common = {"machine": machine, "command": "python x", "date": "2026-01-01"}
+    good = {"ratio": 25.0, "low": 20.0, "high": 30.0, "repetitions": 5, "ours": 1.0, "theirs": 25.0}
+    good |= {"memory_ours": 1e9, "memory_theirs": 4e9, "memory_share": 0.25}
+    results = {
+        "gkd-last": {"here": common | good},
+        "gkd-quarter": {"here": common | good | {"ratio": 7.0}},
+        "sft-last": {"here": common | {"failed": "no room"}},
+    }
+    all_.write(all_.page(results), tmp_path / "page.md")
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    by_name = {
+        c.name: next(line for line in lines if f"(#{c.name})" in line)
+        for c in claims.FULL[:4]
+        if c.name in results
+    }
+    assert "25 (20 - 30)" in by_name["gkd-last"] and by_name["gkd-last"].endswith("| yes |")
+    assert by_name["gkd-quarter"].endswith("| **no** |")
+    assert by_name["sft-last"].endswith("| **failed** |")
+    all_.write("other figures", tmp_path / "page.md")
+    assert "25 (20 - 30)" not in (tmp_path / "page.md").read_text()
+
+
+def test_a_script_prints_one_json_object_with_its_ratio():
+    words = [sys.executable, str(FOLDER / "bases.py"), "--quick", "--json", "--repetitions", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert result["low"] <= result["ratio"] <= result["high"]
+    assert result["relative_difference"] < 1e-5
+    assert result["memory_ours"] < result["memory_theirs"]
