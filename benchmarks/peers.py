@@ -74,7 +74,7 @@ def epochs(task: Task, against: str, repetitions: int) -> Result:
     }
 
 
-def to_same_kl(task: Task, against: str, most_epochs: int, every: int) -> Result:
+def to_same_kl(task: Task, against: str, most_epochs: int) -> Result:
     """End to end, once: SemAlign from attribution to the saved student, then the peer until its KL is as low.
 
     Both students are measured by one function, outside what is timed; SemAlign's run has no held-out rows to cache.
@@ -88,7 +88,7 @@ def to_same_kl(task: Task, against: str, most_epochs: int, every: int) -> Result
         with Worker(PEERS[against], task) as theirs:
             untouched = theirs.call("heldout_kl")
             kl = theirs.call("kl_of", student)
-            lines = theirs.call("until", kl, most_epochs, every)
+            lines = theirs.call("until", kl, most_epochs)
             memory = {"memory_ours": peak, "memory_theirs": theirs.peak_bytes()}
     finally:
         shutil.rmtree(Path(student).parent, ignore_errors=True)
@@ -110,10 +110,7 @@ def to_same_kl(task: Task, against: str, most_epochs: int, every: int) -> Result
 
 def end_to_end(task: Task, options: argparse.Namespace) -> Result:
     """`to_same_kl`, repeated: the run of the median ratio, with the spread of all."""
-    runs = [
-        to_same_kl(task, options.against, options.most_epochs, options.every)
-        for _ in range(options.repetitions)
-    ]
+    runs = [to_same_kl(task, options.against, options.most_epochs) for _ in range(options.repetitions)]
     each = sorted(run["ratio"] for run in runs)
     middle = min(runs, key=lambda run: abs(run["ratio"] - each[len(each) // 2]))
     return {**middle, "low": each[0], "high": each[-1], "repetitions": len(runs)}

@@ -203,8 +203,8 @@ class Peer:
             "num_train_epochs": epochs,
             "per_device_train_batch_size": self.task.batch,
             "learning_rate": self.task.peer_learning_rate or self.task.learning_rate,
-            "lr_scheduler_type": "constant_with_warmup" if epochs > 1 else "constant",
-            "warmup_steps": 2,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 0.1,
             "bf16": self.task.dtype == "bfloat16",
             "use_cpu": not torch.cuda.is_available(),
             "report_to": "none",
@@ -226,11 +226,14 @@ class Peer:
         """Seconds of one epoch's training."""
         return self._train(1, [])
 
-    def until(self, kl: float, most_epochs: int, every: int) -> list[dict[str, float]]:
-        """Train until the held-out KL, measured every few steps, is at most `kl`; see `_Watch`."""
-        watch = _Watch(self, kl, every)
-        self._train(most_epochs, [watch])
-        return watch.lines
+    def until(self, kl: float, most_epochs: int) -> list[dict[str, float]]:
+        """Whole schedules of 1, 2, ... epochs, each from the untouched student, until one ends at most at `kl`."""
+        lines: list[dict[str, float]] = []
+        while len(lines) < most_epochs and (not lines or lines[-1]["kl"] > kl):
+            watch = _Measure(self)
+            seconds = self._train(len(lines) + 1, [watch])
+            lines.append({"epochs": len(lines) + 1, "seconds": seconds, "kl": watch.kl})
+        return lines
 
     def _train(self, epochs: float, callbacks: list[Any]) -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -288,25 +291,15 @@ class Peer:
         )
 
 
-class _Watch(TrainerCallback):
-    """Seconds of training so far (measuring apart) and the held-out KL, every few steps, until the goal is reached."""
+class _Measure(TrainerCallback):
+    """The held-out KL at the end of a training, after its clock has stopped and before LoRA is taken off."""
 
-    def __init__(self, peer: Peer, kl: float, every: int) -> None:
-        self.peer, self.kl, self.every, self.lines, self.spent = peer, kl, every, [], 0.0
+    def __init__(self, peer: Peer) -> None:
+        self.peer, self.kl = peer, float("nan")
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clock."""
-        self.start = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Stop the clock, measure, stop training when the goal is reached, start the clock again."""
-        if state.global_step % self.every:
-            return control
-        self.spent += time.perf_counter() - self.start
-        self.lines.append({"step": state.global_step, "seconds": self.spent, "kl": self.peer.heldout_kl()})
-        control.should_training_stop = self.lines[-1]["kl"] <= self.kl
-        self.start = time.perf_counter()
-        return control
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Measure."""
+        self.kl = self.peer.heldout_kl()
 
 
 def _labelled(features: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from semalign.maths.pairing import LayerPair, blend
 from semalign.maths.topk import union_topk
 from semalign.models import Decoder, Head
 
-LOGIT_CHUNK = 256  # positions whose full logits are live at once
+LOGIT_CHUNK = 128  # positions whose full logits are live at once
 
 
 @dataclass(frozen=True)

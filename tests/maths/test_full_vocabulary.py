@@ -105,7 +105,6 @@ def test_weighted_cross_entropy_is_the_sum_of_each_rows_own_mean(chunk: int) -> 
     torch.testing.assert_close(ours, theirs)
 
 
-
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
 def test_a_student_equal_to_the_teacher_has_no_divergence(kind: str) -> None:
     hidden, weight, _, _ = models(5, 9)

@@ -118,6 +118,9 @@ def fill(
                 records += source(batch)
                 progress.update(len(batch))
             store.write(number, records)
+            # Pages that many small activations left half empty would add up from shard to shard.
+            del records
+            free_memory()
             limit()
 
 
