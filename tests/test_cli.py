@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from semalign.cli import main
+from semalign.cli import main, parser
 from semalign.config_file import load_config
-from semalign.errors import ConfigError
+from semalign.errors import CacheError, ConfigError, DataError, ModelError, SemAlignError, require
+from semalign.parsing import UsageError, commands_of
 
 
 @pytest.fixture
@@ -135,16 +139,121 @@ def test_mistakes_have_one_sentence_and_their_own_exit_code(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_an_unknown_key_is_refused(config_file: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["transfer", "FILE", "--train.lora_rr=1"], "did you mean train.lora_r?"),
+        (["transfer", "FILE", "--learning_rate=1"], "did you mean recipe.learning_rate?"),
+        (["transfer", "WRONG"], "did you mean recipe.learning_rate?"),
+        (["trasnfer", "FILE"], "did you mean transfer?"),
+        (["data", "chek"], "did you mean check?"),
+        (["data", "check", "rows.jsonl", "--modl=x"], "did you mean model?"),
+        (["transfer", "FILE", "--zzzz=1"], "no field is named like it"),
+        (["transfer", "FILE", "--quiet", "--verbose"], "got both"),
+        (["transfer", "--seed=1"], "teacher.model_name_or_path"),
+    ],
+)
+def test_what_does_not_parse_has_one_sentence_with_the_nearest_valid_key(
+    config_file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], hint: str
+) -> None:
+    wrong = config_file.with_name("wrong.yaml")
+    wrong.write_text(config_file.read_text() + "\nrecipe: {learning_rte: 1}\n")
+    given = [{"FILE": str(config_file), "WRONG": str(wrong)}.get(a, a) for a in arguments]
+    assert main(given) == 2
+    printed = capsys.readouterr()
+    assert hint in printed.err and len(printed.err.splitlines()) == 1 and not printed.out
+    assert main([*given, "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert hint in found["error"] and found["exit_code"] == 2
+
+
+def test_help_fits_one_screen_and_names_every_command_and_exit_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["transfer", str(config_file), "--train.learning_rte=1"])
-    assert stopped.value.code == 2
-
-
-def test_help_fits_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
         main(["--help"])
-    assert len(capsys.readouterr().out.splitlines()) <= 40
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert len(shown.splitlines()) <= 24 and max(map(len, shown.splitlines())) <= 100
+    for command in commands_of(parser()):
+        assert f"\n  {command} " in shown
+    codes = {c.exit_code for c in (SemAlignError, UsageError, ConfigError, DataError, ModelError, CacheError)}
+    assert all(f" {code} " in shown.split("Exit codes:")[1] for code in codes | {0, 130})
+
+
+def test_every_command_has_json_quiet_and_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in [*([c] for c in commands_of(parser()) if c != "data"), ["data", "check"]]:
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        shown = capsys.readouterr().out
+        assert all(f"--{option} " in shown for option in ("json", "quiet", "verbose")), command
+
+
+def test_every_field_has_a_line_of_help() -> None:
+    action: Any = parser()._subcommands_action
+    for option in action._name_parser_map["transfer"]._actions:
+        assert option.help, option.dest
+
+
+def test_verbose_lets_the_libraries_speak(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging as hf_logging
+
+    levels = []
+    monkeypatch.setattr("semalign.cli._run", lambda *_: levels.append(hf_logging.get_verbosity()) or {})
+    before = hf_logging.get_verbosity()
+    try:
+        for option in ("--verbose", "--quiet"):
+            assert main(["check", str(config_file), option]) == 0
+    finally:
+        hf_logging.set_verbosity(before)
+    assert levels == [hf_logging.INFO, hf_logging.ERROR]
+
+
+def test_an_interrupt_says_how_to_go_on(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt("stopped after step 3")
+
+    monkeypatch.setattr("semalign.cli._run", interrupted)
+    folder = config_file.parent / "two words"
+    assert main(["transfer", str(config_file), f"--output_dir={folder}"]) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert "stopped after step 3" in said
+    assert f"semalign transfer {config_file} '--output_dir={folder}'" in said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_scripts_are_printed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "learning_rate" in script and "transfer" in script
+
+
+def test_bash_completes_commands_and_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "semalign.bash"
+    script.write_text(capsys.readouterr().out)
+    ask = (
+        "source {script}; COMP_WORDS=(semalign {words}); COMP_CWORD={at}; "
+        "$(complete -p semalign | sed 's/.*-F \\([^ ]*\\) .*/\\1/'); printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    )
+    for words, at, expected in (("tra", 1, "transfer"), ("transfer --recipe.learning_r", 2, "learning_rate")):
+        command = ask.format(script=script, words=words, at=at)
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+        assert expected in done.stdout, done
+
+
+def test_a_missing_extra_has_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 1
+    assert "pip install 'semalign[completion]'" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SemAlignError, match=r"no_such_package .* pip install 'semalign\[some\]'"):
+        require("no_such_package", "some")
 
 
 def test_bad_values_in_a_file_are_config_errors(config_file: Path) -> None:
@@ -152,6 +261,13 @@ def test_bad_values_in_a_file_are_config_errors(config_file: Path) -> None:
         load_config(config_file, cache={"top_k": 0})
     with pytest.raises(ConfigError):
         load_config(config_file, seed="many")
+
+
+def test_an_unknown_key_in_a_file_is_answered_with_the_nearest_in_python_too(config_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'lora_q'.*did you mean train\.lora_r"):
+        load_config(config_file, train={"lora_q": 0})
+    with pytest.raises(ConfigError, match=r"learning_rate.*did you mean recipe\.learning_rate\?"):
+        load_config(config_file, learning_rate=1e-3)
 
 
 def test_a_folder_in_use_names_the_owner(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

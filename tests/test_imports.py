@@ -35,6 +35,7 @@ ORDER = (
     "steps",
     "report",
     "run",
+    "parsing",
     "cli",
     "__main__",
 )

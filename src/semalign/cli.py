@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 
 import jsonargparse
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from semalign.config import TransferConfig
 from semalign.config_file import build_config, load_config
-from semalign.errors import SemAlignError
+from semalign.errors import SemAlignError, require
+from semalign.parsing import Parser, Root, UsageError
 
 STEP_HELP = {
     "generate": "let the teacher answer the prompts, where data asks for it",
@@ -30,86 +33,138 @@ STEP_HELP = {
     "evaluate": "measure before, after, baselines and teacher",
     "report": "make the page from the files of a run folder",
 }
+CONFIG_COMMANDS = ("transfer", "check", *(step for step in STEP_HELP if step != "report"))
+HELP = {
+    "transfer": "all steps, with resume",
+    "check": "look before anything expensive",
+    **STEP_HELP,
+    "demo": "transfer between the embedded pair, with baselines",
+    "data": "check a file of rows: form, lengths, masks, duplicates, overlap",
+    "completion": "print a script that completes commands and options in your shell",
+}
 DESCRIPTION = "Move knowledge from a larger language model into a smaller one by aligning layer outputs."
 DEMO = Path(__file__).parent / "embedded" / "demo.yaml"
 
 
-def parser() -> jsonargparse.ArgumentParser:
+def parser() -> Root:
     """All commands; each config command takes CONFIG and dotted overrides."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    root = jsonargparse.ArgumentParser(prog="semalign", description=DESCRIPTION)
+    root = Root(prog="semalign", description=DESCRIPTION, usage="semalign COMMAND [CONFIG] [OPTIONS]")
     commands = root.add_subcommands(dest="command")
-    helps = {"transfer": "all steps, with resume", "check": "look before anything expensive", **STEP_HELP}
-    for name, text in helps.items():
-        commands.add_subcommand(name, _report_parser() if name == "report" else _config_parser(), help=text)
-    commands.add_subcommand("demo", _demo_parser(), help="transfer between the embedded pair, with baselines")
+    own = {
+        "report": _report_parser,
+        "demo": _demo_parser,
+        "data": lambda: Parser(usage="semalign data check FILE [OPTIONS]"),
+        "completion": _completion_parser,
+    }
+    root.helps = HELP
+    for name, text in HELP.items():
+        sub = own[name]() if name in own else _config_parser(name)
+        commands.add_subcommand(name, sub, help=text)
+    # Nested commands have to be added to a parser that has its place already.
+    actions = commands._name_parser_map["data"].add_subcommands(dest="action")
+    actions.add_subcommand("check", _data_check_parser(), help="what a run would meet in a file")
     return root
 
 
-def _common(sub: jsonargparse.ArgumentParser) -> jsonargparse.ArgumentParser:
+def _common(usage: str) -> Parser:
+    sub = Parser(usage=f"semalign {usage} [--json] [--quiet] [--verbose]")
     sub.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     sub.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
+    sub.add_argument("--verbose", action="store_true", help="what the libraries log too")
     return sub
 
 
-def _config_parser() -> jsonargparse.ArgumentParser:
-    sub = _common(jsonargparse.ArgumentParser())
+def _config_parser(name: str) -> Parser:
+    sub = _common(f"{name} CONFIG [--FIELD VALUE ...]")
     sub.add_argument("--config", action="config", help="YAML file; `semalign transfer FILE` means the same")
     sub.add_class_arguments(TransferConfig)
     return sub
 
 
-def _demo_parser() -> jsonargparse.ArgumentParser:
-    sub = _common(jsonargparse.ArgumentParser())
+def _demo_parser() -> Parser:
+    sub = _common("demo [--output_dir DIR] [--seed N]")
     sub.add_argument("--output_dir", type=str, default="runs/demo", help="the run folder")
     sub.add_argument("--seed", type=int, default=0, help="seed of row order and initialisation")
     return sub
 
 
-def _report_parser() -> jsonargparse.ArgumentParser:
-    sub = _common(jsonargparse.ArgumentParser())
+def _report_parser() -> Parser:
+    sub = _common("report RUN")
     sub.add_argument("run", type=str, help="the run folder")
     return sub
 
 
+def _data_check_parser() -> Parser:
+    sub = _common("data check FILE [--model MODEL] [--against ROWS] [--max_length N]")
+    sub.add_argument("file", type=str, help="rows: jsonl file, saved folder, hub id or embedded:SPLIT")
+    sub.add_argument("--model", type=str | None, help="whose tokenizer and template count")
+    sub.add_argument("--against", type=str | None, help="evaluation rows that must not be trained on")
+    sub.add_argument("--max_length", type=int, default=1024, help="tokens a row may have")
+    return sub
+
+
+def _completion_parser() -> Parser:
+    sub = _common("completion {bash,zsh,tcsh}")
+    sub.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that the script is for")
+    return sub
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 2 usage, 3 config, 4 data, 5 model, 6 cache, 1 other errors, 130 interrupted."""
+    """Entry point. Exit codes: see `semalign.parsing.EPILOG`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        return _main(arguments)
+    except (SemAlignError, UsageError) as error:
+        return _fail(error, error.exit_code, as_json)
+    except KeyboardInterrupt as error:
+        return _fail(RuntimeError(_resume(error, arguments)), 130, as_json)
+
+
+def _main(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else ""
     # CONFIG may stand without its flag, right after the command.
-    if len(arguments) > 1 and arguments[0] not in ("report", "demo") and not arguments[1].startswith("-"):
-        arguments.insert(1, "--config")
+    if command in CONFIG_COMMANDS and len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments = [command, "--config", *arguments[1:]]
     parsed = parser().parse_args(arguments)
     options = parsed[parsed.command]
+    if "action" in options:
+        options = options[options.action]
+    if options.quiet and options.verbose:
+        raise UsageError("expected --quiet or --verbose, got both; leave one out.")
     console = Console(stderr=True, quiet=options.quiet)
-    _quieten(options.quiet)
-    try:
-        result = _run(parsed.command, options, console)
-    except SemAlignError as error:
-        return _fail(error, error.exit_code, options.json)
-    except KeyboardInterrupt as error:
-        return _fail(
-            error if error.args else RuntimeError("interrupted; run the same command again to go on"),
-            130,
-            options.json,
-        )
+    _quieten(options.quiet, options.verbose)
+    result = _run(parsed.command, options, console)
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
-    return 0
+    return int(result.get("exit_code", 0))
+
+
+def _resume(error: KeyboardInterrupt, arguments: Sequence[str]) -> str:
+    """What was interrupted, and the command that goes on from there."""
+    what = str(error) or "interrupted"
+    if arguments and arguments[0] in (*CONFIG_COMMANDS, "demo"):
+        return f"{what}; what is finished is kept, go on with: {shlex.join(['semalign', *arguments])}"
+    return what
 
 
 def _fail(error: BaseException, code: int, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": str(error), "exit_code": code}, ensure_ascii=False))
     Console(stderr=True, soft_wrap=True).print(
-        f"[bold red]semalign:[/] {error}", highlight=False, markup=True
+        f"[bold red]semalign:[/] {escape(str(error))}", highlight=False
     )
     return code
 
 
-def _quieten(quiet: bool) -> None:
+def _quieten(quiet: bool, verbose: bool) -> None:
     from transformers.utils import logging as hf_logging
 
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
+    if verbose:
+        hf_logging.set_verbosity_info()
+        return
     for name in ("httpx", "accelerate", "torch", "datasets", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
     hf_logging.set_verbosity_error()
@@ -124,6 +179,10 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         page = build_report(Path(options.run))
         console.print(f"report: {page}")
         return {"report": str(page)}
+    if command == "completion":
+        return _completion(options)
+    if command == "data":
+        return _check_data(options)
     if command == "demo":
         config = load_config(DEMO, output_dir=options.output_dir, seed=options.seed)
     else:
@@ -146,6 +205,23 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         k: metrics[k]
         for k in ("accuracy_gap_closed", "kl_gap_closed", "wall_seconds", "peak_rss_bytes", "baselines")
     }
+
+
+def _completion(options: Any) -> dict[str, Any]:
+    require("shtab", "completion")
+    script = parser().get_completion_script(f"shtab-{options.shell}")
+    if not options.json:
+        print(script)
+    return {"shell": options.shell, "script": script}
+
+
+def _check_data(options: Any) -> dict[str, Any]:
+    from semalign.steps.data_check import check_data, show
+
+    found = check_data(options.file, options.model, options.against, options.max_length)
+    if not options.json:
+        show(found, Console())
+    return found
 
 
 def _config(options: Any) -> TransferConfig:

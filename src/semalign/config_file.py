@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jsonargparse
 import yaml
@@ -46,7 +49,7 @@ def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
     try:
         config = TransferConfig(**vars(built.instantiate(built.parse_object(dict(values)))))
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(f"config: {error}") from error
+        raise ConfigError(f"config: {_mended(str(error))}") from error
     teacher, student, data = config.teacher, config.student, config.data
     return replace(
         config,
@@ -58,3 +61,49 @@ def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
             heldout_name=data.heldout_name and resolve_path(data.heldout_name, base),
         ),
     )
+
+
+def keys(owner: type = TransferConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all fields."""
+    found = []
+    for name, kind in get_type_hints(owner).items():
+        found.append(prefix + name)
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            found += keys(kind, f"{prefix}{name}.")
+    return found
+
+
+def hint(key: str, known: Sequence[str]) -> str:
+    """The known key that an unknown one was most likely meant to be, as the end of a sentence.
+
+    A field given without its group, or in the wrong one, is found by its last part.
+
+        >>> hint("learning_rate", ["recipe.learning_rate", "seed"])
+        'did you mean recipe.learning_rate?'
+    """
+    last = key.rsplit(".", 1)[-1]
+    parts = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
+    same = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    near = difflib.get_close_matches(key, same, n=2, cutoff=0) or difflib.get_close_matches(key, known, n=1)
+    found = near or [parts[k] for k in difflib.get_close_matches(last, parts, n=1)]
+    return f"did you mean {' or '.join(found)}?" if found else "no field is named like it; see --help."
+
+
+def unknown_key(message: str) -> str | None:
+    """The dotted key that jsonargparse's message refuses, if that is what it is about."""
+    group = re.search(r"Group '([^']+)' does not accept option '([^']+)'", message)
+    if group:
+        return f"{group[1]}.{group[2]}"
+    patterns = (
+        r"does not accept option '([^']+)'",
+        r"Option '([^']+)' is not accepted",
+        r"unrecognized arguments: --([\w.]+)",
+    )
+    return next((found[1] for p in patterns if (found := re.search(p, message))), None)
+
+
+def _mended(message: str) -> str:
+    """The parser's message on one line, and the nearest field where it is about one that does not exist."""
+    text = " ".join(message.split())
+    key = unknown_key(text)
+    return f"{text}; {hint(key, keys())}" if key else text

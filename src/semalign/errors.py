@@ -3,6 +3,9 @@
 Every class carries the exit code that the command line returns for it.
 """
 
+from importlib import import_module
+from types import ModuleType
+
 
 class SemAlignError(ValueError):
     """Any mistake that the user can mend."""
@@ -32,3 +35,23 @@ class CacheError(SemAlignError):
     """Cached signals are missing, stale or damaged."""
 
     exit_code = 6
+
+
+def require(package: str, extra: str) -> ModuleType:
+    """An optional package, imported where it is needed.
+
+    Args:
+        package: name of the module.
+        extra: the extra of SemAlign that installs it.
+
+    Raises:
+        SemAlignError: it is not installed; the sentence has the command.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package.split(".")[0]:
+            raise
+        raise SemAlignError(
+            f"{package} is needed here and is not installed; run: pip install 'semalign[{extra}]'"
+        ) from error

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from semalign.config import ModelConfig
-from semalign.errors import ModelError
+from semalign.errors import ModelError, require
 from semalign.models import LAYOUTS, Decoder, layout_of
 
 _CHECKED_AT_ONCE = 1 << 24  # elements
@@ -33,6 +33,7 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
             raise ModelError(
                 f"{name}: expected a GGUF file, found none; give the path of the downloaded file."
             )
+        require("gguf", "gguf")
         return str(path.parent), {"gguf_file": path.name}
     if name.startswith((".", "/", "~")) and not path.expanduser().is_dir():
         raise ModelError(
@@ -149,12 +150,7 @@ def _dtype(config: ModelConfig) -> Any:
 
 
 def _quantisation(config: ModelConfig) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ModelError(
-            "load_in_8bit and load_in_4bit need bitsandbytes, which is not installed; run: pip install bitsandbytes"
-        ) from error
+    require("bitsandbytes", "bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(load_in_8bit=config.load_in_8bit, load_in_4bit=config.load_in_4bit)

@@ -12,20 +12,20 @@ from semalign.data.kinds import Kind, Row, row_kind, supervised_ids
 def disjoint(train_rows: Sequence[Row], heldout_rows: Sequence[Row]) -> int:
     """How many held-out rows have a prompt that is in the training rows too; 0 means disjoint.
 
-    Prompts are compared as NFC text with runs of white space as one space, letter case kept; roles do not
-    count. A row without a prompt is compared as a whole.
+    Prompts are compared as `prompt_of` gives them, letter case kept; roles do not count. A row without a prompt is compared as a whole.
     """
-    seen = {_prompt(row) for row in train_rows}
-    return sum(_prompt(row) in seen for row in heldout_rows)
+    seen = {prompt_of(row) for row in train_rows}
+    return sum(prompt_of(row) in seen for row in heldout_rows)
 
 
 def without_prompts_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
     """The rows whose prompt, compared as `disjoint` does, no other row has."""
-    known = {_prompt(row) for row in others}
-    return [row for row in rows if _prompt(row) not in known]
+    known = {prompt_of(row) for row in others}
+    return [row for row in rows if prompt_of(row) not in known]
 
 
-def _prompt(row: Row) -> str:
+def prompt_of(row: Row) -> str:
+    """What rows are compared by: NFC text of all turns before the answer, white space runs as one space."""
     kind = row_kind(row)
     if kind is Kind.IDS:
         return _prompt_ids(row)
@@ -37,7 +37,7 @@ def _prompt(row: Row) -> str:
         turns = conversation(row, kind)
         answer = turns.pop() if turns and turns[-1]["role"] == "assistant" else {}
         parts = [" ".join(turn.get("content") or "" for turn in turns), answer.get("content") or ""]
-    prompt, whole = _normalised(parts[0]), _normalised(" ".join(parts))
+    prompt, whole = normalised(parts[0]), normalised(" ".join(parts))
     return prompt or whole
 
 
@@ -48,5 +48,6 @@ def _prompt_ids(row: Row) -> str:
     return "\0ids " + " ".join(map(str, prompt or ids))
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
+    """NFC text with every run of white space as one space."""
     return " ".join(unicodedata.normalize("NFC", text).split())

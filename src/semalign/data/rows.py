@@ -34,11 +34,15 @@ def load_rows(
     """
     if on_bad_row not in ("stop", "skip"):
         raise DataError(f"on_bad_row: expected stop or skip, got {on_bad_row!r}; change it in the config")
-    return _accept(_entries(dataset_name, dataset_config, split), dataset_name, on_bad_row)
+    return _accept(entries(dataset_name, dataset_config, split), dataset_name, on_bad_row)
 
 
-def _entries(name: str, config: str | None, split: str) -> Iterator[tuple[str, Row | str]]:
-    """(place, row or reason) for every row under the name."""
+def entries(name: str, config: str | None = None, split: str = "train") -> Iterator[tuple[str, Row | str]]:
+    """(place, row) for every row under the name, or (place, reason) for a line that is no row.
+
+    Raises:
+        DataError: nothing is found under the name.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return _numbered(name, _saved(path, split))

@@ -91,14 +91,15 @@ def prepare(
     for number, row in enumerate(rows, start=1):
         own = row.get("id")
         name = f"{source}:{number}" + ("" if own is None else f" (id {own})")
-        marked = _mark(row, tokenizer, supervise, name)
+        marked = mark_row(row, tokenizer, supervise, name)
         if isinstance(marked, Drop):
             drops[marked] += 1
             continue
-        ids, mask = marked[0][:max_length], [False, *marked[1][1:max_length]]
-        if not any(mask):
-            drops[Drop.TOO_LONG if any(marked[1][max_length:]) else Drop.NOTHING] += 1
+        kept = cut_to(marked, max_length)
+        if isinstance(kept, Drop):
+            drops[kept] += 1
             continue
+        ids, mask = kept
         cut += len(ids) < len(marked[0])
         task = row.get("task", row.get("dataset"))
         samples.append(
@@ -128,38 +129,57 @@ def _report(drops: Counter[Drop], cut: int, total: int, max_dropped: float, sour
         log.warning("%s: cut %d of %d rows at max_length", source, cut, total)
 
 
-def _mark(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name: str) -> Marked | Drop:
-    """Ids and mask of a whole row, before cutting; or why it is dropped."""
+def cut_to(marked: Marked, max_length: int) -> Marked | Drop:
+    """The first tokens, the very first unsupervised, since nothing comes before it; or why none is left to train on."""
+    ids, mask = marked[0][:max_length], [False, *marked[1][1:max_length]]
+    if not any(mask):
+        return Drop.TOO_LONG if any(marked[1][max_length:]) else Drop.NOTHING
+    return ids, mask
+
+
+def mark_row(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name: str) -> Marked | Drop:
+    """Ids and mask of a whole row, before cutting; or why it is dropped.
+
+    Raises:
+        DataError: the row is of no known kind, or the template is missing or refuses it; `name` says which row.
+    """
     try:
         kind = row_kind(row)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
+    without = drop_of(row, kind, supervise)
+    if without is not None:
+        return without
     if kind is Kind.IDS:
         return _mark_ids(row, tokenizer, supervise, name)
     if kind is Kind.TEXT:
-        return Drop.BLANK if _blank(row["text"]) else mark_all(row["text"], tokenizer, special=True)
+        return mark_all(row["text"], tokenizer, special=True)
     if kind is Kind.STRING_PAIR:
-        if _blank(row["completion"]):
-            return Drop.BLANK
         ids, mask = mark_completion(row["prompt"], row["completion"], tokenizer)
         return ids, mask if supervise == "completion" else [True] * len(ids)
     messages = conversation(row, kind)
-    empty = row["messages" if kind is Kind.MESSAGES else "completion"] in (None, [])
-    if empty or (messages[-1]["role"] == "assistant" and _blank(messages[-1].get("content"))):
-        return Drop.BLANK
     if supervise == "all":
         return mark_all(render(messages, tokenizer, name, prompt=False), tokenizer, special=False)
-    if messages[-1]["role"] != "assistant":
-        return Drop.NO_ANSWER
     return mark_answer(render_answer(messages, tokenizer, name), tokenizer)
 
 
-def _mark_ids(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name: str) -> Marked | Drop:
-    """Ids and mask of a row that is tokenised already."""
-    ids = row["input_ids"]
-    if not ids:
+def drop_of(row: Row, kind: Kind, supervise: str) -> Drop | None:
+    """Why a row has nothing to supervise, as far as that shows without a tokenizer."""
+    if kind is Kind.IDS:
+        return None if row["input_ids"] else Drop.BLANK
+    if kind in (Kind.TEXT, Kind.STRING_PAIR):
+        return Drop.BLANK if _blank(row["text" if kind is Kind.TEXT else "completion"]) else None
+    if row["messages" if kind is Kind.MESSAGES else "completion"] in (None, []):
         return Drop.BLANK
-    size = len(tokenizer)
+    last = conversation(row, kind)[-1]
+    if last["role"] == "assistant":
+        return Drop.BLANK if _blank(last.get("content")) else None
+    return None if supervise == "all" else Drop.NO_ANSWER
+
+
+def _mark_ids(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name: str) -> Marked:
+    """Ids and mask of a row that is tokenised already."""
+    ids, size = row["input_ids"], len(tokenizer)
     wrong = next((i for i in ids if not 0 <= i < size), None)
     if wrong is not None:
         raise DataError(

@@ -48,16 +48,21 @@ class Inputs:
 def rows_named(name: str, data: DataConfig) -> list[dict[str, Any]]:
     """Rows of a dataset, file, or split of the embedded world."""
     if name.startswith("embedded:"):
-        split, _, task = name.split(":", 1)[1].partition("/")
-        if split not in ("transfer", "validation", "test") or task not in ("", *TASKS):
-            raise DataError(
-                f"{name}: expected embedded:transfer, embedded:validation or embedded:test, alone or with one of "
-                f"/{', /'.join(TASKS)}; choose one."
-            )
-        return [row for row in embedded.rows(split) if task in ("", row["task"])]  # type: ignore[arg-type]
+        return embedded_rows(name)
     return load_rows(
         name, dataset_config=data.dataset_config, split=data.dataset_train_split, on_bad_row=data.on_bad_row
     )
+
+
+def embedded_rows(name: str) -> list[dict[str, Any]]:
+    """Rows of a split of the embedded world, of all tasks or of one."""
+    split, _, task = name.removeprefix("embedded:").partition("/")
+    if split not in ("transfer", "validation", "test") or task not in ("", *TASKS):
+        raise DataError(
+            f"{name}: expected embedded:transfer, embedded:validation or embedded:test, alone or with one of "
+            f"/{', /'.join(TASKS)}; choose one."
+        )
+    return [row for row in embedded.rows(split) if task in ("", row["task"])]  # type: ignore[arg-type]
 
 
 def split_rows(data: DataConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
