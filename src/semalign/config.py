@@ -59,8 +59,12 @@ class ModelConfig:
 class DataConfig:
     """The rows that carry the knowledge, and the rows that measure it."""
 
-    dataset_name: str
-    """jsonl file, folder of a saved dataset, hub id, or embedded:transfer."""
+    dataset_name: str | dict[str, float]
+    """jsonl file, folder of a saved dataset, hub id, or embedded:transfer; or several, each with a weight."""
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    """Mixtures: as many rows as the shortest dataset allows; or all rows, those of short datasets repeated."""
+    mixture_seed: int = 0
+    """Mixtures: seed of which rows are drawn and held out, apart from the run's, so that runs can be compared."""
     dataset_config: str | None = None
     """Name of the dataset's configuration on the hub."""
     dataset_train_split: str = "train"
@@ -68,9 +72,9 @@ class DataConfig:
     heldout_name: str | None = None
     """Rows to measure closeness on, as dataset_name; none: the last heldout_rows of the dataset."""
     heldout_rows: int = 0
-    """How many of the last rows are held out when heldout_name is none."""
+    """How many of the last rows (mixtures: of the drawn rows) are held out when heldout_name is none."""
     max_rows: int | None = None
-    """Use only the first rows of the training part."""
+    """Use only the first rows of the training part; mixtures: rows to draw in all."""
     completions: Literal["given", "teacher"] = "given"
     """Whose answers are trained on: the rows' own, or the teacher's to the same prompts (needs prompts only)."""
     variants: int = 0
@@ -87,6 +91,11 @@ class DataConfig:
     """Stop when a larger share of the rows has to be dropped."""
 
     def __post_init__(self) -> None:
+        _require(bool(self.dataset_name), "data.dataset_name", "a dataset, or several with weights", "none")
+        for name, weight in self.weights.items():
+            _require(
+                0 < weight < float("inf"), f"data.dataset_name.{name}", "a weight greater than 0", weight
+            )
         _require(self.heldout_rows >= 0, "data.heldout_rows", "a count of rows", self.heldout_rows)
         _require(
             self.max_rows is None or self.max_rows > 0,
@@ -98,6 +107,11 @@ class DataConfig:
         _require(self.max_new_tokens > 0, "data.max_new_tokens", "a positive count", self.max_new_tokens)
         _require(self.max_length >= 2, "data.max_length", "at least 2 tokens", self.max_length)
         _require(0 <= self.max_dropped <= 1, "data.max_dropped", "a share between 0 and 1", self.max_dropped)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Datasets with their weights; one alone has weight 1."""
+        return {self.dataset_name: 1.0} if isinstance(self.dataset_name, str) else self.dataset_name
 
     @property
     def is_generated(self) -> bool:

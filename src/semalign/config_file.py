@@ -57,7 +57,9 @@ def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
         student=replace(student, model_name_or_path=resolve_path(student.model_name_or_path, base)),
         data=replace(
             data,
-            dataset_name=resolve_path(data.dataset_name, base),
+            dataset_name=resolve_path(data.dataset_name, base)
+            if isinstance(data.dataset_name, str)
+            else {resolve_path(name, base): weight for name, weight in data.dataset_name.items()},
             heldout_name=data.heldout_name and resolve_path(data.heldout_name, base),
         ),
     )

@@ -37,6 +37,11 @@ class RunFolder:
         return self.root / "environment.json"
 
     @property
+    def data(self) -> Path:
+        """How many rows each dataset gave."""
+        return self.root / "data.json"
+
+    @property
     def scores(self) -> Path:
         """Attribution scores of the teacher's layers."""
         return self.root / "scores.json"

@@ -98,6 +98,7 @@ def transfer(
             progress("generate")
             generate(config, run)
         inputs = load_inputs(config, run.rows)
+        write_json(run.data, inputs.counts())
         for step in (s for s in STEPS if s in steps and s != "generate"):
             progress(step)
             run_step(step, config, run, inputs)

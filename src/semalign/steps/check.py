@@ -23,7 +23,7 @@ from semalign.maths.similarity import mean_cosine
 from semalign.models import Head
 from semalign.signals import Request
 from semalign.steps.cache import head_maps, request_of
-from semalign.steps.inputs import Inputs, load_inputs, rows_named
+from semalign.steps.inputs import Inputs, load_inputs, split_rows
 from semalign.steps.pair import Plan, pair_layers, read_plan
 from semalign.steps.probe import Costs, Shown, probe_student, probe_teacher
 
@@ -36,12 +36,15 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     agree = templates_agree(
         load_tokenizer(config.teacher),
         inputs.tokenizer,
-        rows_named(config.data.dataset_name, config.data)[:8],
+        split_rows(config.data)[0][:8],
     )
-    supervised = sum(s.supervised for s in inputs.train)
+    counts = inputs.counts()
+    supervised = counts["supervised_tokens"]
     console.print(
         f"{len(inputs.train)} training rows, {supervised} supervised tokens, {len(inputs.heldout)} held-out rows"
     )
+    if len(inputs.sources) > 1:
+        _print_sources(inputs.sources, console)
     console.print(
         f"vocabulary: the first {inputs.vocabulary} ids are shared; chat templates {'agree' if agree else 'DIFFER, the student’s is used'}"
     )
@@ -60,9 +63,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     free_memory()
     teacher = probe_teacher(config, inputs, shown, student, costs)
     found: dict[str, Any] = {
-        "training_rows": len(inputs.train),
-        "supervised_tokens": supervised,
-        "heldout_rows": len(inputs.heldout),
+        **counts,
         "shared_vocabulary": inputs.vocabulary,
         "templates_agree": agree,
         "pairs": [vars(p) for p in plan.pairs],
@@ -73,6 +74,13 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     }
     _print(found, console)
     return found
+
+
+def _print_sources(sources: dict[str, dict[str, Any]], console: Console) -> None:
+    table = Table("dataset", "weight", "holds", "training rows", "held-out rows")
+    for name, s in sources.items():
+        table.add_row(name, f"{s['weight']:.3f}", *(str(s[key]) for key in ("available", "train", "heldout")))
+    console.print(table)
 
 
 def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:

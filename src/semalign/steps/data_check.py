@@ -67,7 +67,7 @@ def _show_tokens(found: dict[str, Any], console: Console) -> None:
     _list(f"cut at {tokens['max_length']} tokens", tokens["cut"], console)
     if found["sample"]:
         console.print("one row, supervised part in brackets:")
-        console.print(found["sample"], markup=False, highlight=False, style="dim")
+        console.print(found["sample"], markup=False, highlight=False, style="dim", soft_wrap=True)
 
 
 def _show_duplicates(found: dict[str, Any], console: Console) -> None:

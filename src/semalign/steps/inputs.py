@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from semalign.data import (
     prepare,
     shared_vocabulary,
 )
+from semalign.data.mixture import Drawn, mix
 from semalign.embedded.splits import TASKS
 from semalign.errors import CacheError, DataError
 from semalign.folder import hash_of
@@ -43,6 +44,17 @@ class Inputs:
     """The student's configuration."""
     fingerprint: dict[str, Any]
     """Identity of the models and the tokenised rows."""
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per dataset: weight, rows it holds, rows given to training and held out."""
+
+    def counts(self) -> dict[str, Any]:
+        """Rows and tokens that a run starts from, for data.json."""
+        return {
+            "training_rows": len(self.train),
+            "supervised_tokens": sum(s.supervised for s in self.train),
+            "heldout_rows": len(self.heldout),
+            "sources": self.sources,
+        }
 
 
 def rows_named(name: str, data: DataConfig) -> list[dict[str, Any]]:
@@ -67,24 +79,54 @@ def embedded_rows(name: str) -> list[dict[str, Any]]:
 
 def split_rows(data: DataConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training and held-out rows; an overlap between them stops the run."""
-    rows = rows_named(data.dataset_name, data)
-    if data.heldout_name is not None:
-        heldout = rows_named(data.heldout_name, data)
-        if data.heldout_rows:
-            heldout = heldout[: data.heldout_rows]
-    else:
-        if data.heldout_rows >= len(rows):
-            raise DataError(
-                f"data.heldout_rows: expected fewer than the {len(rows)} rows of {data.dataset_name}, got {data.heldout_rows}; lower it."
-            )
-        at = len(rows) - data.heldout_rows
-        rows, heldout = rows[:at], rows[at:]
-    rows = rows[: data.max_rows]
-    if heldout and (shared := disjoint(rows, heldout)):
+    drawn = draw_rows(data)
+    return drawn.train, drawn.heldout
+
+
+def draw_rows(data: DataConfig) -> Drawn:
+    """As `split_rows`, with how many rows each dataset gave."""
+    heldout = rows_named(data.heldout_name, data) if data.heldout_name is not None else None
+    if heldout is not None and data.heldout_rows:
+        heldout = heldout[: data.heldout_rows]
+    to_hold = data.heldout_rows if heldout is None else 0
+    drawn = _cut(data, to_hold) if isinstance(data.dataset_name, str) else _mixed(data, to_hold)
+    if heldout is not None:
+        drawn = replace(drawn, heldout=heldout)
+    if drawn.heldout and (shared := disjoint(drawn.train, drawn.heldout)):
         raise DataError(
-            f"{data.dataset_name}: {shared} held-out prompts are among the training rows too; remove the duplicates from one side."
+            f"{', '.join(data.weights)}: {shared} held-out prompts are among the training rows too; remove the duplicates from one side."
         )
-    return rows, heldout
+    return drawn
+
+
+def _cut(data: DataConfig, heldout: int) -> Drawn:
+    """One dataset: the last rows are held out, the first are trained on."""
+    (name,) = data.weights
+    rows = rows_named(name, data)
+    if heldout >= len(rows):
+        raise DataError(
+            f"data.heldout_rows: expected fewer than the {len(rows)} rows of {name}, got {heldout}; lower it."
+        )
+    at = len(rows) - heldout
+    train, kept = rows[:at][: data.max_rows], rows[at:]
+    counts = {"weight": 1.0, "available": len(rows), "train": len(train), "heldout": len(kept)}
+    return Drawn(train, kept, {name: counts})
+
+
+def _mixed(data: DataConfig, heldout: int) -> Drawn:
+    """Several datasets; rows without an id get one that says where they come from."""
+    datasets = {
+        name: [{"id": f"{name}:{n}", **row} for n, row in enumerate(rows_named(name, data), 1)]
+        for name in data.weights
+    }
+    return mix(
+        datasets,
+        data.weights,
+        total=data.max_rows,
+        heldout=heldout,
+        stopping=data.stopping_strategy,
+        seed=data.mixture_seed,
+    )
 
 
 def _generated_rows(data: DataConfig, given: list[dict[str, Any]], path: Path | None) -> list[dict[str, Any]]:
@@ -110,7 +152,8 @@ def load_inputs(config: TransferConfig, generated: Path | None = None) -> Inputs
     )
     if shared.teacher_extra or shared.student_extra:
         logger.info("heads sliced to the %d shared ids", shared.size)
-    rows, heldout_rows = split_rows(config.data)
+    drawn = draw_rows(config.data)
+    rows, heldout_rows = drawn.train, drawn.heldout
     if config.data.is_generated:
         rows = _generated_rows(config.data, rows, generated)
     length = min(effective_max_length(tokenizer, c, config.data.max_length) for c in (teacher, student))
@@ -119,7 +162,7 @@ def load_inputs(config: TransferConfig, generated: Path | None = None) -> Inputs
         "supervise": config.data.supervise,
         "max_dropped": config.data.max_dropped,
     }
-    train = prepare(rows, tokenizer, source=config.data.dataset_name, **options)
+    train = prepare(rows, tokenizer, source=_source(config.data), **options)
     heldout = prepare(heldout_rows, tokenizer, source="held-out rows", **options) if heldout_rows else []
     check_shared([*train, *heldout], shared, tokenizer)
     known = {
@@ -129,4 +172,8 @@ def load_inputs(config: TransferConfig, generated: Path | None = None) -> Inputs
         "train": hash_of([s.sha for s in train]),
         "heldout": hash_of([s.sha for s in heldout]),
     }
-    return Inputs(train, heldout, tokenizer, shared.size, teacher, student, known)
+    return Inputs(train, heldout, tokenizer, shared.size, teacher, student, known, drawn.sources)
+
+
+def _source(data: DataConfig) -> str:
+    return data.dataset_name if isinstance(data.dataset_name, str) else "mixture"
