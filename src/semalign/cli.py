@@ -21,7 +21,7 @@ from rich.table import Table
 
 from semalign.config import TransferConfig
 from semalign.config_file import build_config, load_config
-from semalign.errors import SemAlignError, require
+from semalign.errors import ConfigError, SemAlignError, require
 from semalign.parsing import Parser, Root, UsageError
 
 STEP_HELP = {
@@ -40,6 +40,7 @@ HELP = {
     **STEP_HELP,
     "demo": "transfer between the embedded pair, with baselines",
     "data": "check a file of rows: form, lengths, masks, duplicates, overlap",
+    "push": "list what would go to the hub, and upload it with --yes",
     "completion": "print a script that completes commands and options in your shell",
 }
 DESCRIPTION = "Move knowledge from a larger language model into a smaller one by aligning layer outputs."
@@ -55,6 +56,7 @@ def parser() -> Root:
         "report": _report_parser,
         "demo": _demo_parser,
         "data": lambda: Parser(usage="semalign data check FILE [OPTIONS]"),
+        "push": _push_parser,
         "completion": _completion_parser,
     }
     root.helps = HELP
@@ -101,6 +103,15 @@ def _data_check_parser() -> Parser:
     sub.add_argument("--model", type=str | None, help="whose tokenizer and template count")
     sub.add_argument("--against", type=str | None, help="evaluation rows that must not be trained on")
     sub.add_argument("--max_length", type=int, default=1024, help="tokens a row may have")
+    return sub
+
+
+def _push_parser() -> Parser:
+    sub = _common("push RUN [--hub_model_id ORG/NAME] [--private] [--yes]")
+    sub.add_argument("run", type=str, help="the run folder")
+    sub.add_argument("--hub_model_id", type=str | None, help="where to; null: the config's hub_model_id")
+    sub.add_argument("--private", action="store_true", help="make a private repository")
+    sub.add_argument("--yes", action="store_true", help="upload; without it nothing leaves this machine")
     return sub
 
 
@@ -179,6 +190,8 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         page = build_report(Path(options.run))
         console.print(f"report: {page}")
         return {"report": str(page)}
+    if command == "push":
+        return _push(options)
     if command == "completion":
         return _completion(options)
     if command == "data":
@@ -205,6 +218,22 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         k: metrics[k]
         for k in ("accuracy_gap_closed", "kl_gap_closed", "wall_seconds", "peak_rss_bytes", "baselines")
     }
+
+
+def _push(options: Any) -> dict[str, Any]:
+    from semalign.folder import RunFolder
+    from semalign.hub import push, show
+
+    run = RunFolder(Path(options.run))
+    config = load_config(run.config)
+    name = options.hub_model_id or config.hub_model_id
+    if name is None:
+        raise ConfigError("hub_model_id: expected ORG/NAME, got none; give --hub_model_id.")
+    private = options.private or config.hub_private_repo
+    found = push(run, name, private=private, is_dry=not options.yes)
+    if not options.json:
+        show(found, Console())
+    return found
 
 
 def _completion(options: Any) -> dict[str, Any]:

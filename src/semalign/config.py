@@ -329,6 +329,20 @@ class TransferConfig:
     """Seed of row order and initialisation."""
     allow_smaller_teacher: bool = False
     """Go on when the teacher is smaller or shallower than the student."""
+    push_to_hub: bool = False
+    """Upload the trained student with its card at the end of `transfer`; see also `semalign push`."""
+    hub_model_id: str | None = None
+    """ORG/NAME to upload to."""
+    hub_private_repo: bool | None = None
+    """Whether a repository that is made is private; null: the account's default."""
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.push_to_hub or bool(self.hub_model_id),
+            "hub_model_id",
+            "ORG/NAME beside push_to_hub: true",
+            self.hub_model_id,
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -37,6 +37,11 @@ class RunFolder:
         return self.root / "environment.json"
 
     @property
+    def models(self) -> Path:
+        """Names and licences of teacher and student."""
+        return self.root / "models.json"
+
+    @property
     def data(self) -> Path:
         """How many rows each dataset gave."""
         return self.root / "data.json"

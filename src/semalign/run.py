@@ -16,9 +16,12 @@ import torch
 import yaml
 
 from semalign.cache import write_atomic, write_json
+from semalign.card import write_card
 from semalign.config import TransferConfig, differences, to_dict
 from semalign.errors import ConfigError
 from semalign.folder import RunFolder
+from semalign.hub import push
+from semalign.origin import origin
 from semalign.report import build_report
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
@@ -29,6 +32,7 @@ from semalign.steps.pair import pair
 from semalign.steps.train import train
 
 STEPS = ("generate", "attribute", "pair", "cache", "train", "evaluate", "report")
+NOT_THE_RUN = ("output_dir", "push_to_hub", "hub_")  # fields that may change from one call to the next
 Progress = Callable[[str], None]
 
 
@@ -43,7 +47,7 @@ def open_run(config: TransferConfig) -> RunFolder:
     new = plain(config)
     if run.config.exists():
         old = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-        if changed := [line for line in differences(old, new) if not line.startswith("output_dir")]:
+        if changed := [line for line in differences(old, new) if not line.startswith(NOT_THE_RUN)]:
             raise ConfigError(
                 f"{run.root}: holds a run with another config ({'; '.join(changed)}); choose another output_dir or delete the folder."
             )
@@ -99,9 +103,15 @@ def transfer(
             generate(config, run)
         inputs = load_inputs(config, run.rows)
         write_json(run.data, inputs.counts())
+        if not run.models.exists():
+            write_json(run.models, {"teacher": origin(config.teacher), "student": origin(config.student)})
         for step in (s for s in STEPS if s in steps and s != "generate"):
             progress(step)
             run_step(step, config, run, inputs)
+        if config.push_to_hub and "report" in steps:
+            assert config.hub_model_id is not None
+            progress("push")
+            push(run, config.hub_model_id, private=config.hub_private_repo, is_dry=False)
     return run
 
 
@@ -110,9 +120,11 @@ def run_step(step: str, config: TransferConfig, run: RunFolder, inputs: Inputs) 
     if step == "train":
         for baseline in (None, *config.evaluation.baselines):
             train(config, run, inputs, baseline)
+        write_card(run)
     elif step == "evaluate":
         evaluate(config, run, inputs)
         add_costs(run, config)
+        write_card(run)
     elif step == "report":
         build_report(run.root)
     else:

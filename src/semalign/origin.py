@@ -1,0 +1,95 @@
+"""Where a model comes from and under which licence, read once at the start and kept in the run folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from semalign.config import ModelConfig
+from semalign.errors import ConfigError
+from semalign.loading import locate
+
+FRONT_MATTER = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
+FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def origin(config: ModelConfig) -> dict[str, Any]:
+    """What a card says about a model.
+
+    Returns:
+        name: hub id, embedded:..., or the last part of a local path, never the path itself. hub_id: or None.
+        license: as the model's own card or GGUF header names it, or None. license_text: its licence file, or None.
+    """
+    name = config.model_name_or_path
+    where, extra = locate(config)
+    if Path(where).is_dir():
+        shown = name if name.startswith("embedded:") else Path(name).absolute().name
+        texts = {file: _read(Path(where) / file) for file in ("README.md", *FILES)}
+    else:
+        shown = name
+        texts = {file: _from_hub(name, file, config.model_revision) for file in ("README.md", "LICENSE")}
+    license_text = next((texts[f] for f in FILES if texts.get(f)), None)
+    named = _named(texts["README.md"])
+    if named is None and "gguf_file" in extra:
+        named = _gguf_license(Path(name))
+    is_hub = not Path(where).is_dir() and HUB_ID.fullmatch(name)
+    return {
+        "name": shown,
+        "hub_id": name if is_hub else None,
+        "license": named,
+        "license_text": license_text,
+    }
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _from_hub(name: str, file: str, revision: str | None) -> str | None:
+    """A file of a hub model; None where there is none, or neither network nor a cached copy."""
+    try:
+        return _read(Path(hf_hub_download(name, file, revision=revision)))
+    except (OSError, ValueError, EntryNotFoundError):
+        return None
+
+
+def _named(card: str | None) -> str | None:
+    """The licence that a card's metadata names."""
+    found = FRONT_MATTER.search(card or "")
+    try:
+        metadata = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return None
+    if not isinstance(metadata, dict):
+        return None
+    named = metadata.get("license")
+    if named == "other":
+        named = metadata.get("license_name") or named
+    return str(named) if named else None
+
+
+def _gguf_license(path: Path) -> str | None:
+    from gguf import GGUFReader
+
+    entry = GGUFReader(path).fields.get("general.license")
+    return str(entry.contents()) if entry else None
+
+
+def check_hub_id(name: str, field: str = "hub_model_id") -> str:
+    """The name, if the hub would take it.
+
+    Raises:
+        ConfigError: it would not.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"{field}: expected a name such as ORG/NAME, got {name!r} ({error}).") from error
+    return name
