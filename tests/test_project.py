@@ -1,0 +1,123 @@
+"""What the files around the code promise: the guide's example runs, names exist, extras are declared."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_imports import ORDER
+
+import semalign.methods
+from semalign.cli import main, parser
+from semalign.parsing import commands_of
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_at_most_twelve_direct_dependencies_and_no_heavy_one() -> None:
+    names = {re.split(r"[\[<>=!~ ]", line)[0] for line in PROJECT["dependencies"]}
+    assert len(names) == len(PROJECT["dependencies"]) <= 12
+    assert not names & {
+        "lm-eval",
+        "lm_eval",
+        "vllm",
+        "trl",
+        "bitsandbytes",
+        "deepspeed",
+        "mkdocs-material",
+        "gguf",
+    }
+
+
+def test_every_package_that_is_required_on_demand_is_in_the_extra_that_is_named() -> None:
+    calls = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require":
+                calls.append([a.value for a in node.args if isinstance(a, ast.Constant)])
+    assert len(calls) >= 3
+    extras = PROJECT["optional-dependencies"]
+    for package, extra in calls:
+        assert any(line.startswith(package) for line in extras[extra]), (package, extra)
+
+
+def test_a_method_is_added_as_the_guide_says(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", text("CONTRIBUTING.md"), re.DOTALL)
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    (folder / "gentle.py").write_text(code)
+    monkeypatch.setattr(semalign.methods, "__path__", [*semalign.methods.__path__, str(folder)])
+    semalign.methods.methods.cache_clear()
+    try:
+        arguments = [
+            f"--teacher.model_name_or_path={tiny_pair[0]}",
+            f"--student.model_name_or_path={tiny_pair[1]}",
+            f"--data.dataset_name={rows_file}",
+            "--data.max_length=64",
+            f"--output_dir={tmp_path / 'run'}",
+            "--train.num_train_epochs=1",
+            "--recipe.name=gentle",
+            "--quiet",
+        ]
+        for step in ("attribute", "pair", "cache", "train"):
+            assert main([step, *arguments]) == 0
+    finally:
+        semalign.methods.methods.cache_clear()
+    assert (tmp_path / "run" / "student" / "model.safetensors").exists()
+    assert "KL(p_T || p_S)" in (tmp_path / "run" / "student" / "README.md").read_text()
+
+
+def test_the_guide_names_every_module_and_nothing_that_is_not_there() -> None:
+    guide = text("CONTRIBUTING.md")
+    table = guide.split("## Where things are")[1].split("## Add a method")[0]
+    named = set(re.findall(r"`([\w]+)(?:\.py|/)`", table))
+    assert set(ORDER) - named <= {"progress", "callbacks", "__main__", "comparison"}
+    for path in re.findall(r"`((?:src|tests|docs)/[\w./]*)`", guide):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_changelog_speaks_of_commands_that_exist() -> None:
+    named = set(re.findall(r"`semalign (\w+)", text("CHANGELOG.md") + text("CONTRIBUTING.md")))
+    assert named and named <= set(commands_of(parser()))
+    assert f"## {PROJECT['version']}" in text("CHANGELOG.md")
+
+
+def test_the_citation_file_has_what_its_format_requires() -> None:
+    cff = yaml.safe_load(text("CITATION.cff"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cff) and cff["type"] == "software"
+    assert cff["version"] == PROJECT["version"] and cff["license"] == PROJECT["license"] == "Apache-2.0"
+    for reference in cff["references"]:
+        assert {"type", "title", "authors", "year", "url"} <= set(reference)
+        assert all(set(a) == {"family-names", "given-names"} for a in reference["authors"])
+    told = text("CITATION.cff")
+    assert all(name in told for name in ("2510.24208", "LaTen", "Seeking"))
+    assert "Apache License" in text("LICENSE") and "Version 2.0, January 2004" in text("LICENSE")
+
+
+def test_hooks_run_what_make_check_runs() -> None:
+    hooks: list[dict[str, Any]] = yaml.safe_load(text(".pre-commit-config.yaml"))["repos"][0]["hooks"]
+    checks = text("Makefile").split("check: $(INSTALLED)\n")[1].split("\n\n")[0]
+    for hook in hooks:
+        command = hook["entry"].removeprefix(".venv/bin/").replace(" -q ", " ")
+        assert f"$(BIN)/{command}" in checks, command
+    assert len(hooks) == len(checks.splitlines())
+
+
+@pytest.mark.parametrize("name", ["bug", "feature"])
+def test_issue_forms_are_complete(name: str) -> None:
+    form = yaml.safe_load(text(f".github/ISSUE_TEMPLATE/{name}.yml"))
+    assert form["name"] and form["description"]
+    assert all(part["type"] == "textarea" and part["attributes"]["label"] for part in form["body"])
+    assert any(part.get("validations", {}).get("required") for part in form["body"])
