@@ -11,6 +11,7 @@ from typing import Any, get_args
 import huggingface_hub
 import pytest
 import yaml
+from gguf import GGUFWriter
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 from tiny import save_model, tiny_model
@@ -138,6 +139,21 @@ def test_licences_are_read_from_a_model_s_own_card(tmp_path: Path, card: str, li
     (folder / "README.md").write_text(card)
     found = origin(ModelConfig(str(folder)))
     assert found == {"name": "model", "hub_id": None, "license": license, "license_text": None}
+
+
+@pytest.mark.parametrize("license", ["apache-2.0", None])
+def test_licences_are_read_from_the_head_of_a_gguf_file(tmp_path: Path, license: str | None) -> None:
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_file_type(15)
+    writer.add_tags(["tiny", "größe"])
+    if license:
+        writer.add_license(license)
+    writer.add_block_count(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found = origin(ModelConfig(str(tmp_path / "model.gguf")))
+    assert found["name"] == "model.gguf" and found["license"] == license
 
 
 def test_a_hub_model_without_network_has_no_licence_but_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,14 +215,18 @@ def test_an_interrupt_says_how_to_go_on(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt("stopped after step 3")
+        raise error
 
+    error = KeyboardInterrupt("stopped after step 3; run the same command again to go on")
     monkeypatch.setattr("semalign.cli._run", interrupted)
     folder = config_file.parent / "two words"
     assert main(["transfer", str(config_file), f"--output_dir={folder}"]) == 130
     said = " ".join(capsys.readouterr().err.split())
-    assert "stopped after step 3" in said
+    assert "stopped after step 3; run the same command again to go on: " in said
     assert f"semalign transfer {config_file} '--output_dir={folder}'" in said
+    error = KeyboardInterrupt()
+    assert main(["check", str(config_file)]) == 130
+    assert capsys.readouterr().err.strip() == "semalign: interrupted"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])

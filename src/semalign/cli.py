@@ -34,6 +34,7 @@ STEP_HELP = {
     "report": "make the page from the files of a run folder",
 }
 CONFIG_COMMANDS = ("transfer", "check", *(step for step in STEP_HELP if step != "report"))
+RESUMABLE = ("demo", *(command for command in CONFIG_COMMANDS if command != "check"))
 HELP = {
     "transfer": "all steps, with resume",
     "check": "look before anything expensive",
@@ -117,6 +118,9 @@ def _push_parser() -> Parser:
 
 def _completion_parser() -> Parser:
     sub = _common("completion {bash,zsh,tcsh}")
+    sub.description = (
+        "Needs the extra `completion`; for bash put into ~/.bashrc: source <(semalign completion bash)"
+    )
     sub.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that the script is for")
     return sub
 
@@ -154,10 +158,10 @@ def _main(arguments: list[str]) -> int:
 
 def _resume(error: KeyboardInterrupt, arguments: Sequence[str]) -> str:
     """What was interrupted, and the command that goes on from there."""
-    what = str(error) or "interrupted"
-    if arguments and arguments[0] in (*CONFIG_COMMANDS, "demo"):
-        return f"{what}; what is finished is kept, go on with: {shlex.join(['semalign', *arguments])}"
-    return what
+    if not arguments or arguments[0] not in RESUMABLE:
+        return "interrupted"
+    what = str(error) or "interrupted; run the same command again to go on"
+    return f"{what}: {shlex.join(['semalign', *arguments])}"
 
 
 def _fail(error: BaseException, code: int, as_json: bool) -> int:

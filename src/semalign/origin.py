@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 from huggingface_hub import hf_hub_download
@@ -76,10 +77,38 @@ def _named(card: str | None) -> str | None:
 
 
 def _gguf_license(path: Path) -> str | None:
-    from gguf import GGUFReader
+    """general.license of a GGUF file, from the head alone: the whole would take seconds, for the vocabulary's sake.
 
-    entry = GGUFReader(path).fields.get("general.license")
-    return str(entry.contents()) if entry else None
+    The head is: magic, version (4 bytes), counts of tensors and of entries (8 bytes each), then entries of key, type
+    and value; those of `general.` come first.
+    """
+    with path.open("rb") as file:
+        magic, _, _, count = struct.unpack("<4sIQQ", file.read(24))
+        for _ in range(count if magic == b"GGUF" else 0):
+            key = _text(file)
+            if not key.startswith("general."):
+                break
+            value = _value(file)
+            if key == "general.license":
+                return str(value)
+    return None
+
+
+def _text(file: BinaryIO) -> str:
+    (length,) = struct.unpack("<Q", file.read(8))
+    return file.read(length).decode("utf-8", errors="replace")
+
+
+def _value(file: BinaryIO, kind: int | None = None) -> Any:
+    """A value, led by its type unless that is known; 8 is text, 9 an array led by its elements' type and their count."""
+    if kind is None:
+        (kind,) = struct.unpack("<I", file.read(4))
+    if kind == 8:
+        return _text(file)
+    if kind == 9:
+        inner, length = struct.unpack("<IQ", file.read(12))
+        return [_value(file, inner) for _ in range(length)]
+    return file.read({0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1}.get(kind, 8))
 
 
 def check_hub_id(name: str, field: str = "hub_model_id") -> str:
