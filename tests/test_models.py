@@ -147,7 +147,7 @@ def test_other_architectures_are_refused_before_any_weight(tmp_path: Path, kind:
 
 
 def test_a_quantised_load_without_the_extra_says_what_to_install(tiny_pair: tuple[Path, Path]) -> None:
-    with pytest.raises(ModelError, match="pip install bitsandbytes"):
+    with pytest.raises(SemAlignError, match=r"pip install 'semalign\[bitsandbytes\]'"):
         loading.load(ModelConfig(str(tiny_pair[0]), load_in_4bit=True))
 
 
