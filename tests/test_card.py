@@ -104,6 +104,20 @@ def test_the_card_depends_on_the_run_s_files_alone(done: Path, tmp_path: Path) -
     assert "Not measured yet." in render_card(RunFolder(copy))
 
 
+def test_a_licence_with_a_name_of_its_own_is_carried_over_whole(done: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "my-run"
+    copy.mkdir()
+    for path in done.glob("*.*"):
+        shutil.copy(path, copy)
+    models = json.loads((copy / "models.json").read_text())
+    models["student"] |= {"license": "other", "license_name": "qwen-research"}
+    (copy / "models.json").write_text(json.dumps(models))
+    card = render_card(RunFolder(copy))
+    data = ModelCard(card).data
+    assert (data.license, data.license_name, data.license_link) == ("other", "qwen-research", "LICENSE")
+    assert "| student | small-model | qwen-research |" in card
+
+
 def test_the_student_with_its_card_still_loads(done: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -125,20 +139,28 @@ def test_every_loss_and_map_has_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("card", "license"),
+    ("card", "license", "named"),
     [
-        ("---\nlicense: apache-2.0\n---\n", "apache-2.0"),
-        ("---\nlicense: other\nlicense_name: qwen-research\n---\n", "qwen-research"),
-        ("no metadata", None),
-        ("---\n[broken\n---\n", None),
-        ("---\n- a list\n---\n", None),
+        ("---\nlicense: apache-2.0\n---\n", "apache-2.0", None),
+        ("---\nlicense: other\nlicense_name: qwen-research\n---\n", "other", "qwen-research"),
+        ("no metadata", None, None),
+        ("---\n[broken\n---\n", None, None),
+        ("---\n- a list\n---\n", None, None),
     ],
 )
-def test_licences_are_read_from_a_model_s_own_card(tmp_path: Path, card: str, license: str | None) -> None:
+def test_licences_are_read_from_a_model_s_own_card(
+    tmp_path: Path, card: str, license: str | None, named: str | None
+) -> None:
     folder = save_model(tiny_model("llama", layers=1, wide=False), tmp_path / "model")
     (folder / "README.md").write_text(card)
     found = origin(ModelConfig(str(folder)))
-    assert found == {"name": "model", "hub_id": None, "license": license, "license_text": None}
+    assert found == {
+        "name": "model",
+        "hub_id": None,
+        "license": license,
+        "license_name": named,
+        "license_text": None,
+    }
 
 
 @pytest.mark.parametrize("license", ["apache-2.0", None])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, T5Config
 from semalign import loading, models
 from semalign.capture import Point, capture
 from semalign.config import ModelConfig
-from semalign.errors import ConfigError, ModelError
+from semalign.errors import ConfigError, ModelError, SemAlignError
 from semalign.models import Decoder
 
 

@@ -51,14 +51,15 @@ def render_card(run: RunFolder) -> str:
 
 def metadata(name: str, config: Json, models: Json, metrics: Json) -> ModelCardData:
     """What the hub reads: base model, licence, results as model-index."""
-    student, named = models["student"], models["student"]["license"]
-    is_known = bool(named) and named.replace("-", "").replace(".", "").isalnum()
+    student = models["student"]
+    is_other = student["license"] == "other" and student["license_text"]
     return ModelCardData(
         base_model=student["hub_id"],
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=named if is_known else ("other" if named else None),
-        license_name=None if is_known else named,
+        license=student["license"],
+        license_name=student["license_name"],
+        license_link="LICENSE" if is_other else None,
         tags=["semalign", "knowledge-distillation"],
         datasets=[d for d in _weights(config) if HUB_ID.fullmatch(d) and not Path(d).suffix] or None,
         model_name=name if metrics else None,
@@ -111,12 +112,16 @@ def _models(models: Json) -> str:
             if model["hub_id"]
             else model["name"]
         )
-        lines.append(f"| {side} | {shown} | {model['license'] or 'not stated in its files'} |")
+        lines.append(f"| {side} | {shown} | {_license(model)} |")
     note = (
         "This student keeps the licence of the student that it was trained from. Its training used the teacher's "
         "outputs, so the teacher's terms may apply as well."
     )
     return "\n".join(lines) + f"\n\n{note}"
+
+
+def _license(model: Json) -> str:
+    return model["license_name"] or model["license"] or "not stated in its files"
 
 
 def _training(run: RunFolder, config: Json) -> str:
@@ -207,7 +212,7 @@ def _weights(config: Json) -> Json:
 
 def _model(run: RunFolder, config: Json, side: str) -> Json:
     name = _short(config[side]["model_name_or_path"])
-    unknown = {"name": name, "hub_id": None, "license": None, "license_text": None}
+    unknown = {"name": name, **dict.fromkeys(("hub_id", "license", "license_name", "license_text"))}
     return _json(run.models).get(side, unknown)
 
 

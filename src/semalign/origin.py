@@ -26,7 +26,8 @@ def origin(config: ModelConfig) -> dict[str, Any]:
 
     Returns:
         name: hub id, embedded:..., or the last part of a local path, never the path itself. hub_id: or None.
-        license: as the model's own card or GGUF header names it, or None. license_text: its licence file, or None.
+        license, license_name: as the model's own card names them (`other` goes with a name), or its GGUF header, or
+        None. license_text: its licence file, or None.
     """
     name = config.model_name_or_path
     where, extra = locate(config)
@@ -37,14 +38,15 @@ def origin(config: ModelConfig) -> dict[str, Any]:
         shown = name
         texts = {file: _from_hub(name, file, config.model_revision) for file in ("README.md", "LICENSE")}
     license_text = next((texts[f] for f in FILES if texts.get(f)), None)
-    named = _named(texts["README.md"])
-    if named is None and "gguf_file" in extra:
-        named = _gguf_license(Path(name))
+    license, license_name = _named(texts["README.md"])
+    if license is None and "gguf_file" in extra:
+        license = _gguf_license(Path(name))
     is_hub = not Path(where).is_dir() and HUB_ID.fullmatch(name)
     return {
         "name": shown,
         "hub_id": name if is_hub else None,
-        "license": named,
+        "license": license,
+        "license_name": license_name,
         "license_text": license_text,
     }
 
@@ -61,19 +63,17 @@ def _from_hub(name: str, file: str, revision: str | None) -> str | None:
         return None
 
 
-def _named(card: str | None) -> str | None:
-    """The licence that a card's metadata names."""
+def _named(card: str | None) -> tuple[str | None, str | None]:
+    """`license` and `license_name` of a card's metadata."""
     found = FRONT_MATTER.search(card or "")
     try:
         metadata = yaml.safe_load(found[1]) if found else None
     except yaml.YAMLError:
-        return None
+        metadata = None
     if not isinstance(metadata, dict):
-        return None
-    named = metadata.get("license")
-    if named == "other":
-        named = metadata.get("license_name") or named
-    return str(named) if named else None
+        return None, None
+    license, name = (str(metadata[key]) if metadata.get(key) else None for key in ("license", "license_name"))
+    return license, name
 
 
 def _gguf_license(path: Path) -> str | None:
