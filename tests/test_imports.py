@@ -35,6 +35,7 @@ ORDER = (
     "steps",
     "report",
     "run",
+    "comparison",
     "cli",
     "__main__",
 )

@@ -7,7 +7,6 @@ help, and a YAML file and dotted overrides go through the same checks.
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +41,9 @@ def parser() -> jsonargparse.ArgumentParser:
     helps = {"transfer": "all steps, with resume", "check": "look before anything expensive", **STEP_HELP}
     for name, text in helps.items():
         commands.add_subcommand(name, _report_parser() if name == "report" else _config_parser(), help=text)
+    commands.add_subcommand(
+        "compare", _compare_parser(), help="methods x tasks x seeds on one pair, with intervals"
+    )
     commands.add_subcommand("demo", _demo_parser(), help="transfer between the embedded pair, with baselines")
     return root
 
@@ -66,6 +68,19 @@ def _demo_parser() -> jsonargparse.ArgumentParser:
     return sub
 
 
+def _compare_parser() -> jsonargparse.ArgumentParser:
+    about = "Train and measure every method of a YAML file on every task with every seed; a killed run goes on where it was."
+    sub = _common(jsonargparse.ArgumentParser(description=about))
+    sub.add_argument("file", type=str, help="YAML file of a comparison, see examples/compare-embedded.yaml")
+    sub.add_argument("--seeds", type=int, help="trainings per method and task, in place of the file's")
+    sub.add_argument(
+        "--methods", type=str, help="labels to run, with commas between; the default always runs"
+    )
+    sub.add_argument("--workers", type=int, help="processes, in place of the file's")
+    sub.add_argument("--output_dir", type=str, help="folder, in place of the file's")
+    return sub
+
+
 def _report_parser() -> jsonargparse.ArgumentParser:
     sub = _common(jsonargparse.ArgumentParser())
     sub.add_argument("run", type=str, help="the run folder")
@@ -76,12 +91,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 done, 2 usage, 3 config, 4 data, 5 model, 6 cache, 1 other errors, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # CONFIG may stand without its flag, right after the command.
-    if len(arguments) > 1 and arguments[0] not in ("report", "demo") and not arguments[1].startswith("-"):
+    if (
+        len(arguments) > 1
+        and arguments[0] not in ("report", "compare", "demo")
+        and not arguments[1].startswith("-")
+    ):
         arguments.insert(1, "--config")
     parsed = parser().parse_args(arguments)
+    from semalign.progress import quieten
+
     options = parsed[parsed.command]
     console = Console(stderr=True, quiet=options.quiet)
-    _quieten(options.quiet)
+    quieten(options.quiet)
     try:
         result = _run(parsed.command, options, console)
     except SemAlignError as error:
@@ -106,17 +127,6 @@ def _fail(error: BaseException, code: int, as_json: bool) -> int:
     return code
 
 
-def _quieten(quiet: bool) -> None:
-    from transformers.utils import logging as hf_logging
-
-    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
-    for name in ("httpx", "accelerate", "torch", "datasets", "transformers"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    hf_logging.set_verbosity_error()
-    # Loading and saving have bars of their own that would drown ours.
-    hf_logging.disable_progress_bar()
-
-
 def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
     if command == "report":
         from semalign.report import build_report
@@ -124,6 +134,18 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         page = build_report(Path(options.run))
         console.print(f"report: {page}")
         return {"report": str(page)}
+    if command == "compare":
+        from semalign.comparison import compare
+
+        given = {k: options[k] for k in ("seeds", "workers", "output_dir") if options[k] is not None}
+        labels = [m.strip() for m in options.methods.split(",") if m.strip()] if options.methods else None
+        figures = compare(Path(options.file), labels, given, console)
+        if not options.json:
+            from semalign.comparison.page import table
+
+            Console().print(table(figures))
+            Console().print(f"page: {figures['output_dir']}/page.html", soft_wrap=True)
+        return figures
     if command == "demo":
         config = load_config(DEMO, output_dir=options.output_dir, seed=options.seed)
     else:
