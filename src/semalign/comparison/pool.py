@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -44,10 +45,13 @@ def run_jobs(
         SemAlignError: a worker died.
     """
     context = multiprocessing.get_context("spawn")
-    stop, failures, over = context.Event(), dict[str, str](), set[str]()
+    # Workers read from the far end of a pipe and end when it closes: when we say so, and when we die.
+    watched, lifeline = context.Pipe(duplex=False)
+    failures: dict[str, str] = {}
+    over: set[str] = set()
     threads = max(1, (os.cpu_count() or 1) // workers)
     waiting, running = dict(jobs), dict[Future[None], str]()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(stop, threads))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(watched, threads))
 
     def finish(name: str, failure: str | None) -> None:
         over.add(name)
@@ -69,10 +73,12 @@ def run_jobs(
                 finish(running.pop(future), _failure(future))
     except BaseException:
         # Workers stop at once: what they have not finished, the next run does.
-        stop.set()
+        lifeline.close()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        lifeline.close()
+        watched.close()
     return failures
 
 
@@ -92,18 +98,16 @@ def _failure(future: Future[None]) -> str | None:
     return None
 
 
-def _start(stop: Any, threads: int) -> None:
+def _start(lifeline: Connection, threads: int) -> None:
     """In a new worker: few threads, no bars, and an end of its own when the parent ends or says so."""
     quieten(True)
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(stop,), daemon=True).start()
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
 
 
-def _watch(stop: Any) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    while not stop.wait(0.5):
-        if not parent.is_alive():
-            break
-    os._exit(1)
+def _watch(lifeline: Connection) -> None:
+    try:
+        lifeline.recv()
+    except EOFError:
+        os._exit(1)
