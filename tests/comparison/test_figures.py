@@ -41,6 +41,7 @@ def lines_of(*, seeds: int = 3, items: int = 60, rows: int = 25, luck: int = 0) 
             "train_seconds": 1.0,
             "steps": 7,
             "peak_rss_bytes": 9,
+            "budget_seconds": 3.0 if cell.get("budget") == "time" else None,
         }
         found.append({"kind": "cell", **cell, **(costs if "seed" in cell else {})})
         for measured in TASKS:
@@ -204,6 +205,7 @@ def test_the_page_shows_every_method_and_loads_nothing() -> None:
     assert page.count('<svg class="plot"') == 4
     for method in ("ours", "kl", "bad"):
         assert page.count(method) >= 6
+    assert "At equal time, kl took over 15% more or less" in page
     assert "closes <strong>" in page and "control: wrong task" in page
 
 

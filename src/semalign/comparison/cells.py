@@ -200,11 +200,7 @@ def verdicts(decoder: Decoder, config: TransferConfig, task: str, limit: int | N
         return []
     limits = [n for n in (options.max_items, limit) if n is not None]
     config = replace(config, evaluation=replace(options, max_items=min(limits, default=None)))
-    names = [row.get("id", n) for n, row in enumerate(r for r in task_rows(config) if r["task"] == task)]
-    if not names:
-        raise DataError(
-            f"tasks.{task}: {options.tasks} has no items of task {task!r}; give the task the items' name."
-        )
+    names = [row.get("id", n) for n, row in enumerate(items_of(config, task))]
     return [
         {
             "measured": task,
@@ -214,6 +210,20 @@ def verdicts(decoder: Decoder, config: TransferConfig, task: str, limit: int | N
         }
         for name, answer in zip(names, answer_items(decoder, config, task), strict=True)
     ]
+
+
+def items_of(config: TransferConfig, task: str) -> list[Line]:
+    """Items of one task.
+
+    Raises:
+        DataError: there are none.
+    """
+    rows = [row for row in task_rows(config) if row["task"] == task]
+    if not rows:
+        raise DataError(
+            f"tasks.{task}: {config.evaluation.tasks} has no items of task {task!r}; give the task the name that its items carry."
+        )
+    return rows
 
 
 def closeness(decoder: Decoder, reference: Source, task: str) -> list[Line]:

@@ -182,6 +182,8 @@ def _outcome(boot: Bootstrap, name: str, budget: str, reference: Mapping[str, Ar
         ("peak_rss_bytes", np.max),
     ):
         found[key] = round(float(kind([c[key] for c in cells])), 3) if cells else None
+    budgets = [c["budget_seconds"] for c in cells if c["budget_seconds"] is not None]
+    found["budget_seconds"] = round(float(np.mean(budgets)), 3) if budgets else None
     found["extraction_failures"] = _over_tasks(boot, lambda t: 1 - boot.mean(name, budget, t, "extracted", t))
     found["tasks"] = {t: _task(boot, name, budget, t) for t in results.tasks}
     return found

@@ -18,7 +18,8 @@ from semalign.report.words import Headline, listing, number, percent, seconds
 
 Figures = Mapping[str, Any]
 SHARES = (("accuracy_gap_closed", "Accuracy gap closed"), ("kl_gap_closed", "KL gap closed"))
-BUDGETS = ("at equal rows", "at equal time")
+UNEVEN = 0.15
+"""Share of the budget by which a training at equal time may miss it before the page says so."""
 
 
 def write_page(figures: Figures, path: Path, config_text: str, *, version: str, started: str) -> None:
@@ -109,6 +110,17 @@ def _notes(figures: Figures) -> list[str]:
             lines.append(
                 f"At {name}, better than the default: {listing(better) or 'none'}; not told apart from it: {listing(level) or 'none'}."
             )
+    timed = [(m["method"], m["equal_time"]) for m in figures["methods"] if m["equal_time"]]
+    off = [
+        n
+        for n, e in timed
+        if e["budget_seconds"] and abs(e["wall_seconds"] / e["budget_seconds"] - 1) > UNEVEN
+    ]
+    if off:
+        lines.append(
+            f"At equal time, {listing(off)} took over {percent(UNEVEN)} more or less than planned: "
+            "the machine was not evenly busy, so read that column with care."
+        )
     control = figures["controls"][WRONG_TASK]
     if control["accuracy_gap_closed"] is not None:
         lines.append(

@@ -44,6 +44,7 @@ def run_jobs(
     Raises:
         SemAlignError: a worker died.
     """
+    assert all({*job.needs, *job.after} <= set(jobs) for job in jobs.values())
     context = multiprocessing.get_context("spawn")
     # Workers read from the far end of a pipe and end when it closes: when we say so, and when we die.
     watched, lifeline = context.Pipe(duplex=False)

@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
 from semalign.cache import read_json, write_atomic, write_json
-from semalign.comparison.cells import CellJob, key_of, make_random_teacher, prepare, run_cell
+from semalign.comparison.cells import CellJob, items_of, key_of, make_random_teacher, prepare, run_cell
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
 from semalign.config import ModelConfig, to_dict
@@ -21,7 +22,6 @@ from semalign.folder import RunFolder, fingerprint, hash_of, is_done
 from semalign.loading import identity
 from semalign.progress import bar
 from semalign.run import environment
-from semalign.steps.evaluate import task_rows
 from semalign.steps.inputs import split_rows
 
 Line = dict[str, Any]
@@ -99,7 +99,7 @@ def _name(source: Source) -> str:
     return f"{source.task}/{source.run.root.name}"
 
 
-def _of(folder: Any) -> str:
+def _of(folder: Path) -> str:
     """Name of the cell in a folder."""
     return "/".join(folder.parts[-3:])
 
@@ -156,8 +156,7 @@ class _Fingerprints:
         self.measured = {
             task: {
                 "rows": self.rows(config.data),
-                "items": config.evaluation.tasks
-                and hash_of([r for r in task_rows(config) if r["task"] == task]),
+                "items": config.evaluation.tasks and hash_of(items_of(config, task)),
                 "max_new_tokens": config.evaluation.max_new_tokens,
             }
             for task, config in references.items()
