@@ -14,7 +14,7 @@ from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
-from semalign.report.words import Headline, listing, number, percent, seconds
+from semalign.report.words import NBSP, Headline, listing, number, percent, seconds
 
 Figures = Mapping[str, Any]
 SHARES = (("accuracy_gap_closed", "Accuracy gap closed"), ("kl_gap_closed", "KL gap closed"))
@@ -67,10 +67,14 @@ def _measured(figures: Figures) -> str:
 
 
 def shown(figure: Figures, key: str, write: Callable[[float | None], str] = percent) -> str:
-    """58% [52%, 63%]."""
+    """58% [52, 63]; the ends are in the value's unit."""
     ends = figure.get(f"{key}_interval")
     value = write(figure.get(key))
-    return f"{value} [{write(ends[0])}, {write(ends[1])}]" if ends else value
+    return f"{value} [{_bare(write(ends[0]))},{NBSP}{_bare(write(ends[1]))}]" if ends else value
+
+
+def _bare(value: str) -> str:
+    return value.removesuffix("%").removeprefix("+")
 
 
 def _headline(figures: Figures) -> Headline:
