@@ -5,7 +5,6 @@ What a piece leaves is one file, written whole: a killed comparison goes on with
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from semalign.cache import read_json
 from semalign.comparison.plan import TEACHER, Cell, Source
 from semalign.config import ModelConfig, TransferConfig
 from semalign.errors import ConfigError, DataError
-from semalign.folder import is_done, save_result
+from semalign.folder import free_memory, is_done, save_result
 from semalign.loading import load, load_config, load_tokenizer
 from semalign.models import Decoder, share_vocabulary
 from semalign.recipe import Recipe
@@ -104,7 +103,7 @@ def run_cell(job: CellJob) -> None:
     save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found})
     for part in ("student", "adapter"):
         shutil.rmtree(job.folder / part, ignore_errors=True)
-    gc.collect()
+    free_memory()
 
 
 def key_of(cell: Cell) -> Line:
