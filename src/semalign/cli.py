@@ -141,7 +141,7 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         labels = [m.strip() for m in options.methods.split(",") if m.strip()] if options.methods else None
         figures = compare(Path(options.file), labels, given, console)
         if not options.json:
-            from semalign.comparison.page import table
+            from semalign.comparison.table import table
 
             Console().print(table(figures))
             Console().print(f"page: {figures['output_dir']}/page.html", soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from statistics import mean
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from semalign.comparison.figures import figures
-from semalign.comparison.page import table, view
+from semalign.comparison.page import view
+from semalign.comparison.table import table
 from semalign.report.build import render
 
 TASKS = ("letters", "sums")
@@ -210,8 +212,6 @@ def test_the_page_shows_every_method_and_loads_nothing() -> None:
 
 
 def test_thousands_of_draws_take_seconds() -> None:
-    import time
-
-    start = time.perf_counter()
+    start = time.process_time()
     figures(lines_of(seeds=5, items=150, rows=150), draws=4000)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 15

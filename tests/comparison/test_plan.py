@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from semalign.comparison.plan import Comparison, nested, read_comparison
+from semalign.comparison.overrides import nested
+from semalign.comparison.plan import Comparison, read_comparison
 from semalign.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "compare-embedded.yaml"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,7 +51,7 @@ class CellJob:
     retention_items: int | None = None
     same: Sequence[Path] = ()
     """Of a cell at equal time: folders of the same method's and task's cells at equal rows."""
-    defaults: Sequence[Path] = field(default=())
+    defaults: Sequence[Path] = ()
     """And of the default's."""
 
 

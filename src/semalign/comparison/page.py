@@ -1,4 +1,4 @@
-"""Figures -> page.html, in the look of a run's report; and the table of the command line."""
+"""Figures -> page.html, in the look of a run's report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from rich.table import Table as RichTable
 
 from semalign.cache import write_atomic
 from semalign.comparison.plan import WRONG_TASK
@@ -84,14 +83,15 @@ def _headline(figures: Figures) -> Headline:
     if default[key] is None:
         return Headline(f"The default, {default['method']}, has no figure", "", ": see what failed.")
     others = [m for m in figures["methods"] if not m["default"] and m[key] is not None]
-    rest = f" of the {gap} gap, averaged over {len(figures['tasks'])} tasks and {_runs(default)}"
+    rest = f" of the {gap} gap, averaged over {len(figures['tasks'])} tasks and {runs_of(default)}"
     if others:
         best = max(others, key=lambda m: m[key])
         rest += f"; the best of {len(others)} others at equal rows, {best['method']}, {percent(best[key])}"
     return Headline(f"{default['method']} closes ", percent(default[key]), f"{rest}.")
 
 
-def _runs(method: Figures) -> str:
+def runs_of(method: Figures) -> str:
+    """3 seeds."""
     return f"{method['seeds']} seed{'s' * (method['seeds'] != 1)}"
 
 
@@ -167,7 +167,7 @@ def _kind(method: Figures) -> str:
 def _tiles(figures: Figures) -> list[Tile]:
     default = next(m for m in figures["methods"] if m["default"])
     tiles = [
-        Tile("Methods", str(len(figures["methods"])), f"{len(figures['tasks'])} tasks, {_runs(default)}"),
+        Tile("Methods", str(len(figures["methods"])), f"{len(figures['tasks'])} tasks, {runs_of(default)}"),
         Tile("Accuracy gap closed", percent(default["accuracy_gap_closed"]), f"default, {default['method']}"),
         Tile("KL gap closed", percent(default["kl_gap_closed"]), f"default, {default['method']}"),
         Tile("Retention", points(default["retention"]), "points, tasks not trained on"),
@@ -289,21 +289,3 @@ def _failed_section(figures: Figures) -> Section:
     ]
     rows = [Row(" ".join(n), [Cell(f["error"])]) for n, f in zip(names, figures["failed"], strict=True)]
     return Section("failed", "Cells that failed", blocks=[Table("Cells that failed", ["Cell", "Why"], rows)])
-
-
-def table(figures: Figures) -> RichTable:
-    """The table of the command line."""
-    tasks = ", ".join(figures["tasks"])
-    default = next(m for m in figures["methods"] if m["default"])
-    found = RichTable(title=f"{tasks}; {_runs(default)}; 95% intervals", title_justify="left")
-    for column in ("method", "accuracy gap", "KL gap", "equal time: accuracy", "KL", "retention", "seconds"):
-        found.add_column(column, justify="left" if column == "method" else "right")
-    for m in ranked(figures):
-        timed = m["equal_time"] or {}
-        texts = [*(shown(m, k) for k, _ in SHARES), *(shown(timed, k) for k, _ in SHARES)]
-        texts += [shown(m, "retention", points), number(m["wall_seconds"], 1)]
-        found.add_row(m["method"] + " (default)" * m["default"], *texts, style="bold" if m["default"] else "")
-    control = figures["controls"][WRONG_TASK]
-    if control["accuracy_gap_closed"] is not None:
-        found.add_row("control: wrong task", shown(control, "accuracy_gap_closed"), *["–"] * 5)
-    return found
