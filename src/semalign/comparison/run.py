@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,8 +229,3 @@ def environment_of(comparison: Comparison) -> dict[str, Any]:
 def _short(model: ModelConfig) -> str:
     name = model.model_name_or_path
     return name.rsplit("/", 1)[-1] if name.startswith(("/", ".", "~")) else name
-
-
-def read_results(lines: Iterable[str]) -> list[Line]:
-    """The lines of a results.jsonl."""
-    return [json.loads(line) for line in lines if line.strip()]
