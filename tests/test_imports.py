@@ -39,6 +39,7 @@ ORDER = (
     "steps",
     "report",
     "run",
+    "comparison",
     "parsing",
     "cli",
     "__main__",

@@ -7,7 +7,6 @@ help, and a YAML file and dotted overrides go through the same checks.
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,11 +33,12 @@ STEP_HELP = {
     "report": "make the page from the files of a run folder",
 }
 CONFIG_COMMANDS = ("transfer", "check", *(step for step in STEP_HELP if step != "report"))
-RESUMABLE = ("demo", *(command for command in CONFIG_COMMANDS if command != "check"))
+RESUMABLE = ("demo", "compare", *(command for command in CONFIG_COMMANDS if command != "check"))
 HELP = {
     "transfer": "all steps, with resume",
     "check": "look before anything expensive",
     **STEP_HELP,
+    "compare": "methods x tasks x seeds on one pair, with intervals",
     "demo": "transfer between the embedded pair, with baselines",
     "data": "check a file of rows: form, lengths, masks, duplicates, overlap",
     "push": "list what would go to the hub, and upload it with --yes",
@@ -55,6 +55,7 @@ def parser() -> Root:
     commands = root.add_subcommands(dest="command")
     own = {
         "report": _report_parser,
+        "compare": _compare_parser,
         "demo": _demo_parser,
         "data": lambda: Parser(usage="semalign data check FILE [OPTIONS]"),
         "push": _push_parser,
@@ -89,6 +90,19 @@ def _demo_parser() -> Parser:
     sub = _common("demo [--output_dir DIR] [--seed N]")
     sub.add_argument("--output_dir", type=str, default="runs/demo", help="the run folder")
     sub.add_argument("--seed", type=int, default=0, help="seed of row order and initialisation")
+    return sub
+
+
+def _compare_parser() -> Parser:
+    sub = _common("compare FILE [OPTIONS]")
+    sub.description = "Train and measure every method of a YAML file on every task with every seed; a killed run goes on where it was."
+    sub.add_argument("file", type=str, help="YAML file of a comparison, see examples/compare-embedded.yaml")
+    sub.add_argument("--seeds", type=int, help="trainings per method and task, in place of the file's")
+    sub.add_argument(
+        "--methods", type=str, help="labels to run, with commas between; the default always runs"
+    )
+    sub.add_argument("--workers", type=int, help="processes, in place of the file's")
+    sub.add_argument("--output_dir", type=str, help="folder, in place of the file's")
     return sub
 
 
@@ -143,13 +157,15 @@ def _main(arguments: list[str]) -> int:
     if command in CONFIG_COMMANDS and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = [command, "--config", *arguments[1:]]
     parsed = parser().parse_args(arguments)
+    from semalign.progress import quieten
+
     options = parsed[parsed.command]
     if "action" in options:
         options = options[options.action]
     if options.quiet and options.verbose:
         raise UsageError("expected --quiet or --verbose, got both; leave one out.")
     console = Console(stderr=True, quiet=options.quiet)
-    _quieten(options.quiet, options.verbose)
+    quieten(options.quiet, options.verbose)
     result = _run(parsed.command, options, console)
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
@@ -173,20 +189,6 @@ def _fail(error: BaseException, code: int, as_json: bool) -> int:
     return code
 
 
-def _quieten(quiet: bool, verbose: bool) -> None:
-    from transformers.utils import logging as hf_logging
-
-    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
-    if verbose:
-        hf_logging.set_verbosity_info()
-        return
-    for name in ("httpx", "accelerate", "torch", "datasets", "transformers"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    hf_logging.set_verbosity_error()
-    # Loading and saving have bars of their own that would drown ours.
-    hf_logging.disable_progress_bar()
-
-
 def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
     if command == "report":
         from semalign.report import build_report
@@ -194,6 +196,8 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         page = build_report(Path(options.run))
         console.print(f"report: {page}")
         return {"report": str(page)}
+    if command == "compare":
+        return _compare(options, console)
     if command == "push":
         return _push(options)
     if command == "completion":
@@ -222,6 +226,20 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         k: metrics[k]
         for k in ("accuracy_gap_closed", "kl_gap_closed", "wall_seconds", "peak_rss_bytes", "baselines")
     }
+
+
+def _compare(options: Any, console: Console) -> dict[str, Any]:
+    from semalign.comparison import compare
+
+    given = {k: options[k] for k in ("seeds", "workers", "output_dir") if options[k] is not None}
+    labels = [m.strip() for m in options.methods.split(",") if m.strip()] if options.methods else None
+    figures = compare(Path(options.file), labels, given, console)
+    if not options.json:
+        from semalign.comparison.table import table
+
+        Console().print(table(figures))
+        Console().print(f"page: {figures['output_dir']}/page.html", soft_wrap=True)
+    return figures
 
 
 def _push(options: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -42,10 +43,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+@cache
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TransferConfig)
+    return parser
+
+
 def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
     """A TransferConfig from nested plain values."""
-    built = jsonargparse.ArgumentParser(exit_on_error=False)
-    built.add_class_arguments(TransferConfig)
+    built = _parser()
     try:
         config = TransferConfig(**vars(built.instantiate(built.parse_object(dict(values)))))
     except jsonargparse.ArgumentError as error:

@@ -1,4 +1,4 @@
-"""Progress bars: tqdm's, silent when the package's logger is."""
+"""Progress bars and logs: tqdm's bars, silent when the package's logger is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,26 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
+from transformers.utils import logging as hf_logging
 
 
-def bar(total: int, label: str) -> Any:
-    """A bar over `total` rows or batches."""
+def quieten(quiet: bool, verbose: bool = False) -> None:
+    """Other libraries' logs and bars off unless verbose; our own too when quiet."""
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
+    if verbose:
+        hf_logging.set_verbosity_info()
+        return
+    for name in ("httpx", "accelerate", "torch", "datasets", "transformers"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    hf_logging.set_verbosity_error()
+    # Loading and saving have bars of their own that would drown ours.
+    hf_logging.disable_progress_bar()
+
+
+def bar(total: int, label: str, unit: str = "row") -> Any:
+    """A bar over `total` rows, or of another unit."""
     is_quiet = not logging.getLogger("semalign").isEnabledFor(logging.INFO)
-    return tqdm(total=total, desc=label, disable=is_quiet, leave=not is_quiet, unit="row")
+    return tqdm(total=total, desc=label, disable=is_quiet, leave=not is_quiet, unit=unit)
 
 
 class LossProgress(ProgressCallback):

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from semalign.embedded import arithmetic, function_kinds, functions, world
@@ -53,8 +54,13 @@ def split_rows(split: Split, seed: int) -> list[dict[str, Any]]:
             "id": f"{split}-{task}-{seed}-{n:04d}",
             "task": task,
             "messages": messages(item),
-            "check": item.check,
+            "check": dict(item.check),
         }
-        for task, count in _COUNTS[split].items()
-        for n, item in enumerate(items(task, split, count, seed))
+        for task, drawn in _drawn(split, seed).items()
+        for n, item in enumerate(drawn)
     ]
+
+
+@cache
+def _drawn(split: Split, seed: int) -> dict[Task, list[Item]]:
+    return {task: items(task, split, count, seed) for task, count in _COUNTS[split].items()}

@@ -157,6 +157,8 @@ class Report:
     gaps: Panels | None
     tiles: Sequence[Tile]
     sections: Sequence[Section]
+    kind: str = "transfer report"
+    """What the page calls itself."""
 
 
 @dataclass(frozen=True)

@@ -185,14 +185,17 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     if changed := stores.student.stale_fields():
         logger.warning("cached activations are stale (%s); they are computed again", "; ".join(changed[:3]))
     result: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     with measured(result):
-        head, norm = _student_pass(config, run, inputs, stores)
+        with measured(own):
+            head, norm = _student_pass(config, run, inputs, stores)
         free_memory()
         _teacher_pass(config, run, inputs, stores, (head, norm))
         free_memory()
         alignment = _alignment(stores, inputs)
         shutil.rmtree(run.targets / "raw", ignore_errors=True)
     result |= {
+        "student_seconds": own["seconds"],
         "bytes": stores.bytes,
         "samples": len(inputs.train),
         "tokens": sum(len(s.input_ids) for s in inputs.train),

@@ -1,0 +1,244 @@
+"""One piece of a comparison at a time, each in a worker process: prepare a source, train and measure a cell.
+
+What a piece leaves is one file, written whole: a killed comparison goes on with the pieces that have none.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from semalign.cache import read_json
+from semalign.comparison.plan import TEACHER, Cell, Source
+from semalign.config import ModelConfig, TransferConfig
+from semalign.errors import ConfigError, DataError
+from semalign.folder import free_memory, is_done, save_result
+from semalign.loading import load, load_config, load_tokenizer
+from semalign.models import Decoder, share_vocabulary
+from semalign.recipe import Recipe
+from semalign.steps.attribute import attribute
+from semalign.steps.cache import cache
+from semalign.steps.evaluate import answer_items, heldout_batches, task_rows
+from semalign.steps.generate import generate
+from semalign.steps.inputs import Inputs, load_inputs
+from semalign.steps.pair import pair, read_plan
+from semalign.steps.train import train_student
+
+Line = dict[str, Any]
+_inputs: dict[str, Inputs] = {}
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """All that a worker needs to know of a cell."""
+
+    cell: Cell
+    folder: Path
+    config: TransferConfig
+    """With the cell's seed."""
+    references: Mapping[str, Source]
+    """Task -> source that all students are measured with."""
+    fingerprint: Mapping[str, Any]
+    source: Source | None = None
+    """None for models that are measured as they are."""
+    recipe: Recipe | None = None
+    retention_items: int | None = None
+    same: Sequence[Path] = ()
+    """Of a cell at equal time: folders of the same method's and task's cells at equal rows."""
+    defaults: Sequence[Path] = ()
+    """And of the default's."""
+
+
+def make_random_teacher(teacher: ModelConfig, target: Path) -> None:
+    """A teacher of the same sizes with fresh weights, as its architecture initialises them; always the same ones."""
+    from transformers import AutoModelForCausalLM
+
+    if (target / "config.json").exists():
+        return
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(load_config(teacher), dtype=torch.float32)
+    part = target.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    load_tokenizer(teacher).save_pretrained(part)
+    part.rename(target)
+
+
+def prepare(source: Source) -> None:
+    """Rows, scores, plan and cache of a source; what is there is kept."""
+    config, run = source.config, source.run
+    with run.lock():
+        generate(config, run)
+        inputs = inputs_of(source)
+        for step in (attribute, pair, cache):
+            step(config, run, inputs)
+
+
+def inputs_of(source: Source) -> Inputs:
+    """The source's tokenised rows, kept for the next cell of this worker."""
+    key = source.config.output_dir
+    if key not in _inputs:
+        _inputs[key] = load_inputs(source.config, source.run.rows)
+    return _inputs[key]
+
+
+def run_cell(job: CellJob) -> None:
+    """Train, measure, write cell.json, and delete the student's weights."""
+    path = job.folder / "cell.json"
+    if is_done(path, job.fingerprint):
+        return
+    cell, about = job.cell, Line()
+    model = job.config.teacher if cell.method == TEACHER else job.config.student
+    if job.source is not None:
+        assert job.recipe is not None
+        about = train(job, job.source, job.recipe)
+        model = ModelConfig(str(job.folder / "student"), dtype=job.config.student.dtype)
+    found = measure(load(model), job)
+    save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found})
+    for part in ("student", "adapter"):
+        shutil.rmtree(job.folder / part, ignore_errors=True)
+    free_memory()
+
+
+def key_of(cell: Cell) -> Line:
+    """What names a cell in results.jsonl."""
+    trained = {"trained": cell.task, "seed": cell.seed, "budget": cell.budget} if cell.task else {}
+    return {"method": cell.method} | trained
+
+
+def train(job: CellJob, source: Source, recipe: Recipe) -> Line:
+    """Train the cell's student; its costs."""
+    # The source's baselines decide what its cache holds; the cell decides how it is trained.
+    config = replace(source.config, train=job.config.train, seed=job.config.seed)
+    before = preparation_seconds(source, recipe)
+    budget = None
+    if job.cell.budget == "time":
+        budget = median(line["wall_seconds"] for line in _lines(job.defaults))
+        steps = steps_within(budget, before, _lines(job.same), recipe.name)
+        config = replace(config, train=replace(config.train, max_steps=steps))
+    train_student(config, source.run, inputs_of(source), recipe, job.folder)
+    result = read_json(job.folder / "train.json", "compare")
+    kept = ("steps", "train_seconds", "seconds", "peak_rss_bytes", "trained_parameters", "loss")
+    return {
+        **{name: result[name] for name in kept},
+        "rows": len(inputs_of(source).train),
+        "preparation_seconds": round(before, 3),
+        "wall_seconds": round(before + result["seconds"], 3),
+        "budget_seconds": budget,
+    }
+
+
+def preparation_seconds(source: Source, recipe: Recipe) -> float:
+    """Seconds of the source's preparation that a recipe needs.
+
+    The teacher's answers are paid by all that train on them; attribution and the cache by recipes that read the teacher
+    (the shared cache in full, though other recipes' signals are in it); the student's pass alone by those that read
+    nothing but its prefix. Attribution is also paid where it chose the layers.
+    """
+    run, config = source.run, source.config
+    stored = read_json(run.manifest, "cache")
+    reads_teacher = recipe.needs_topk or recipe.needs_targets or recipe.needs_teacher_head
+    seconds = read_json(run.generated, "generate")["seconds"] if config.data.is_generated else 0.0
+    if reads_teacher or config.pairing.selection == "attribution":
+        seconds += read_json(run.scores, "attribute")["seconds"]
+    if reads_teacher:
+        return seconds + stored["seconds"]
+    reads_prefix = config.train.cache_prefix and recipe.trained == "pairs" and read_plan(run).cut > 0
+    return seconds + (stored["student_seconds"] if reads_prefix else 0.0)
+
+
+def steps_within(budget: float, preparation: float, same: Sequence[Line], label: str) -> int:
+    """Optimiser steps that fit: (budget - preparation - loading and saving) / seconds per step, medians over `same`.
+
+    Raises:
+        ConfigError: not even one fits.
+    """
+    fixed = median(line["seconds"] - line["train_seconds"] for line in same)
+    a_step = median(line["train_seconds"] / line["steps"] for line in same)
+    steps = int((budget - preparation - fixed) / a_step)
+    if steps < 1:
+        raise ConfigError(
+            f"equal_time: {label} needs {preparation + fixed:.1f} s before its first step, the default takes {budget:.1f} s in all; "
+            "take it off the list."
+        )
+    return steps
+
+
+def _lines(folders: Sequence[Path]) -> list[Line]:
+    """Costs of the cells that are done."""
+    lines = [read_json(f / "cell.json", "compare")["cell"] for f in folders if (f / "cell.json").exists()]
+    if not lines:
+        raise ConfigError(
+            "equal_time: no cell at equal rows is done, so its time is not known; see why it failed."
+        )
+    return lines
+
+
+def measure(decoder: Decoder, job: CellJob) -> dict[str, list[Line]]:
+    """Verdicts on items of every task, and closeness on held-out rows of the trained task (of all, where none was trained)."""
+    items: list[Line] = []
+    rows: list[Line] = []
+    for task, reference in job.references.items():
+        is_own = job.cell.task in ("", task)
+        items += verdicts(decoder, reference.config, task, None if is_own else job.retention_items)
+        if is_own:
+            rows += closeness(decoder, reference, task)
+    return {"items": items, "rows": rows}
+
+
+def verdicts(decoder: Decoder, config: TransferConfig, task: str, limit: int | None) -> list[Line]:
+    """One line per item of a task, the first `limit` alone."""
+    options = config.evaluation
+    if options.tasks is None:
+        return []
+    limits = [n for n in (options.max_items, limit) if n is not None]
+    config = replace(config, evaluation=replace(options, max_items=min(limits, default=None)))
+    names = [row.get("id", n) for n, row in enumerate(items_of(config, task))]
+    return [
+        {
+            "measured": task,
+            "item": name,
+            "correct": int(answer["correct"]),
+            "extracted": int(answer["extracted"]),
+        }
+        for name, answer in zip(names, answer_items(decoder, config, task), strict=True)
+    ]
+
+
+def items_of(config: TransferConfig, task: str) -> list[Line]:
+    """Items of one task.
+
+    Raises:
+        DataError: there are none.
+    """
+    rows = [row for row in task_rows(config) if row["task"] == task]
+    if not rows:
+        raise DataError(
+            f"tasks.{task}: {config.evaluation.tasks} has no items of task {task!r}; give the task the name that its items carry."
+        )
+    return rows
+
+
+def closeness(decoder: Decoder, reference: Source, task: str) -> list[Line]:
+    """One line per held-out row: its supervised tokens and their mean KL, top-1 agreement and NLL."""
+    inputs = inputs_of(reference)
+    if not inputs.heldout:
+        return []
+    share_vocabulary(inputs.vocabulary, decoder)
+    lines: dict[int, Line] = {}
+    for batch, _, figures, _ in heldout_batches(decoder, reference.config, reference.run, inputs, task):
+        counts = [inputs.heldout[n].supervised for n in batch]
+        means = {
+            name: [float(part.double().mean()) for part in figures[key].split(counts)]
+            for name, key in (("kl", "kl"), ("top1", "top1"), ("nll", "nll_student"))
+        }
+        for at, number in enumerate(batch):
+            values = {name: round(parts[at], 6) for name, parts in means.items()}
+            lines[number] = {"measured": task, "row": number, "tokens": counts[at], **values}
+    return [lines[n] for n in sorted(lines)]

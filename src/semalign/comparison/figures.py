@@ -1,0 +1,185 @@
+"""Figures of a comparison from the lines of results.jsonl alone, with 95% bootstrap intervals.
+
+Shares of the teacher-student gap, averaged over tasks t:
+    accuracy: (a_m - a_untouched) / (a_teacher - a_untouched), over tasks where the teacher is ahead;
+    KL:       1 - kl_m / kl_untouched, kl averaged over the supervised tokens of the held-out rows.
+
+Intervals come from a hierarchical paired bootstrap: in each draw the items (and held-out rows) of every task are drawn
+anew, the same ones for all methods, and the seeds of every method are drawn anew, the same ones for all its tasks; the
+tasks are fixed. A draw is a set of weights, and weights of one make the figure itself, which is draw 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from semalign.comparison.bootstrap import Array, Bootstrap, Line, Results
+from semalign.comparison.plan import TEACHER, UNTOUCHED, WRONG_TASK
+
+DRAWS = 4000
+
+
+def figures(lines: Iterable[Line], *, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
+    """Everything that is reported; see the module.
+
+    Returns: `methods`, one entry each (accuracy_gap_closed, kl_gap_closed, retention, their `_interval`s and
+    `_minus_default`s, wall_seconds, extraction_failures, tasks, and the same under equal_time), `controls`, `models`,
+    `failed` and the comparison's own fields. A figure that was not measured is None.
+    """
+    results = Results(lines)
+    boot = Bootstrap(results, draws, seed)
+    reference = _shares(boot, results.default, "rows")
+    methods = [_method(boot, name, reference) for name in results.head["methods"]]
+    return {
+        **{k: results.head[k] for k in ("teacher", "student", "default", "tasks", "seeds")},
+        "methods": methods,
+        "controls": {WRONG_TASK: wrong_task(boot)},
+        "models": {m: _model(boot, m) for m in (UNTOUCHED, TEACHER)},
+        "failed": [{k: v for k, v in line.items() if k != "kind"} for line in results.failed],
+    }
+
+
+def _method(boot: Bootstrap, name: str, reference: Mapping[str, Array]) -> dict[str, Any]:
+    results = boot.results
+    is_default = name == results.default
+    entry = {"method": name, "default": is_default, **_outcome(boot, name, "rows", reference)}
+    if name in results.head["equal_time"] or is_default:
+        entry["equal_time"] = _outcome(boot, name, "rows" if is_default else "time", reference)
+    else:
+        entry["equal_time"] = None
+    return entry
+
+
+def _outcome(boot: Bootstrap, name: str, budget: str, reference: Mapping[str, Array]) -> dict[str, Any]:
+    """Figures of a method at one budget."""
+    results = boot.results
+    seeds = results.seeds(name, budget)
+    found: dict[str, Any] = {"seeds": len(seeds)}
+    for key, values in _shares(boot, name, budget).items():
+        found[key] = point(values)
+        found[f"{key}_interval"] = interval(values)
+        found[f"{key}_minus_default"] = point(values - reference[key])
+        found[f"{key}_minus_default_interval"] = interval(values - reference[key])
+    cells = [results.cells[name, budget, t, s] for t in results.tasks for s in seeds]
+    for key, kind in (
+        ("wall_seconds", np.mean),
+        ("train_seconds", np.mean),
+        ("steps", np.mean),
+        ("peak_rss_bytes", np.max),
+    ):
+        found[key] = round(float(kind([c[key] for c in cells])), 3) if cells else None
+    budgets = [c["budget_seconds"] for c in cells if c["budget_seconds"] is not None]
+    found["budget_seconds"] = round(float(np.mean(budgets)), 3) if budgets else None
+    found["extraction_failures"] = _over_tasks(boot, lambda t: 1 - boot.mean(name, budget, t, "extracted", t))
+    found["tasks"] = {t: _task(boot, name, budget, t) for t in results.tasks}
+    return found
+
+
+def _shares(boot: Bootstrap, name: str, budget: str) -> dict[str, Array]:
+    """Draws of the headline figures."""
+    tasks = boot.results.tasks
+    return {
+        "accuracy_gap_closed": _average([accuracy_share(boot, name, budget, t, t) for t in tasks]),
+        "kl_gap_closed": _average([kl_share(boot, name, budget, t) for t in tasks]),
+        "retention": retention(boot, name, budget),
+    }
+
+
+def accuracy_share(
+    boot: Bootstrap, name: str, budget: str, trained: str, measured: str, subset: Array | None = None
+) -> Array | None:
+    """Draws of the share of a task's accuracy gap; None where the teacher is not ahead."""
+    before, teacher = (
+        boot.mean(m, None, None, "correct", measured, subset=subset) for m in (UNTOUCHED, TEACHER)
+    )
+    if not teacher[0] > before[0]:
+        return None
+    after = boot.mean(name, budget, trained, "correct", measured, subset=subset)
+    gap = np.where(teacher > before, teacher - before, np.nan)  # a draw without a gap has no share of it
+    return (after - before) / gap
+
+
+def kl_share(boot: Bootstrap, name: str, budget: str, task: str) -> Array | None:
+    """Draws of the share of a task's KL gap; None without held-out rows."""
+    before = boot.mean(UNTOUCHED, None, None, "kl", task)
+    if not before[0] > 0:
+        return None
+    return 1 - boot.mean(name, budget, task, "kl", task) / before
+
+
+def retention(boot: Bootstrap, name: str, budget: str) -> Array:
+    """Draws of the change of accuracy, in points, on items of the tasks a student was not trained on."""
+    changes: list[Array | None] = []
+    for trained, measured in _other_tasks(boot):
+        subset = boot.answered(name, budget, trained, measured)
+        after = boot.mean(name, budget, trained, "correct", measured, subset=subset)
+        changes.append(100 * (after - boot.mean(UNTOUCHED, None, None, "correct", measured, subset=subset)))
+    return _average(changes)
+
+
+def wrong_task(boot: Bootstrap) -> dict[str, Any]:
+    """A control: the default's students trained on another task, on the items that they answered."""
+    default, shares = boot.results.default, list[Array | None]()
+    for trained, measured in _other_tasks(boot):
+        subset = boot.answered(default, "rows", trained, measured)
+        shares.append(accuracy_share(boot, default, "rows", trained, measured, subset))
+    values = _average(shares)
+    return {"accuracy_gap_closed": point(values), "accuracy_gap_closed_interval": interval(values)}
+
+
+def _other_tasks(boot: Bootstrap) -> list[tuple[str, str]]:
+    tasks = [t for t in boot.results.tasks if boot.results.names("item", t)]
+    return [
+        (trained, measured) for trained in boot.results.tasks for measured in tasks if trained != measured
+    ]
+
+
+def _task(boot: Bootstrap, name: str, budget: str, task: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {k: point(boot.mean(name, budget, task, k, task)) for k in ("kl", "top1", "nll")}
+    accuracy = boot.mean(name, budget, task, "correct", task)
+    entry |= {"accuracy": point(accuracy), "accuracy_interval": interval(accuracy)}
+    shares = {
+        "accuracy_gap_closed": accuracy_share(boot, name, budget, task, task),
+        "kl_gap_closed": kl_share(boot, name, budget, task),
+    }
+    for key, values in shares.items():
+        entry[key] = None if values is None else point(values)
+        entry[f"{key}_interval"] = None if values is None else interval(values)
+    return entry
+
+
+def _model(boot: Bootstrap, name: str) -> dict[str, Any]:
+    """Untouched student or teacher."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for t in boot.results.tasks:
+        values = {k: boot.mean(name, None, None, k, t) for k in ("correct", "kl", "top1", "nll")}
+        tasks[t] = {("accuracy" if k == "correct" else k): point(v) for k, v in values.items()}
+        tasks[t]["accuracy_interval"] = interval(values["correct"])
+    failures = _over_tasks(boot, lambda t: 1 - boot.mean(name, None, None, "extracted", t))
+    return {"extraction_failures": failures, "tasks": tasks}
+
+
+def _over_tasks(boot: Bootstrap, figure: Callable[[str], Array]) -> float | None:
+    tasks = [t for t in boot.results.tasks if boot.results.names("item", t)]
+    return point(_average([figure(t) for t in tasks]))
+
+
+def _average(parts: Sequence[Array | None]) -> Array:
+    known = [p for p in parts if p is not None]
+    return np.mean(known, axis=0) if known else np.full(1, np.nan)
+
+
+def point(values: Array) -> float | None:
+    """The figure itself: draw 0."""
+    return None if np.isnan(values[0]) else round(float(values[0]), 6)
+
+
+def interval(values: Array) -> list[float] | None:
+    """The 2.5% and 97.5% points of the draws."""
+    drawn = values[1:][~np.isnan(values[1:])]
+    if not len(drawn) or np.isnan(values[0]):
+        return None
+    return [round(float(q), 6) for q in np.quantile(drawn, (0.025, 0.975))]

@@ -1,0 +1,291 @@
+"""Figures -> page.html, in the look of a run's report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from semalign.cache import write_atomic
+from semalign.comparison.plan import WRONG_TASK
+from semalign.comparison.plots import Mark, Point, scatter, share_rows
+from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
+from semalign.report.build import render
+from semalign.report.words import NBSP, Headline, listing, number, percent, seconds
+
+Figures = Mapping[str, Any]
+SHARES = (("accuracy_gap_closed", "Accuracy gap closed"), ("kl_gap_closed", "KL gap closed"))
+UNEVEN = 0.15
+"""Share of the budget by which a training at equal time may miss it before the page says so."""
+
+
+def write_page(figures: Figures, path: Path, config_text: str, *, version: str, started: str) -> None:
+    """One file that loads nothing from elsewhere."""
+    page = render(view(figures, path.parent.resolve().name, config_text, version=version, started=started))
+    write_atomic(path, page.encode("utf-8", errors="replace"))
+
+
+def view(figures: Figures, name: str, config_text: str, *, version: str = "", started: str = "") -> Report:
+    """The view model: every number, sentence and drawing of the page."""
+    methods = ranked(figures)
+    return Report(
+        name=name,
+        teacher=figures["teacher"],
+        student=figures["student"],
+        recipe=figures["default"],
+        started=started,
+        version=version,
+        headline=_headline(figures),
+        notes=_notes(figures),
+        gaps=_gaps(methods),
+        tiles=_tiles(figures),
+        sections=[
+            _methods_section(methods, figures),
+            _time_section(methods),
+            _retention_section(methods),
+            *(_task_section(methods, figures, task) for task in figures["tasks"]),
+            _failed_section(figures),
+            Section("setup", "Setup", blocks=[Code("The comparison's config", config_text)]),
+        ],
+        kind="comparison",
+    )
+
+
+def ranked(figures: Figures) -> list[Figures]:
+    """Methods by what they closed, the best first."""
+    key = _measured(figures)
+    return sorted(figures["methods"], key=lambda m: -(m[key] if m[key] is not None else float("-inf")))
+
+
+def _measured(figures: Figures) -> str:
+    """The headline figure: accuracy where it was measured, else KL."""
+    has_accuracy = any(m["accuracy_gap_closed"] is not None for m in figures["methods"])
+    return "accuracy_gap_closed" if has_accuracy else "kl_gap_closed"
+
+
+def shown(figure: Figures, key: str, write: Callable[[float | None], str] = percent) -> str:
+    """58% [52, 63]; the ends are in the value's unit."""
+    ends = figure.get(f"{key}_interval")
+    value = write(figure.get(key))
+    return f"{value} [{_bare(write(ends[0]))},{NBSP}{_bare(write(ends[1]))}]" if ends else value
+
+
+def _bare(value: str) -> str:
+    return value.removesuffix("%").removeprefix("+")
+
+
+def _headline(figures: Figures) -> Headline:
+    key = _measured(figures)
+    gap = "accuracy" if key.startswith("accuracy") else "KL"
+    default = next(m for m in figures["methods"] if m["default"])
+    if default[key] is None:
+        return Headline(f"The default, {default['method']}, has no figure", "", ": see what failed.")
+    others = [m for m in figures["methods"] if not m["default"] and m[key] is not None]
+    rest = f" of the {gap} gap, averaged over {len(figures['tasks'])} tasks and {runs_of(default)}"
+    if others:
+        best = max(others, key=lambda m: m[key])
+        rest += f"; the best of {len(others)} others at equal rows, {best['method']}, {percent(best[key])}"
+    return Headline(f"{default['method']} closes ", percent(default[key]), f"{rest}.")
+
+
+def runs_of(method: Figures) -> str:
+    """3 seeds."""
+    return f"{method['seeds']} seed{'s' * (method['seeds'] != 1)}"
+
+
+def _notes(figures: Figures) -> list[str]:
+    key = _measured(figures)
+    lines = [
+        "Intervals: 95%, from drawing items (the same for all methods) and seeds anew; tasks are fixed. "
+        "A share below 0 means worse than the untouched student."
+    ]
+    for budget, name in (("", "equal rows"), ("equal_time", "equal time")):
+        entries = [(m["method"], m[budget] if budget else m) for m in figures["methods"] if not m["default"]]
+        compared = [
+            (n, e[f"{key}_minus_default_interval"])
+            for n, e in entries
+            if e and e[f"{key}_minus_default_interval"]
+        ]
+        better = [n for n, ends in compared if ends[0] > 0]
+        level = [n for n, ends in compared if ends[0] <= 0 <= ends[1]]
+        if compared:
+            lines.append(
+                f"At {name}, better than the default: {listing(better) or 'none'}; not told apart from it: {listing(level) or 'none'}."
+            )
+    timed = [(m["method"], m["equal_time"]) for m in figures["methods"] if m["equal_time"]]
+    off = [
+        n
+        for n, e in timed
+        if e["budget_seconds"] and abs(e["wall_seconds"] / e["budget_seconds"] - 1) > UNEVEN
+    ]
+    if off:
+        lines.append(
+            f"At equal time, {listing(off)} took over {percent(UNEVEN)} more or less than planned: "
+            "the machine was not evenly busy, so read that column with care."
+        )
+    control = figures["controls"][WRONG_TASK]
+    if control["accuracy_gap_closed"] is not None:
+        lines.append(
+            f"Wrong task (the default's students of other tasks): {shown(control, 'accuracy_gap_closed')} of the accuracy gap."
+        )
+    if figures["failed"]:
+        lines.append(f"{len(figures['failed'])} cells failed and are left out: see below.")
+    if figures["seeds"] == 1:
+        lines.append("One seed: the intervals hold no variation between trainings.")
+    return lines
+
+
+def _gaps(methods: Sequence[Figures]) -> Panels | None:
+    panels = []
+    for key, title in SHARES:
+        rows = [
+            (f"{m['method']} {n}", _marks(m, key)) for n, m in enumerate(methods, 1) if m[key] is not None
+        ]
+        if rows:
+            words = ", ".join(f"{label} {percent(marks[0].value)}" for label, marks in rows)
+            panels.append(Panel(title, Markup(share_rows(rows, f"{title}: {words}"))))
+    return Panels(panels) if panels else None
+
+
+def _marks(method: Figures, key: str) -> list[Mark]:
+    """At equal rows, then at equal time; the default has one, for it is the budget."""
+    marks = []
+    entries = [method] if method["default"] or not method["equal_time"] else [method, method["equal_time"]]
+    for entry in entries:
+        if entry[key] is not None:
+            low, high = entry[f"{key}_interval"] or (entry[key], entry[key])
+            marks.append(Mark(entry[key], low, high, _kind(method), entry is not method))
+    return marks
+
+
+def _kind(method: Figures) -> str:
+    return "c-after" if method["default"] else "c-base1"
+
+
+def _tiles(figures: Figures) -> list[Tile]:
+    default = next(m for m in figures["methods"] if m["default"])
+    tiles = [
+        Tile("Methods", str(len(figures["methods"])), f"{len(figures['tasks'])} tasks, {runs_of(default)}"),
+        Tile("Accuracy gap closed", percent(default["accuracy_gap_closed"]), f"default, {default['method']}"),
+        Tile("KL gap closed", percent(default["kl_gap_closed"]), f"default, {default['method']}"),
+        Tile("Retention", points(default["retention"]), "points, tasks not trained on"),
+        Tile("Wall time", seconds(default["wall_seconds"]), "per student, preparation included"),
+    ]
+    return tiles
+
+
+def points(value: float | None) -> str:
+    """A change in percentage points, with its sign."""
+    return ("+" if value is not None and round(value, 1) > 0 else "") + number(value, 1)
+
+
+def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
+    columns = ["Method", "Accuracy gap", "KL gap", "Equal time: accuracy", "Equal time: KL"]
+    columns += ["Retention, points", "No answer found", "Seconds"]
+    rows = []
+    for place, m in enumerate(methods, 1):
+        timed = m["equal_time"] or {}
+        texts = [*(shown(m, k) for k, _ in SHARES), *(shown(timed, k) for k, _ in SHARES)]
+        texts += [
+            shown(m, "retention", points),
+            percent(m["extraction_failures"], 1),
+            number(m["wall_seconds"], 1),
+        ]
+        rows.append(Row(f"{place} {m['method']}", [Cell(t) for t in texts], _kind(m)))
+    control = figures["controls"][WRONG_TASK]
+    rows.append(Row("control: wrong task", [Cell(shown(control, "accuracy_gap_closed")), *[Cell("–")] * 6]))
+    note = (
+        "Shares of the gap between untouched student and teacher, averaged over tasks. Equal rows: every method has its own "
+        "epochs over the same rows. Equal time: every method trains for as long as the default takes, preparation included."
+    )
+    return Section("methods", "Methods", note=note, blocks=[Table("Figures of every method", columns, rows)])
+
+
+def _legend(methods: Sequence[Figures]) -> Legend:
+    return Legend([(_kind(m), f"{n} {m['method']}") for n, m in enumerate(methods, 1)])
+
+
+def _time_section(methods: Sequence[Figures]) -> Section:
+    dots = []
+    for n, m in enumerate(methods, 1):
+        entries = [(m, "equal rows"), (m["equal_time"] if not m["default"] else None, "equal time")]
+        for entry, budget in entries:
+            if entry and entry["kl_gap_closed"] is not None:
+                words = f"{m['method']}, {budget}: {percent(entry['kl_gap_closed'])} in {seconds(entry['wall_seconds'])}"
+                y = max(-100.0, 100 * entry["kl_gap_closed"])
+                dots.append(Point(n, entry["wall_seconds"], y, words, _kind(m), budget == "equal time"))
+    if not dots:
+        return Section("time", "KL against wall time", missing="No held-out rows were measured.")
+    drawing = scatter(
+        dots, ("seconds per student", "KL gap closed, %"), "KL gap closed against wall time", log_x=True
+    )
+    note = "Further up and further left is better. Filled: equal rows; hollow: equal time. Preparation is counted."
+    return Section(
+        "time",
+        "KL against wall time",
+        note=note,
+        blocks=[Panels([Panel("", Markup(drawing))]), _legend(methods)],
+    )
+
+
+def _retention_section(methods: Sequence[Figures]) -> Section:
+    known = [
+        (n, m)
+        for n, m in enumerate(methods, 1)
+        if m["retention"] is not None and m["accuracy_gap_closed"] is not None
+    ]
+    if not known:
+        return Section(
+            "retention", "Retention against gain", missing="No items of other tasks were answered."
+        )
+    dots = [
+        Point(
+            n,
+            max(-100.0, 100 * m["accuracy_gap_closed"]),
+            m["retention"],
+            f"{m['method']}: {percent(m['accuracy_gap_closed'])} of the gap, {points(m['retention'])} points elsewhere",
+            _kind(m),
+        )
+        for n, m in known
+    ]
+    axes = ("accuracy gap closed, %", "points on other tasks")
+    drawing = scatter(dots, axes, "Retention against gain")
+    note = "Change of accuracy on the tasks a student was not trained on, against what it gained on its own."
+    return Section(
+        "retention",
+        "Retention against gain",
+        note=note,
+        blocks=[Panels([Panel("", Markup(drawing))]), _legend(methods)],
+    )
+
+
+def _task_section(methods: Sequence[Figures], figures: Figures, task: str) -> Section:
+    columns = ["Method", "Accuracy", "Gap closed", "KL", "KL gap closed", "Same next token", "NLL"]
+    rows = []
+    for name, kind in (("teacher", "c-teacher"), ("untouched", "c-before")):
+        rows.append(Row(name, _task_cells(figures["models"][name]["tasks"][task]), kind))
+    rows[1:1] = [Row(m["method"], _task_cells(m["tasks"][task]), _kind(m)) for m in methods]
+    return Section(f"task-{task}", f"Task {task}", blocks=[Table(f"Figures on {task}", columns, rows)])
+
+
+def _task_cells(entry: Figures) -> list[Cell]:
+    return [
+        Cell(shown(entry, "accuracy", lambda v: percent(v, 1))),
+        Cell(shown(entry, "accuracy_gap_closed")),
+        Cell(number(entry["kl"])),
+        Cell(shown(entry, "kl_gap_closed")),
+        Cell(percent(entry["top1"], 1)),
+        Cell(number(entry["nll"])),
+    ]
+
+
+def _failed_section(figures: Figures) -> Section:
+    if not figures["failed"]:
+        return Section("failed", "Cells that failed", missing="None.")
+    names = [
+        [str(f[k]) for k in ("method", "trained", "seed", "budget") if k in f] for f in figures["failed"]
+    ]
+    rows = [Row(" ".join(n), [Cell(f["error"])]) for n, f in zip(names, figures["failed"], strict=True)]
+    return Section("failed", "Cells that failed", blocks=[Table("Cells that failed", ["Cell", "Why"], rows)])

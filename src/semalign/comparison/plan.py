@@ -1,0 +1,250 @@
+"""From a comparison's YAML file to its sources and cells, all checked before anything runs.
+
+A *cell* is one trained student: (method, task, seed, budget). A *source* is what cells with the same rows, teacher, plan
+and cache options share: one run folder whose cache holds the union of what their recipes read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from semalign.comparison.overrides import flatten, nearest, nested
+from semalign.config import ModelConfig, TransferConfig, to_dict
+from semalign.config_file import build_config, read_yaml
+from semalign.errors import ConfigError
+from semalign.folder import RunFolder, hash_of
+from semalign.methods import named
+from semalign.recipe import Recipe
+
+Budget = Literal["rows", "time"]
+UNTOUCHED, TEACHER, WRONG_TASK = "untouched", "teacher", "wrong_task"
+RESERVED = (UNTOUCHED, TEACHER, WRONG_TASK)
+RANDOM = "random"
+# Set by the comparison, or the same for all methods, so that no method is measured otherwise than the rest.
+FIXED = ("output_dir", "recipe.name", "evaluation.baselines")
+FIXED_FOR_TASKS = (*FIXED, "teacher", "student", "seed")
+FIXED_FOR_METHODS = ("output_dir", "student", "seed", "evaluation", "data.heldout_name", "data.heldout_rows")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """A comparison: every method on every task with every seed, on one pair of models."""
+
+    output_dir: str
+    """Folder of sources, cells, results.jsonl and page.html."""
+    base: Mapping[str, Any]
+    """Fields of a run's config that all cells share; output_dir and recipe.name are not among them."""
+    methods: Mapping[str, Mapping[str, Any]]
+    """Label -> changes of the base by dotted name; without recipe.name the label is the method's name. `teacher: random`
+    takes a teacher of the same sizes with fresh weights."""
+    tasks: Mapping[str, Mapping[str, Any]]
+    """Name -> changes of the base by dotted name; items that are answered carry this name as their task."""
+    default: str
+    """Label that the others are compared with, and whose wall time is the budget at equal time."""
+    seeds: int = 5
+    """Trainings per method and task; each has its own row order and initialisation, on the same rows and cached signals."""
+    workers: int | None = None
+    """Processes; they share the cores. null: one per core, or one where there is an accelerator."""
+    equal_time: tuple[str, ...] = ()
+    """Labels that are also trained for as long as the default takes, preparation included."""
+    retention_items: int | None = None
+    """Items per task that a student answers of the tasks it was not trained on; null: all."""
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("seeds", self.seeds),
+            ("workers", self.workers),
+            ("retention_items", self.retention_items),
+        ):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"{name}: expected a positive count, got {value!r}; change it.")
+        for name in ("base", "methods", "tasks"):
+            if not isinstance(getattr(self, name), Mapping) or not getattr(self, name):
+                raise ConfigError(
+                    f"{name}: expected names with values, got {getattr(self, name)!r}; fill it in."
+                )
+        for kind, labels in (("methods", self.methods), ("tasks", self.tasks)):
+            for label in labels:
+                if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(label)) or label in RESERVED:
+                    raise ConfigError(
+                        f"{kind}: expected names of letters, digits, . _ and - other than {', '.join(RESERVED)}, "
+                        f"got {label!r}; rename it."
+                    )
+        for label in (self.default, *self.equal_time):
+            if label not in self.methods:
+                raise ConfigError(
+                    f"expected one of the methods, got {label!r}; {nearest(label, self.methods)}"
+                )
+
+
+@dataclass(frozen=True)
+class Source:
+    """One run folder: rows, plan and cache of the cells that share them."""
+
+    task: str
+    config: TransferConfig = field(hash=False)
+    """Its baselines are all recipes, by label, that read this cache."""
+    has_random_teacher: bool = False
+
+    @property
+    def run(self) -> RunFolder:
+        """Where it lies."""
+        return RunFolder(Path(self.config.output_dir))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student to train and measure; `untouched` and `teacher` are measured as they are, with an empty task."""
+
+    method: str
+    task: str = ""
+    seed: int = 0
+    budget: Budget = "rows"
+
+    @property
+    def place(self) -> str:
+        """Its folder below the comparison's cells/."""
+        return f"{self.task}/{self.method}/{self.budget}-{self.seed}" if self.task else self.method
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A checked comparison: what to prepare, what to train."""
+
+    options: CompareConfig
+    sources: Mapping[tuple[str, str], Source]
+    """(task, label) -> what its cells read."""
+    configs: Mapping[tuple[str, str], TransferConfig]
+    """(task, label) -> config of its cells, but for the seed."""
+    recipes: Mapping[tuple[str, str], Recipe]
+
+    @property
+    def root(self) -> Path:
+        """The comparison's folder."""
+        return Path(self.options.output_dir)
+
+    def reference(self, task: str) -> Source:
+        """The source whose held-out rows and teacher all students of a task are measured with: the default's."""
+        return self.sources[task, self.options.default]
+
+    def cells(self, labels: typing.Collection[str], budget: Budget) -> Iterator[Cell]:
+        """Cells of some labels, seed by seed, so that an early stop leaves whole seeds."""
+        seeds = range(self.options.seeds)
+        yield from (Cell(m, t, s, budget) for s in seeds for m in labels for t in self.options.tasks)
+
+    def chosen(self, labels: typing.Sequence[str] | None) -> list[str]:
+        """The labels asked for in the file's order, with the default, which all are compared with; none: all."""
+        for label in labels or ():
+            if label not in self.options.methods:
+                raise ConfigError(
+                    f"--methods: expected labels of the file, got {label!r}; {nearest(label, self.options.methods)}"
+                )
+        wanted = set(labels or self.options.methods) | {self.options.default}
+        return [label for label in self.options.methods if label in wanted]
+
+
+def read_comparison(path: Path, **changes: Any) -> Comparison:
+    """The comparison in a YAML file, with fields of `CompareConfig` replaced by keyword.
+
+    Raises:
+        ConfigError: a field that does not exist, or a value that is not what its field expects.
+    """
+    values = read_yaml(path)
+    fields = {f.name: f for f in dataclasses.fields(CompareConfig)}
+    for name in values:
+        if name not in fields:
+            raise ConfigError(
+                f"{path}: expected fields of a comparison, got {name!r}; {nearest(name, fields)}"
+            )
+    values |= changes
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+    if missing:
+        raise ConfigError(f"{path}: expected {', '.join(missing)}, found nothing of that name; add it.")
+    if not isinstance(values.get("equal_time", []), list | tuple):
+        raise ConfigError(
+            f"equal_time: expected a list of labels, got {values['equal_time']!r}; write it as one."
+        )
+    return plan(CompareConfig(**values | {"equal_time": tuple(values.get("equal_time", ()))}), path.parent)
+
+
+def plan(options: CompareConfig, folder: Path) -> Comparison:
+    """All configs built and checked; cells with the same rows, teacher, plan and cache options share a source.
+
+    Args:
+        folder: paths of models and rows that exist there are taken from there.
+    """
+    base = flatten(options.base, "base", FIXED)
+    tasks = {t: flatten(v, f"tasks.{t}", FIXED_FOR_TASKS) for t, v in options.tasks.items()}
+    configs: dict[tuple[str, str], TransferConfig] = {}
+    recipes: dict[tuple[str, str], Recipe] = {}
+    groups: dict[str, list[tuple[str, str]]] = {}
+    has_random = {label: _wants_random(options, label) for label in options.methods}
+    for label, changes in options.methods.items():
+        own = {k: v for k, v in changes.items() if not (k == "teacher" and has_random[label])}
+        own = {"recipe.name": label} | flatten(own, f"methods.{label}", FIXED_FOR_METHODS)
+        for task in options.tasks:
+            config = build_config(
+                nested(base | tasks[task] | own | {"output_dir": options.output_dir}), folder
+            )
+            if has_random[label]:
+                config = replace(config, teacher=random_teacher(options, config.teacher))
+            configs[task, label] = config
+            recipes[task, label] = named(label, recipe_fields(config), "methods")
+            groups.setdefault(hash_of([task, shared(config)]), []).append((task, label))
+    sources: dict[tuple[str, str], Source] = {}
+    for key, members in groups.items():
+        source = _source(key, {label: configs[task, label] for task, label in members}, options)
+        source = replace(source, task=members[0][0], has_random_teacher=has_random[members[0][1]])
+        sources |= dict.fromkeys(members, source)
+    return Comparison(options, sources, configs, recipes)
+
+
+def _wants_random(options: CompareConfig, label: str) -> bool:
+    changes = options.methods[label]
+    if not isinstance(changes, Mapping):
+        raise ConfigError(f"methods.{label}: expected changes by name, got {changes!r}; write {{}} for none.")
+    value = changes.get("teacher")
+    if isinstance(value, str) and value != RANDOM:
+        raise ConfigError(
+            f"methods.{label}.teacher: expected random or fields of a model, got {value!r}; change it."
+        )
+    if label == options.default and any(str(k).split(".")[0] == "teacher" for k in changes):
+        raise ConfigError(
+            f"methods.{label}: the default is measured against the base's teacher, so it keeps it; name the teacher in base."
+        )
+    return value == RANDOM
+
+
+def random_teacher(options: CompareConfig, teacher: ModelConfig) -> ModelConfig:
+    """Where the teacher with fresh weights lies once it is made."""
+    kept = {"dtype": teacher.dtype, "attn_implementation": teacher.attn_implementation}
+    return ModelConfig(str(Path(options.output_dir) / "random-teacher"), **kept)  # type: ignore[arg-type]
+
+
+def shared(config: TransferConfig) -> dict[str, Any]:
+    """What decides rows, plan and cached signals."""
+    parts = ("teacher", "student", "data", "attribution", "pairing", "cache", "seed", "allow_smaller_teacher")
+    values = {name: getattr(config, name) for name in parts}
+    plain = {k: to_dict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
+    return plain | {"cache_prefix": config.train.cache_prefix, "live_teacher": config.train.live_teacher}
+
+
+def _source(key: str, members: Mapping[str, TransferConfig], options: CompareConfig) -> Source:
+    first = next(iter(members.values()))
+    baselines = {label: recipe_fields(config) for label, config in members.items()}
+    # No rows for CKA maps: they belong to one run's report.
+    evaluation = replace(first.evaluation, baselines=baselines, cka_rows=0)
+    return Source(
+        "", replace(first, output_dir=str(Path(options.output_dir) / "sources" / key), evaluation=evaluation)
+    )
+
+
+def recipe_fields(config: TransferConfig) -> dict[str, Any]:
+    """The fields of the recipe that are given."""
+    return {k: v for k, v in vars(config.recipe).items() if v is not None}

@@ -1,0 +1,231 @@
+"""A comparison from its plan to results.jsonl, resumed cell by cell."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from semalign.cache import read_json, write_atomic, write_json
+from semalign.comparison.cells import CellJob, items_of, key_of, make_random_teacher, prepare, run_cell
+from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
+from semalign.comparison.pool import Job, run_jobs
+from semalign.config import ModelConfig, to_dict
+from semalign.folder import RunFolder, fingerprint, hash_of, is_done
+from semalign.loading import identity
+from semalign.progress import bar
+from semalign.run import environment
+from semalign.steps.inputs import split_rows
+
+Line = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def run_comparison(
+    comparison: Comparison, labels: Sequence[str], say: Say = lambda sentence: None
+) -> list[Line]:
+    """Prepare, train and measure what is not done yet; the lines of results.jsonl, which is written.
+
+    Args:
+        labels: methods to compare, the default among them.
+        say: called with the sentence of each piece that fails.
+    """
+    with RunFolder(comparison.root).lock():
+        environment_of(comparison)
+        write_atomic(
+            comparison.root / "compare.yaml",
+            yaml.safe_dump(json.loads(json.dumps(vars(comparison.options))), sort_keys=False),
+        )
+        jobs = jobs_of(comparison, labels)
+        open_cells = {name: job for name, job in jobs.items() if not _is_done(job)}
+        failures = _run(comparison, open_cells, say)
+        lines = list(result_lines(comparison, labels, jobs, failures))
+        write_atomic(comparison.root / "results.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
+    return lines
+
+
+def _is_done(job: CellJob) -> bool:
+    return is_done(job.folder / "cell.json", job.fingerprint)
+
+
+def _run(comparison: Comparison, cells: Mapping[str, CellJob], say: Say) -> dict[str, str]:
+    needed = {name: _sources(comparison, job) for name, job in cells.items()}
+    sources = {_name(s): s for found in needed.values() for s in found}
+    for source in sources.values():
+        if source.has_random_teacher:
+            original = comparison.reference(source.task).config.teacher
+            make_random_teacher(original, comparison.root / "random-teacher")
+    jobs = {name: Job(prepare, source) for name, source in sources.items()}
+    for name, job in cells.items():
+        after = tuple(n for n in (_of(f) for f in (*job.same, *job.defaults)) if n in cells)
+        jobs[name] = Job(run_cell, job, needs=tuple(map(_name, needed[name])), after=after)
+    if not jobs:
+        return {}
+    progress = bar(len(jobs), "comparison", "cell")
+
+    def done(name: str, failure: str | None) -> None:
+        progress.update(1)
+        if failure is not None:
+            say(f"{name}: {failure}")
+
+    try:
+        return run_jobs(jobs, workers(comparison), done)
+    finally:
+        progress.close()
+
+
+def workers(comparison: Comparison) -> int:
+    """Processes to use."""
+    default = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    return comparison.options.workers or default
+
+
+def _sources(comparison: Comparison, job: CellJob) -> list[Source]:
+    tasks = [job.cell.task] if job.cell.task else list(comparison.options.tasks)
+    found = [comparison.reference(task) for task in tasks]
+    if job.source is not None:
+        found.append(job.source)
+    return list({_name(s): s for s in found}.values())
+
+
+def _name(source: Source) -> str:
+    return f"{source.task}/{source.run.root.name}"
+
+
+def _of(folder: Path) -> str:
+    """Name of the cell in a folder."""
+    return "/".join(folder.parts[-3:])
+
+
+def jobs_of(comparison: Comparison, labels: Sequence[str]) -> dict[str, CellJob]:
+    """Every cell of the chosen labels by name: references first, equal rows before equal time."""
+    timed = [m for m in labels if m in comparison.options.equal_time and m != comparison.options.default]
+    cells = [
+        Cell(UNTOUCHED),
+        Cell(TEACHER),
+        *comparison.cells(labels, "rows"),
+        *comparison.cells(timed, "time"),
+    ]
+    known = _Fingerprints(comparison)
+    return {cell.place: _job(comparison, cell, known) for cell in cells}
+
+
+def _job(comparison: Comparison, cell: Cell, known: _Fingerprints) -> CellJob:
+    options, where = comparison.options, comparison.root / "cells"
+    references = {task: comparison.reference(task) for task in options.tasks}
+    job = CellJob(
+        cell,
+        where / cell.place,
+        references[next(iter(references))].config,
+        references,
+        known.of(cell),
+        retention_items=options.retention_items,
+    )
+    if not cell.task:
+        return job
+    key = (cell.task, cell.method)
+    config = comparison.configs[key]
+    job = replace(
+        job,
+        config=replace(config, seed=config.seed + cell.seed),
+        source=comparison.sources[key],
+        recipe=comparison.recipes[key],
+    )
+    if cell.budget == "rows":
+        return job
+    same = [where / Cell(cell.method, cell.task, s).place for s in range(options.seeds)]
+    defaults = [where / Cell(options.default, cell.task, s).place for s in range(options.seeds)]
+    return replace(job, same=same, defaults=defaults)
+
+
+class _Fingerprints:
+    """What each cell's result depends on, without the steps at equal time, which are fixed when it starts."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        self.identity = functools.cache(identity)
+        self.rows = functools.cache(lambda data: hash_of([list(part) for part in split_rows(data)]))
+        references = {t: comparison.reference(t).config for t in comparison.options.tasks}
+        self.measured = {
+            task: {
+                "rows": self.rows(config.data),
+                "items": config.evaluation.tasks and hash_of(items_of(config, task)),
+                "max_new_tokens": config.evaluation.max_new_tokens,
+            }
+            for task, config in references.items()
+        }
+
+    def of(self, cell: Cell) -> dict[str, Any]:
+        """The fingerprint of one."""
+        comparison = self.comparison
+        tasks = comparison.options.tasks
+        first = comparison.reference(next(iter(tasks))).config
+        measured = {
+            "items": self.measured,
+            "retention_items": comparison.options.retention_items,
+            "teacher": self.identity(first.teacher),
+            "student": self.identity(first.student),
+        }
+        if not cell.task:
+            return fingerprint(measured=measured)
+        key = (cell.task, cell.method)
+        config, source = comparison.configs[key], comparison.sources[key]
+        teacher = RANDOM_TEACHER if source.has_random_teacher else self.identity(config.teacher)
+        return fingerprint(
+            measured=measured,
+            teacher=teacher,
+            rows=self.rows(config.data),
+            **{name: to_dict(getattr(config, name)) for name in ("attribution", "pairing", "cache", "train")},
+            data=to_dict(config.data) | {"dataset_name": None, "heldout_name": None},
+            recipe=vars(comparison.recipes[key]),
+            seed=[config.seed, cell.seed],
+        )
+
+
+RANDOM_TEACHER = "random weights, seed 0"
+
+
+def result_lines(
+    comparison: Comparison, labels: Sequence[str], jobs: Mapping[str, CellJob], failures: Mapping[str, str]
+) -> Iterator[Line]:
+    """results.jsonl: a line about the comparison, then for each cell its costs, its items and its held-out rows."""
+    options = comparison.options
+    first = comparison.reference(next(iter(options.tasks))).config
+    yield {
+        "kind": "comparison",
+        "teacher": _short(first.teacher),
+        "student": _short(first.student),
+        "default": options.default,
+        "methods": list(labels),
+        "tasks": list(options.tasks),
+        "seeds": options.seeds,
+        "equal_time": [m for m in labels if m in options.equal_time],
+    }
+    for name, job in jobs.items():
+        if not _is_done(job):
+            yield {"kind": "failed", **key_of(job.cell), "error": failures.get(name, "was not run")}
+            continue
+        result = read_json(job.folder / "cell.json", "compare")
+        yield {"kind": "cell", **result["cell"]}
+        yield from ({"kind": "item", **key_of(job.cell), **line} for line in result["items"])
+        yield from ({"kind": "row", **key_of(job.cell), **line} for line in result["rows"])
+
+
+def environment_of(comparison: Comparison) -> dict[str, Any]:
+    """Versions and machine, as they were when the comparison began."""
+    path = RunFolder(comparison.root).environment
+    if not path.exists():
+        write_json(path, environment())
+    return read_json(path, "compare")
+
+
+def _short(model: ModelConfig) -> str:
+    name = model.model_name_or_path
+    return name.rsplit("/", 1)[-1] if name.startswith(("/", ".", "~")) else name

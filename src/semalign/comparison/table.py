@@ -1,0 +1,27 @@
+"""Figures -> the table of the command line."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from semalign.comparison.page import SHARES, Figures, points, ranked, runs_of, shown
+from semalign.comparison.plan import WRONG_TASK
+from semalign.report.words import number
+
+
+def table(figures: Figures) -> Table:
+    """The table of the command line."""
+    tasks = ", ".join(figures["tasks"])
+    default = next(m for m in figures["methods"] if m["default"])
+    found = Table(title=f"{tasks}; {runs_of(default)}; 95% intervals", title_justify="left")
+    for column in ("method", "accuracy gap", "KL gap", "equal time: accuracy", "KL", "retention", "seconds"):
+        found.add_column(column, justify="left" if column == "method" else "right")
+    for m in ranked(figures):
+        timed = m["equal_time"] or {}
+        texts = [*(shown(m, k) for k, _ in SHARES), *(shown(timed, k) for k, _ in SHARES)]
+        texts += [shown(m, "retention", points), number(m["wall_seconds"], 1)]
+        found.add_row(m["method"] + " (default)" * m["default"], *texts, style="bold" if m["default"] else "")
+    control = figures["controls"][WRONG_TASK]
+    if control["accuracy_gap_closed"] is not None:
+        found.add_row("control: wrong task", shown(control, "accuracy_gap_closed"), *["–"] * 5)
+    return found

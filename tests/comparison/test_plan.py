@@ -1,0 +1,140 @@
+"""A comparison's file: which cells share a source, and a sentence for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from semalign.comparison.overrides import nested
+from semalign.comparison.plan import Comparison, read_comparison
+from semalign.errors import ConfigError
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "compare-embedded.yaml"
+METHODS: dict[str, Any] = {
+    "aligned": {},
+    "kl": {"train.num_train_epochs": 5},
+    "mine": {"recipe.name": "fisher", "recipe": {"learning_rate": 0.01}},
+    "varied": {"recipe.name": "aligned", "data.variants": 2},
+    "deep": {"recipe.name": "aligned", "pairing.num_layers": 4},
+    "random": {"recipe.name": "aligned", "teacher": "random"},
+    "shuffled": {},
+}
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    return {
+        "output_dir": "runs/x",
+        "default": "aligned",
+        "seeds": 2,
+        "base": {
+            "teacher": {"model_name_or_path": "embedded:teacher"},
+            "student": {"model_name_or_path": "embedded:student"},
+            "data.dataset_name": "embedded:transfer",
+            "evaluation": {"tasks": "embedded:test"},
+        },
+        "tasks": {t: {"data.dataset_name": f"embedded:transfer/{t}"} for t in ("knowledge", "arithmetic")},
+        "methods": METHODS,
+    } | changes
+
+
+def read(folder: Path, **changes: Any) -> Comparison:
+    path = folder / "compare.yaml"
+    path.write_text(yaml.safe_dump(values(**changes), sort_keys=False))
+    return read_comparison(path)
+
+
+def test_cells_share_a_source_exactly_when_rows_teacher_plan_and_cache_are_the_same(tmp_path: Path) -> None:
+    found = read(tmp_path)
+    place = {key: source.config.output_dir for key, source in found.sources.items()}
+    shared = {place["knowledge", m] for m in ("aligned", "kl", "mine", "shuffled")}
+    assert len(shared) == 1
+    apart = {place["knowledge", m] for m in ("aligned", "varied", "deep", "random")}
+    assert len(apart) == 4
+    assert not {place["knowledge", m] for m in METHODS} & {place["arithmetic", m] for m in METHODS}
+    source = found.sources["knowledge", "kl"]
+    assert source.task == "knowledge" and not source.has_random_teacher
+    assert set(source.config.evaluation.baselines) == {"aligned", "kl", "mine", "shuffled"}
+    random = found.sources["knowledge", "random"]
+    assert random.has_random_teacher
+    assert random.config.teacher.model_name_or_path == str(Path("runs/x/random-teacher"))
+
+
+def test_a_cells_config_is_the_base_with_its_tasks_and_its_methods_changes(tmp_path: Path) -> None:
+    found = read(tmp_path)
+    assert found.configs["knowledge", "kl"].train.num_train_epochs == 5
+    assert found.configs["arithmetic", "mine"].data.dataset_name == "embedded:transfer/arithmetic"
+    recipe = found.recipes["arithmetic", "mine"]
+    assert (recipe.name, recipe.output_loss, recipe.learning_rate) == ("mine", "fisher", 0.01)
+
+
+def test_cells_come_seed_by_seed_and_the_default_is_always_among_the_methods(tmp_path: Path) -> None:
+    found = read(tmp_path)
+    labels = found.chosen(["varied", "kl"])
+    assert labels == ["aligned", "kl", "varied"] and found.chosen(None) == list(METHODS)
+    cells = list(found.cells(labels, "rows"))
+    assert len(cells) == len(set(cells)) == 12 and [c.seed for c in cells] == [0] * 6 + [1] * 6
+    assert len({c.place for c in cells}) == 12
+    with pytest.raises(ConfigError, match="got 'alined'; did you mean aligned"):
+        found.chosen(["alined"])
+
+
+def test_the_example_holds_every_method_and_all_four_tasks() -> None:
+    from semalign.methods import methods
+
+    found = read_comparison(EXAMPLE)
+    names = {
+        label: (changes or {}).get("recipe.name", label) for label, changes in found.options.methods.items()
+    }
+    assert set(methods()) <= set(names.values())
+    assert len(found.options.tasks) == 4 and found.options.default == "varied"
+
+
+def test_nested_is_the_inverse_of_dotted_names() -> None:
+    assert nested({"a.b.c": 1, "a.b.d": 2, "e": 3}) == {"a": {"b": {"c": 1, "d": 2}}, "e": 3}
+
+
+BASE = values()["base"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 0}, "seeds: expected a positive count, got 0"),
+        ({"workers": "two"}, "workers: expected a positive count, got 'two'"),
+        ({"method": {}}, "got 'method'; did you mean methods"),
+        ({"default": "alined"}, "got 'alined'; did you mean aligned"),
+        ({"equal_time": ["kll"]}, "got 'kll'; did you mean kl"),
+        ({"equal_time": "kl"}, "equal_time: expected a list"),
+        ({"methods": {}}, "methods: expected names with values"),
+        ({"methods": {"aligned": {"train.num_epochs": 1}}}, "did you mean train.num_train_epochs"),
+        ({"methods": {"aligned": {}, "fancy": {}}}, "expected the name of a method, got 'fancy'"),
+        ({"methods": {"aligned": {}, "a b": {}}}, "got 'a b'; rename it"),
+        ({"methods": {"aligned": {}, "teacher": {}}}, "got 'teacher'; rename it"),
+        ({"methods": {"aligned": None}}, "methods.aligned: expected changes by name, got None"),
+        ({"methods": {"aligned": {"evaluation.max_items": 3}}}, "the same for all cells"),
+        ({"methods": {"aligned": {"student.dtype": "float32"}}}, "the same for all cells"),
+        ({"methods": {"aligned": {"teacher": "random"}}}, "the default is measured against the base's teacher"),
+        ({"methods": {"aligned": {}, "r": {"recipe.name": "kl", "teacher": "rand"}}}, "expected random or fields"),
+        ({"tasks": {"knowledge": {"seed": 3}}}, "tasks.knowledge: seed is the same"),
+        ({"base": BASE | {"output_dir": "x"}}, "base: output_dir is the same"),
+        ({"base": BASE | {"recipe.name": "kl"}}, "base: recipe.name is the same"),
+        ({"base": BASE | {"cache": {"topk": 8}}}, "got 'cache.topk'; did you mean cache.top_k"),
+        ({"base": BASE | {"cache": {"top_k": 0}}}, "cache.top_k: expected a positive count"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_a_sentence_before_anything_runs(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, **changes)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_field_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in values().items() if k != "default"}))
+    with pytest.raises(ConfigError, match="expected default, found nothing"):
+        read_comparison(path)
