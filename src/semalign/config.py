@@ -19,8 +19,8 @@ OutputLoss = Literal["topk_kl", "fisher", "cosine", "cross_entropy", "kl", "jsd"
 LayerLoss = Literal["cosine", "fisher", "geometry", "projected_mse", "none"]
 LayerSchedule = Literal["constant", "decay"]
 Schedule = Literal["joint", "frontier"]
-Trained = Literal["pairs", "all"]
-Start = Literal["untouched", "pissa"]
+Trained = Literal["pairs", "all", "none"]
+Start = Literal["untouched", "pissa", "seeking", "seeking_corrected", "laten", "laten_corrected"]
 Signals = Literal["teacher", "shuffled"]
 
 
@@ -178,11 +178,14 @@ class RecipeConfig:
     schedule: Schedule | None = None
     """joint: all trained layers at once; frontier: from shallow to deep, one layer a stage."""
     trained: Trained | None = None
-    """pairs: the plan's layers; all: every layer of the student."""
+    """pairs: the plan's layers; all: every layer of the student; none: the start alone makes the student."""
     lora_r: int | None = None
     """LoRA rank in place of train.lora_r; 0 trains full weights."""
+    lora_target_modules: tuple[str, ...] | None = None
+    """Module names in place of train.lora_target_modules."""
     start: Start | None = None
-    """Where training starts: the untouched student; with pissa, LoRA takes over its weights' principal components."""
+    """Where training starts: the untouched student; LoRA on its weights' principal components (pissa) or on crops of the
+    teacher's weights (seeking); or teacher weights mapped and added (laten)."""
     signals: Signals | None = None
     """The teacher's signals, or, as a control, those of other rows (shuffled)."""
 

@@ -16,6 +16,7 @@ from semalign.cache import Record
 from semalign.capture import Point, capture
 from semalign.data import Sample, collate
 from semalign.errors import ModelError
+from semalign.maths.full_vocabulary import cross_entropy_loss
 from semalign.maths.pairing import LayerPair, blend
 from semalign.maths.topk import union_topk
 from semalign.models import Decoder, Head
@@ -51,6 +52,19 @@ def state_mask(mask_BT: Tensor) -> Tensor:
     shifted = torch.zeros_like(mask_BT)
     shifted[:, :-1] = mask_BT[:, 1:]
     return shifted
+
+
+def sum_of_row_means(output_BTD: Tensor, states_BT: Tensor, samples: Sequence[Sample], head: Head) -> Tensor:
+    """Each row's own mean negative log-likelihood, added up: no row's gradient depends on its batch."""
+    device = output_BTD.device
+    labels_N = torch.cat([labels_of(sample) for sample in samples]).to(device)
+    counts = torch.tensor([sample.supervised for sample in samples], device=device)
+    # One product with the head for the whole batch: a half-precision head is upcast once, not once a row.
+    weights_N = (1.0 / counts).repeat_interleave(counts)
+    mean = cross_entropy_loss(
+        output_BTD[states_BT], head.weight_VD, labels_N, options=head.options, weights_N=weights_N
+    )
+    return mean * len(labels_N)
 
 
 def labels_of(sample: Sample) -> Tensor:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from semalign.capture import Point, capture
 from semalign.config import TransferConfig
@@ -16,11 +16,9 @@ from semalign.errors import ModelError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
 from semalign.loading import load
 from semalign.maths.attribution import layer_scores
-from semalign.maths.full_vocabulary import cross_entropy_loss
-from semalign.maths.head import HeadOptions
 from semalign.models import Decoder, share_vocabulary
 from semalign.progress import bar
-from semalign.signals import labels_of, state_mask
+from semalign.signals import state_mask, sum_of_row_means
 from semalign.steps.inputs import Inputs
 
 __all__ = ["attribute", "attribute_layers"]
@@ -81,9 +79,7 @@ def attribute_layers(
             padded = {k: v.to(teacher.device) for k, v in collate(chosen).items()}
             with capture(teacher, points) as found:
                 output_BTD = teacher.forward(padded["input_ids"], padded["attention_mask"])
-            loss = _sum_of_row_means(
-                output_BTD, state_mask(padded["mask"]), chosen, head.weight_VD, head.options
-            )
+            loss = sum_of_row_means(output_BTD, state_mask(padded["mask"]), chosen, head)
             activations = [found[p] for p in points]
             gradients = torch.autograd.grad(loss, activations)
             for n, (activation, gradient) in enumerate(zip(activations, gradients, strict=True)):
@@ -98,25 +94,6 @@ def attribute_layers(
             f"{teacher.name}: expected finite, non-zero attribution scores, got {scores}; use dtype float32 or bfloat16."
         )
     return scores
-
-
-def _sum_of_row_means(
-    output_BTD: Tensor, states_BT: Tensor, samples: Sequence[Sample], weight_VD: Tensor, options: HeadOptions
-) -> Tensor:
-    """Each row's own mean loss, added up: no row's gradient depends on its batch."""
-    device = output_BTD.device
-    labels_N = torch.cat([labels_of(sample) for sample in samples]).to(device)
-    counts = torch.tensor([sample.supervised for sample in samples], device=device)
-    # One product with the head for the whole batch: a half-precision head is upcast once, not once a row.
-    weights_N = (1.0 / counts).repeat_interleave(counts)
-    mean = cross_entropy_loss(
-        output_BTD[states_BT],
-        weight_VD,
-        labels_N,
-        options=options,
-        weights_N=weights_N,
-    )
-    return mean * len(labels_N)
 
 
 def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:

@@ -159,7 +159,9 @@ def _training(
     student: Decoder,
     recipe: Recipe,
 ) -> float:
-    """Seconds a token of a recipe's training, its first step, on the longest rows, apart."""
+    """Seconds a token of a recipe's training, its first step, on the longest rows, apart; a start is not counted."""
+    if recipe.trained == "none":
+        return 0.0
     size = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     typical = typical_rows(inputs.train, size)
     samples = [*longest_rows(inputs.train, size), *typical * REPEATS]
