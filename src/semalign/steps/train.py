@@ -62,7 +62,8 @@ def train_student(
         start, made = make_start(config, inputs, recipe, student, folder, wanted)
         add_deltas(student, start)
         if recipe.trained == "none":
-            merged, result = student.model, result | made | {"trained_parameters": 0, "train_seconds": 0.0}
+            result |= made | {"trained_parameters": 0, "train_seconds": 0.0}
+            merged = student.model
         else:
             with prepared(student, plan, config, recipe.start, start) as model:
                 training = _Training(config, run, inputs, stores, recipe, student, folder)
