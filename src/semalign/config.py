@@ -21,6 +21,7 @@ LayerSchedule = Literal["constant", "decay"]
 Schedule = Literal["joint", "frontier"]
 Trained = Literal["pairs", "all", "none"]
 Start = Literal["untouched", "pissa", "seeking", "seeking_corrected", "laten", "laten_corrected"]
+Match = Literal["depth", "cka", "ridge_error", "nearest"]
 Signals = Literal["teacher", "shuffled"]
 
 
@@ -135,6 +136,11 @@ class PairingConfig:
     """Budget instead of num_layers: training may cost this many times what the last layer alone costs."""
     interpolate: bool = False
     """Blend the two teacher layers around the exact depth instead of rounding down."""
+    match: Match = "depth"
+    """How a student layer finds its teacher layer: by relative depth; on the best path from shallow to deep over the
+    layers' CKA (cka) or over the error of a ridge map (ridge_error); or the one of highest CKA, wherever (nearest)."""
+    rows: int = 16
+    """Training rows that layers are compared on; with match depth, none are read."""
 
     def __post_init__(self) -> None:
         _require(
@@ -145,6 +151,13 @@ class PairingConfig:
         )
         _require(self.cost is None or self.cost >= 1, "pairing.cost", "at least 1", self.cost)
         _require(self.num_layers is None or self.cost is None, "pairing.cost", "num_layers or cost", "both")
+        _require(self.rows > 0, "pairing.rows", "a positive count", self.rows)
+        _require(
+            not self.interpolate or self.match == "depth",
+            "pairing.interpolate",
+            "match: depth beside it",
+            self.match,
+        )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from semalign.maths.topk import union_topk
 from semalign.models import Decoder, Head
 
 LOGIT_CHUNK = 128  # positions whose full logits are live at once
+STATES = 512  # positions that layers are compared on
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,25 @@ def teacher_signals(
     if request.top_k:
         _put_union(records, samples, teacher.head(), output_XD, own, student_head, request.top_k)
     return records
+
+
+@torch.no_grad()
+def states_at(decoder: Decoder, samples: Sequence[Sample], points: Sequence[Point]) -> dict[Point, Tensor]:
+    """Activations at the supervised positions of a few rows, the first STATES of them: (N, D) by point."""
+    kept: dict[Point, list[Tensor]] = {point: [] for point in points}
+    for sample in samples:
+        ids, attention, states = batch_inputs(decoder, [sample])
+        with capture(decoder, points) as found:
+            decoder.forward(ids, attention)
+        for point in points:
+            kept[point].append(found[point][states].cpu())
+    return {point: torch.cat(parts)[:STATES] for point, parts in kept.items()}
+
+
+def layer_states(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Streams after every layer at the supervised positions of a few rows: `layer.<n>` (N, D)."""
+    points = [Point(n, "block") for n in range(1, decoder.num_layers + 1)]
+    return {f"layer.{p.layer}": states for p, states in states_at(decoder, samples, points).items()}
 
 
 def _put_union(

@@ -75,14 +75,59 @@ def interpolated(k: int, L_T: int, L_S: int) -> LayerPair:
     return LayerPair(teacher=lower, student=k, fraction=excess / L_S)
 
 
+def best_path(figures_TS: Tensor) -> list[int]:
+    """Teacher layers l(1) <= l(2) <= ... <= l(L_S) with the largest sum of figures[l(k), k], counted from 1.
+
+    Dynamic programming in L_T L_S steps: best[l, k] = figures[l, k] + max over l' <= l of best[l', k - 1]. Among
+    equal sums the shallower layers win.
+    """
+    _check_figures(figures_TS)
+    best_T = figures_TS[:, 0].double()
+    came: list[list[int]] = []
+    for column_T in figures_TS.double().T[1:]:
+        reached, origin = best_T[0], 0
+        origins, sums = [], []
+        for layer, value in enumerate(best_T):
+            if value > reached:
+                reached, origin = value, layer
+            origins.append(origin)
+            sums.append(reached)
+        came.append(origins)
+        best_T = torch.stack(sums) + column_T
+    path = [int(best_T.argmax())]
+    for origins in reversed(came):
+        path.append(origins[path[-1]])
+    return [layer + 1 for layer in reversed(path)]
+
+
+def nearest(figures_TS: Tensor) -> list[int]:
+    """For every student layer the teacher layer with the largest figure, counted from 1; the shallower among equals."""
+    _check_figures(figures_TS)
+    return [int(column_T.argmax()) + 1 for column_T in figures_TS.T]
+
+
+def _check_figures(figures_TS: Tensor) -> None:
+    if figures_TS.dim() != 2 or not figures_TS.numel() or not torch.isfinite(figures_TS).all():
+        raise ConfigError(
+            f"Figures must be a finite matrix (teacher x student layers), got shape {tuple(figures_TS.shape)} with "
+            f"{int((~torch.isfinite(figures_TS)).sum())} values that are not finite; compare more rows."
+        )
+
+
 def pair_critical(
-    scores: Sequence[float], L_S: int, *, count: int, interpolate: bool = False
+    scores: Sequence[float],
+    L_S: int,
+    *,
+    count: int,
+    interpolate: bool = False,
+    teachers: Sequence[int] | None = None,
 ) -> list[LayerPair]:
     """Pairs for the highest-scoring teacher layers, sorted by student layer.
 
     Walks the teacher layers in descending score (ties: shallower first), maps each to its student layer k'
     by `student_layer_for`, and stops at `count` distinct student layers. Each pair is (l(k'), k'), or the
-    interpolated pair of k'. `scores[0]` belongs to layer 1.
+    interpolated pair of k'. `scores[0]` belongs to layer 1. `teachers` is l(1), l(2), ... where depth does not
+    say it.
     """
     L_T = len(scores)
     _check_depths(L_T, L_S)
@@ -93,15 +138,18 @@ def pair_critical(
         )
     # With fewer teacher than student layers only L_T student layers can be reached.
     _check_range("The number of pairs", count, min(L_T, L_S))
+    look = teachers or [teacher_layer(k, L_T, L_S) for k in range(1, L_S + 1)]
     ranked = sorted(range(1, L_T + 1), key=lambda layer: -scores[layer - 1])
     students: list[int] = []
     for layer in ranked:
-        student = student_layer_for(layer, L_T, L_S)
+        student = next((k for k, seen in enumerate(look, 1) if seen >= layer), L_S)
         if student not in students:
             students.append(student)
         if len(students) == count:
             break
-    return depth_pairs(students, L_T, L_S, interpolate=interpolate)
+    if teachers is None:
+        return depth_pairs(students, L_T, L_S, interpolate=interpolate)
+    return [LayerPair(teachers[k - 1], k) for k in sorted(students)]
 
 
 def depth_pairs(students: Sequence[int], L_T: int, L_S: int, *, interpolate: bool = False) -> list[LayerPair]:

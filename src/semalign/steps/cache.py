@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from semalign.cache import Record, ShardStore, write_tensors
-from semalign.capture import Point, capture
 from semalign.config import Interface, MapName, TransferConfig
 from semalign.data import Sample, length_batches
 from semalign.errors import CacheError
@@ -26,17 +25,16 @@ from semalign.maths.bases import logit_map, semantic_map
 from semalign.maths.regression import RidgeFit
 from semalign.maths.similarity import mean_cosine
 from semalign.methods import named, resolve
-from semalign.models import Decoder, Head, share_vocabulary
+from semalign.models import Head, share_vocabulary
 from semalign.progress import bar
 from semalign.recipe import Recipe
-from semalign.signals import Request, batch_inputs, student_signals, teacher_signals
+from semalign.signals import Request, layer_states, student_signals, teacher_signals
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
 from semalign.supervision import Maps, to_targets
 
 logger = logging.getLogger(__name__)
 SCHEMA = 1  # of the cache's files; a change makes older caches stale
-CKA_POSITIONS = 512
 FITTED = ("ridge", "weighted_ridge", "procrustes")  # maps that are fitted on cached rows
 Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
@@ -292,20 +290,6 @@ def _reader(store: ShardStore) -> Source:
 
 def _bias(head: Head) -> dict[str, Tensor]:
     return {} if head.options.bias_V is None else {"bias": head.options.bias_V}
-
-
-@torch.no_grad()
-def layer_states(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Streams after every layer at the supervised positions of a few rows, at most CKA_POSITIONS of them: `layer.<n>` (N, D)."""
-    points = [Point(n, "block") for n in range(1, decoder.num_layers + 1)]
-    kept: dict[str, list[Tensor]] = {}
-    for sample in samples:
-        ids, attention, states = batch_inputs(decoder, [sample])
-        with capture(decoder, points) as found:
-            decoder.forward(ids, attention)
-        for point in points:
-            kept.setdefault(f"layer.{point.layer}", []).append(found[point][states].cpu())
-    return {key: torch.cat(parts)[:CKA_POSITIONS] for key, parts in kept.items()}
 
 
 def _alignment(stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:

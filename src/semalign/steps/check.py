@@ -79,10 +79,14 @@ def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
     run = RunFolder(Path(config.output_dir))
     if run.pairs.exists():
         return read_plan(run), False
-    # Attribution has not run: any layer may win, so the deepest stand for the chosen.
-    options = replace(config.pairing, selection="all" if config.pairing.selection == "all" else "last")
+    # Attribution and matching have not run: any layer may win, so the deepest stand for the chosen.
+    options = replace(
+        config.pairing, match="depth", selection="all" if config.pairing.selection == "all" else "last"
+    )
     pairs = pair_layers([], inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers, options)
-    return Plan(tuple(pairs), tuple(p.student for p in pairs)), config.pairing.selection == "attribution"
+    return Plan(tuple(pairs), tuple(p.student for p in pairs)), (
+        config.pairing.selection == "attribution" or config.pairing.match != "depth"
+    )
 
 
 def _spectrum(head: Head) -> dict[str, Any]:
@@ -185,7 +189,7 @@ def _print(found: dict[str, Any], console: Console) -> None:
             f"{name}: head rank {head['rank']} of {head['width']}, condition number {head['condition']}"
         )
     if found["pairs_are_provisional"]:
-        console.print("attribution has not run yet: the deepest layers stand for the ones it will choose")
+        console.print("pairs have not been chosen yet: the deepest layers at equal depth stand for them")
     table = Table("pair", "interface", "recomposition", "semantic", "logit")
     for line in found["pair_figures"]:
         table.add_row(

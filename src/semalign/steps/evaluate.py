@@ -25,8 +25,8 @@ from semalign.maths.similarity import gap_closed, kl_gap_closed, linear_cka, mea
 from semalign.methods import resolve
 from semalign.models import Decoder, share_vocabulary
 from semalign.progress import bar
-from semalign.signals import batch_inputs, labels_of
-from semalign.steps.cache import Stores, layer_states
+from semalign.signals import batch_inputs, labels_of, layer_states
+from semalign.steps.cache import Stores
 from semalign.steps.inputs import Inputs, rows_named
 from semalign.steps.pair import read_plan
 from semalign.steps.train import read_teacher_head
