@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from semalign.errors import ConfigError
 
-Interface = Literal["block", "delta", "attn", "mlp", "output"]
+Interface = Literal["block", "delta", "attn", "mlp", "head", "output"]
 MapName = Literal["semantic", "logit", "ridge", "weighted_ridge", "procrustes", "none"]
 OutputLoss = Literal["topk_kl", "fisher", "cosine", "cross_entropy", "kl", "jsd", "none"]
 LayerLoss = Literal["cosine", "fisher", "geometry", "projected_mse", "none"]
@@ -140,7 +140,9 @@ class PairingConfig:
     """How a student layer finds its teacher layer: by relative depth; on the best path from shallow to deep over the
     layers' CKA (cka) or over the error of a ridge map (ridge_error); or the one of highest CKA, wherever (nearest)."""
     rows: int = 16
-    """Training rows that layers are compared on; with match depth, none are read."""
+    """Training rows that layers and heads are compared on; by depth and without heads, none are read."""
+    heads: int = 0
+    """Attention heads per pair for interface head: the teacher's of highest score, each with the student's most alike."""
 
     def __post_init__(self) -> None:
         _require(
@@ -152,6 +154,7 @@ class PairingConfig:
         _require(self.cost is None or self.cost >= 1, "pairing.cost", "at least 1", self.cost)
         _require(self.num_layers is None or self.cost is None, "pairing.cost", "num_layers or cost", "both")
         _require(self.rows > 0, "pairing.rows", "a positive count", self.rows)
+        _require(self.heads >= 0, "pairing.heads", "a count of heads", self.heads)
         _require(
             not self.interpolate or self.match == "depth",
             "pairing.interpolate",

@@ -28,6 +28,7 @@ class Layout:
     norm: str = "norm"
     attn: str = "self_attn"
     mlp: str = "mlp"
+    out: str = "self_attn.o_proj"  # carries the heads' values, side by side, into the stream
     lora: tuple[str, ...] = ("up_proj", "down_proj", "v_proj", "o_proj")
 
 
@@ -46,7 +47,7 @@ LAYOUTS: dict[str, Layout] = {
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "phi3": Layout(lora=("gate_up_proj", "down_proj", "qkv_proj", "o_proj")),
-    "gpt2": Layout("h", "ln_f", "attn", "mlp", lora=("c_attn", "c_fc", "c_proj")),
+    "gpt2": Layout("h", "ln_f", "attn", "mlp", "attn.c_proj", lora=("c_attn", "c_fc", "c_proj")),
 }
 
 
@@ -166,6 +167,10 @@ class Decoder:
                 f"{self.name}: expected separate modules {', '.join(PROJECTIONS)} in every layer, but {error}; "
                 "methods that read the teacher's weights do not work with this architecture."
             ) from None
+
+    def out_projection(self, layer: int) -> nn.Module:
+        """The map of layer 1..L from its heads' values (H * head_dim) to the stream."""
+        return self.layers[layer - 1].get_submodule(self.layout.out)
 
     @contextmanager
     def span(self, start: int, stop: int, *, norm: bool) -> Iterator[nn.Module]:

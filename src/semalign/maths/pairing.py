@@ -28,6 +28,10 @@ class LayerPair:
     """Student layer, counted from 1."""
     fraction: float = 0.0
     """Share of teacher layer l + 1 in the target, in [0, 1]."""
+    teacher_head: int | None = None
+    """One attention head of the teacher layer, counted from 1, where single heads are paired."""
+    student_head: int | None = None
+    """The student's head that learns from it."""
 
     def __post_init__(self) -> None:
         if self.teacher < 1 or self.student < 1 or not 0.0 <= self.fraction <= 1.0:
@@ -35,6 +39,21 @@ class LayerPair:
                 "A layer pair needs layers counted from 1 and a fraction in [0, 1], got "
                 f"teacher={self.teacher}, student={self.student}, fraction={self.fraction}; mend the pair."
             )
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """teacher_head and student_head, where there are any."""
+        named = {"teacher_head": self.teacher_head, "student_head": self.student_head}
+        return {name: head for name, head in named.items() if head is not None}
+
+    def as_json(self) -> dict[str, float]:
+        """Its fields, heads only where there are any."""
+        return {"teacher": self.teacher, "student": self.student, "fraction": self.fraction, **self.heads}
+
+    @property
+    def place(self) -> str:
+        """The student's side as a name: `3` for layer 3, `3h2` for its head 2."""
+        return f"{self.student}" if self.student_head is None else f"{self.student}h{self.student_head}"
 
     @property
     def teacher_layers(self) -> tuple[int, ...]:
@@ -104,6 +123,21 @@ def nearest(figures_TS: Tensor) -> list[int]:
     """For every student layer the teacher layer with the largest figure, counted from 1; the shallower among equals."""
     _check_figures(figures_TS)
     return [int(column_T.argmax()) + 1 for column_T in figures_TS.T]
+
+
+def match_heads(scores: Sequence[float], figures_TS: Tensor, count: int) -> list[tuple[int, int]]:
+    """(teacher head, student head), counted from 1, for the `count` teacher heads of highest score.
+
+    In that order each takes the student head with the largest figure among those still free; ties go to the first.
+    """
+    _check_figures(figures_TS)
+    free = list(range(figures_TS.shape[1]))
+    pairs = []
+    for head in sorted(range(len(scores)), key=lambda n: -scores[n])[: min(count, len(free))]:
+        own = max(free, key=lambda s: float(figures_TS[head, s]))
+        free.remove(own)
+        pairs.append((head + 1, own + 1))
+    return pairs
 
 
 def _check_figures(figures_TS: Tensor) -> None:

@@ -5,10 +5,9 @@ By relative depth no model is read; else both run over a few training rows, one 
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,15 +15,18 @@ import torch
 from torch import Tensor
 
 from semalign.cache import read_json
+from semalign.capture import Point
 from semalign.config import PairingConfig, TransferConfig
+from semalign.data import Sample
 from semalign.errors import ConfigError
-from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
+from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
 from semalign.loading import load
-from semalign.maths.pairing import LayerPair, best_path, depth_pairs, nearest, pair_critical
+from semalign.maths.pairing import LayerPair, best_path, depth_pairs, match_heads, nearest, pair_critical
 from semalign.maths.regression import ridge_scores
-from semalign.maths.similarity import cka_matrix
+from semalign.maths.similarity import cka_matrix, unit_gram
 from semalign.methods import resolve
-from semalign.signals import layer_states
+from semalign.models import Decoder
+from semalign.signals import layer_states, states_at
 from semalign.steps.inputs import Inputs
 
 
@@ -34,6 +36,12 @@ class Plan:
 
     pairs: tuple[LayerPair, ...]
     trained_layers: tuple[int, ...]
+    heads: tuple[LayerPair, ...] = ()
+    """Pairs of single attention heads, for the interface head."""
+
+    def at(self, interface: str) -> tuple[LayerPair, ...]:
+        """What is paired at an interface: heads, or else layers."""
+        return self.heads if interface == "head" else self.pairs
 
     @property
     def cut(self) -> int:
@@ -87,7 +95,7 @@ def layer_figures(config: TransferConfig, inputs: Inputs) -> Tensor:
         decoder = load(model)
         states.append([x.float() for x in layer_states(decoder, rows).values()])
         del decoder
-        gc.collect()
+        free_memory()
     teacher, student = states
     if config.pairing.match == "ridge_error":
         return torch.tensor(
@@ -97,16 +105,50 @@ def layer_figures(config: TransferConfig, inputs: Inputs) -> Tensor:
     return cka_matrix(teacher, student)
 
 
+def pair_heads(
+    config: TransferConfig, inputs: Inputs, scores: Mapping[int, list[float]], pairs: Sequence[LayerPair]
+) -> list[LayerPair]:
+    """In every pair of layers, the teacher's heads of highest score, each with the student's head most like it.
+
+    Alike is the linear CKA of what the two heads contribute to their streams, at supervised positions of a few rows.
+    """
+    rows = inputs.train[: config.pairing.rows]
+    grams: list[dict[int, Tensor]] = []
+    for model, layers in (
+        (config.teacher, {p.teacher for p in pairs}),
+        (config.student, {p.student for p in pairs}),
+    ):
+        decoder = load(model)
+        grams.append({layer: _head_grams(decoder, rows, layer) for layer in sorted(layers)})
+        del decoder
+        free_memory()
+    found = []
+    for p in pairs:
+        figures = grams[0][p.teacher] @ grams[1][p.student].T
+        for theirs, own in match_heads(scores[p.teacher], figures, config.pairing.heads):
+            found.append(replace(p, fraction=0.0, teacher_head=theirs, student_head=own))
+    return found
+
+
+def _head_grams(decoder: Decoder, rows: Sequence[Sample], layer: int) -> Tensor:
+    points = [Point(layer, "head", n) for n in range(1, decoder.num_heads + 1)]
+    return torch.stack([unit_gram(x.float()).flatten() for x in states_at(decoder, rows, points).values()])
+
+
 def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     """Write pairs.json, unless it is there for the same scores and options (then any edit in it is kept)."""
     scores_file = read_json(run.scores, "attribute")
     scores = [entry["score"] for entry in scores_file["layers"]]
-    is_measured = config.pairing.match != "depth"
+    is_measured = config.pairing.match != "depth" or config.pairing.heads > 0
+    heads: dict[int, list[float]] = {}
+    for entry in scores_file["heads"]:
+        heads.setdefault(entry["layer"], []).append(entry["score"])
     wanted = fingerprint(
         pairing=asdict(config.pairing),
         scores=scores,
         recipe=asdict(config.recipe),
         inputs=inputs.fingerprint if is_measured else None,
+        heads=heads if config.pairing.heads else None,
     )
     if is_done(run.pairs, wanted):
         return
@@ -114,11 +156,12 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     with measured(result):
         depth = inputs.student.num_hidden_layers
         teachers = None
-        if is_measured:
+        if config.pairing.match != "depth":
             figures = layer_figures(config, inputs)
             teachers = (nearest if config.pairing.match == "nearest" else best_path)(figures)
             result["figures"] = [[round(x, 4) for x in row] for row in figures.tolist()]
         pairs = pair_layers(scores, len(scores), depth, config.pairing, teachers)
+        matched = pair_heads(config, inputs, heads, pairs) if config.pairing.heads else []
         ranked = sorted(range(1, len(scores) + 1), key=lambda n: -scores[n - 1])
     result |= {
         "teacher_layers": len(scores),
@@ -127,7 +170,8 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         "match": config.pairing.match,
         "interface": resolve(config.recipe).interface,
         "critical_layers": sorted(ranked[: len(pairs)]),
-        "pairs": [asdict(p) for p in pairs],
+        "pairs": [p.as_json() for p in pairs],
+        "heads": [p.as_json() for p in matched],
         "trained_layers": [p.student for p in pairs],
     }
     save_result(run.pairs, wanted, result)
@@ -137,14 +181,14 @@ def read_plan(run: RunFolder) -> Plan:
     """The plan as it stands in the file, checked like any user's input."""
     plan = read_json(run.pairs, "pair")
     try:
-        pairs = tuple(LayerPair(**p) for p in plan["pairs"])
+        pairs, heads = (tuple(LayerPair(**p) for p in plan.get(key, ())) for key in ("pairs", "heads"))
         trained = tuple(sorted({int(k) for k in plan["trained_layers"]}))
         depths = plan["teacher_layers"], plan["student_layers"]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{run.pairs}: expected pairs of teacher, student and fraction and a list trained_layers, got {error}; mend or delete it."
         ) from error
-    for p in pairs:
+    for p in (*pairs, *heads):
         if not (
             1 <= p.student <= depths[1]
             and 1 <= p.teacher <= depths[0]
@@ -159,4 +203,10 @@ def read_plan(run: RunFolder) -> Plan:
         )
     if len({p.student for p in pairs}) != len(pairs):
         raise ConfigError(f"{run.pairs}: a student layer is paired twice; keep one pair per student layer.")
-    return Plan(pairs, trained)
+    if not all(p.teacher_head and p.student_head for p in heads) or len({p.place for p in heads}) != len(
+        heads
+    ):
+        raise ConfigError(
+            f"{run.pairs}: expected heads with teacher_head and student_head, a student's head once; mend the list heads."
+        )
+    return Plan(pairs, trained, heads)

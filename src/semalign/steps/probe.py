@@ -181,7 +181,7 @@ def _training(
         prepared(student, plan, config, recipe.start) as model,
         student.span(cut, student.num_layers, norm=True),
     ):
-        suffix = SuffixModel(student, cut, recipe, [p.student for p in plan.pairs], head)
+        suffix = SuffixModel(student, cut, recipe, plan.at(recipe.interface), head)
         trainer = SemAlignTrainer(
             suffix,
             arguments(replace(config, train=once), recipe, Path(folder)),
@@ -216,7 +216,7 @@ class _Invented:
     ) -> None:
         self.samples, self.inputs, self.width, self.slots = samples, inputs, width, 2 * request.top_k
         self.is_raw = recipe.map == "none"
-        self.keys = wanted_keys(recipe, [p.student for p in request.pairs]).values()
+        self.keys = wanted_keys(recipe, [p.place for p in request.at(recipe.interface)]).values()
 
     def signals(self, samples: Sequence[int]) -> Record:
         """See `semalign.supervision.Supervision`."""

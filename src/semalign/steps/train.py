@@ -109,7 +109,12 @@ def stages(plan: Plan, recipe: Recipe) -> list[Plan]:
     if recipe.schedule == "joint":
         return [plan]
     return [
-        Plan(tuple(p for p in plan.pairs if p.student == layer), (layer,)) for layer in plan.trained_layers
+        Plan(
+            tuple(p for p in plan.pairs if p.student == layer),
+            (layer,),
+            tuple(p for p in plan.heads if p.student == layer),
+        )
+        for layer in plan.trained_layers
     ]
 
 
@@ -204,7 +209,7 @@ class _Training:
         student, config = self.student, self.config
         with student.span(self.cut, student.num_layers, norm=True), StopOnSignal().installed() as stopper:
             suffix = SuffixModel(
-                student, self.cut, self.recipe, [p.student for p in plan.pairs], self.teacher_head
+                student, self.cut, self.recipe, plan.at(self.recipe.interface), self.teacher_head
             )
             trainer = SemAlignTrainer(
                 suffix,
@@ -232,11 +237,11 @@ class _Training:
 def _supervision(
     config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, recipe: Recipe
 ) -> Supervision:
-    layers = [p.student for p in stores.request.pairs]
+    places = [p.place for p in stores.request.at(recipe.interface)]
     if recipe.signals == "shuffled":
-        return ShuffledSupervision(stores.teacher, recipe, layers, [s.supervised for s in inputs.train])
+        return ShuffledSupervision(stores.teacher, recipe, places, [s.supervised for s in inputs.train])
     if not config.train.live_teacher:
-        return CachedSupervision(stores.teacher, recipe, layers)
+        return CachedSupervision(stores.teacher, recipe, places)
     teacher, untouched = load(config.teacher), load(config.student)
     share_vocabulary(inputs.vocabulary, teacher, untouched)
     untouched.model.requires_grad_(False)
