@@ -168,7 +168,8 @@ class RecipeConfig:
     """The objective. A recipe sets every field; a field that is not null replaces the recipe's."""
 
     name: str = "aligned"
-    """aligned (default), cosine (the paper, version 1), fisher, acl, v2, or a control: cross_entropy, kl, jsd, hidden_mse, pissa."""
+    """aligned (default), cosine (the paper, version 1), fisher, acl, v2; seeking, laten; or a control: cross_entropy, kl, jsd,
+    hidden_mse, pissa."""
     output_loss: OutputLoss | None = None
     """Loss at the output."""
     output_weight: float | None = None

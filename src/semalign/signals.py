@@ -209,6 +209,8 @@ def states_at(decoder: Decoder, samples: Sequence[Sample], points: Sequence[Poin
             decoder.forward(ids, attention)
         for point in points:
             kept[point].append(found[point][states].cpu())
+        if sum(len(part) for part in kept[points[0]]) >= STATES:
+            break
     return {point: torch.cat(parts)[:STATES] for point, parts in kept.items()}
 
 

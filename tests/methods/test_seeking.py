@@ -91,6 +91,7 @@ def test_half_precision_weights_come_back_as_they_were(inputs: Inputs) -> None:
     sums = dict(sensitivities(decoder, inputs.train[:2]))
     assert all(v.dtype == torch.float32 for layer in sums.values() for v in layer.values())
     assert all(torch.equal(before[n], p) for n, p in decoder.model.named_parameters())
+    assert all(p.grad is None for p in decoder.model.parameters()), "no gradient outlives its layer"
 
 
 def made(

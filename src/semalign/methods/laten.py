@@ -37,7 +37,7 @@ from semalign.config import TransferConfig
 from semalign.data import Sample
 from semalign.data.tokens import control_ids
 from semalign.errors import ModelError
-from semalign.models import Decoder
+from semalign.models import Decoder, Head
 from semalign.progress import bar
 from semalign.recipe import Recipe
 from semalign.signals import batch_inputs, sum_of_row_means
@@ -87,13 +87,10 @@ def answer_token(decoder: Decoder, sample: Sample) -> int:
     return supervised[-1]
 
 
-def lens_logp(decoder: Decoder, rows_ND: Tensor, token: int, scale: Tensor | None) -> Tensor:
+def _lens_logp(decoder: Decoder, head: Head, rows_ND: Tensor, token: int, scale: Tensor | None) -> Tensor:
     """log p(token) (N,) of streams through final norm and head; with `scale`, gamma * x / scale in the norm's place."""
-    if scale is None:
-        normed_ND = decoder.final_norm(rows_ND).float()
-    else:
-        normed_ND = rows_ND.float() * decoder.norm_weight() / scale
-    return decoder.head().logits(normed_ND).log_softmax(1)[:, token]
+    normed_ND = decoder.final_norm(rows_ND) if scale is None else rows_ND * decoder.norm_weight() / scale
+    return head.logits(normed_ND).log_softmax(1)[:, token]
 
 
 @contextmanager
@@ -124,6 +121,8 @@ def locate(decoder: Decoder, samples: Sequence[Sample], *, frozen_scale: bool) -
             "use another method."
         )
     layers = range(1, decoder.num_layers + 1)
+    # One neuron moves a logit by less than half precision resolves.
+    head = Head(decoder.head().weight_VD.float(), decoder.head().options)
     writers = {(k, n): decoder.projections(n)[name] for n in layers for k, name in WRITERS.items()}
     points = [Point(n, i) for n in layers for i in ("block", "attn")]
     totals = {k: [torch.zeros(1)] * decoder.num_layers for k in WRITERS}
@@ -133,7 +132,7 @@ def locate(decoder: Decoder, samples: Sequence[Sample], *, frozen_scale: bool) -
             index = answer_token(decoder, sample)
             at, token = index - 1, sample.input_ids[index]
             with decoder.span(0, 0, norm=False):
-                stream_D = decoder.forward(ids, attention)[0, at]
+                stream_D = decoder.forward(ids, attention)[0, at].float()
             with capture(decoder, points) as found, _inputs(writers) as channels:
                 decoder.forward(ids, attention)
             last_D = found[points[-2]][0, at].float()
@@ -142,14 +141,14 @@ def locate(decoder: Decoder, samples: Sequence[Sample], *, frozen_scale: bool) -
                 before = {"attn": stream_D, "mlp": stream_D + found[Point(n, "attn")][0, at]}
                 for kind in WRITERS:
                     weight_DK = writers[kind, n].weight
-                    parts_KD = (channels[kind, n][0, at] * weight_DK).T
-                    base = lens_logp(decoder, before[kind][None], token, scale)
+                    parts_KD = (channels[kind, n][0, at].float() * weight_DK).T
+                    base = _lens_logp(decoder, head, before[kind][None], token, scale)
                     gains = [
-                        lens_logp(decoder, before[kind] + part, token, scale) - base
+                        _lens_logp(decoder, head, before[kind] + part, token, scale) - base
                         for part in parts_KD.split(CHUNK)
                     ]
                     totals[kind][n - 1] = totals[kind][n - 1] + torch.cat(gains).cpu()
-                stream_D = found[Point(n, "block")][0, at]
+                stream_D = found[Point(n, "block")][0, at].float()
             progress.update(1)
     return {kind: torch.stack(rows) for kind, rows in totals.items()}
 
