@@ -168,7 +168,7 @@ def test_the_first_loss_equals_the_literal_formula(
     collator = Collator(inputs.train, _supervision(config, run, inputs, stores, chosen), stores.student)
     numbers = [0, 5, 9]
     with student.span(plan.cut, student.num_layers, norm=True), torch.no_grad():
-        model = SuffixModel(student, plan.cut, chosen, [p.student for p in plan.pairs], head)
+        model = SuffixModel(student, plan.cut, chosen, plan.pairs, head)
         ours = float(model(**collator([{"index": n} for n in numbers]))["loss"])
     assert ours == pytest.approx(literal(recipe, config, run, numbers), rel=2e-4)
 

@@ -73,9 +73,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_model(kind: str, *, layers: int, wide: bool, seed: int = 0) -> PreTrainedModel:
-    """A random model of an architecture, with weights large enough that layers matter."""
-    sizes = WIDE if wide else NARROW
+def tiny_model(kind: str, *, layers: int, wide: bool, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random model of an architecture, with weights large enough that layers matter; changes are of its sizes."""
+    sizes = (WIDE if wide else NARROW) | changes
     if kind == "gpt2":
         config = AutoConfig.for_model(
             kind,

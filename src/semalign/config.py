@@ -13,14 +13,15 @@ from typing import Any, Literal
 
 from semalign.errors import ConfigError
 
-Interface = Literal["block", "delta", "attn", "mlp", "output"]
+Interface = Literal["block", "delta", "attn", "mlp", "head", "output"]
 MapName = Literal["semantic", "logit", "ridge", "weighted_ridge", "procrustes", "none"]
 OutputLoss = Literal["topk_kl", "fisher", "cosine", "cross_entropy", "kl", "jsd", "none"]
 LayerLoss = Literal["cosine", "fisher", "geometry", "projected_mse", "none"]
 LayerSchedule = Literal["constant", "decay"]
 Schedule = Literal["joint", "frontier"]
-Trained = Literal["pairs", "all"]
-Start = Literal["untouched", "pissa"]
+Trained = Literal["pairs", "all", "none"]
+Start = Literal["untouched", "pissa", "seeking", "seeking_corrected", "laten", "laten_corrected"]
+Match = Literal["depth", "cka", "ridge_error", "nearest"]
 Signals = Literal["teacher", "shuffled"]
 
 
@@ -149,6 +150,13 @@ class PairingConfig:
     """Budget instead of num_layers: training may cost this many times what the last layer alone costs."""
     interpolate: bool = False
     """Blend the two teacher layers around the exact depth instead of rounding down."""
+    match: Match = "depth"
+    """How a student layer finds its teacher layer: by relative depth; on the best path from shallow to deep over the
+    layers' CKA (cka) or over the error of a ridge map (ridge_error); or the one of highest CKA, wherever (nearest)."""
+    rows: int = 16
+    """Training rows that layers and heads are compared on; by depth and without heads, none are read."""
+    heads: int = 0
+    """Attention heads per pair for interface head: the teacher's of highest score, each with the student's most alike."""
 
     def __post_init__(self) -> None:
         _require(
@@ -159,6 +167,14 @@ class PairingConfig:
         )
         _require(self.cost is None or self.cost >= 1, "pairing.cost", "at least 1", self.cost)
         _require(self.num_layers is None or self.cost is None, "pairing.cost", "num_layers or cost", "both")
+        _require(self.rows > 0, "pairing.rows", "a positive count", self.rows)
+        _require(self.heads >= 0, "pairing.heads", "a count of heads", self.heads)
+        _require(
+            not self.interpolate or self.match == "depth",
+            "pairing.interpolate",
+            "match: depth beside it",
+            self.match,
+        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +182,8 @@ class RecipeConfig:
     """The objective. A recipe sets every field; a field that is not null replaces the recipe's."""
 
     name: str = "aligned"
-    """aligned (default), cosine (the paper, version 1), fisher, acl, v2, or a control: cross_entropy, kl, jsd, hidden_mse, pissa."""
+    """aligned (default), cosine (the paper, version 1), fisher, acl, v2; seeking, laten; or a control: cross_entropy, kl, jsd,
+    hidden_mse, pissa."""
     output_loss: OutputLoss | None = None
     """Loss at the output."""
     output_weight: float | None = None
@@ -192,11 +209,14 @@ class RecipeConfig:
     schedule: Schedule | None = None
     """joint: all trained layers at once; frontier: from shallow to deep, one layer a stage."""
     trained: Trained | None = None
-    """pairs: the plan's layers; all: every layer of the student."""
+    """pairs: the plan's layers; all: every layer of the student; none: the start alone makes the student."""
     lora_r: int | None = None
     """LoRA rank in place of train.lora_r; 0 trains full weights."""
+    lora_target_modules: tuple[str, ...] | None = None
+    """Module names in place of train.lora_target_modules."""
     start: Start | None = None
-    """Where training starts: the untouched student; with pissa, LoRA takes over its weights' principal components."""
+    """Where training starts: the untouched student; LoRA on its weights' principal components (pissa) or on crops of the
+    teacher's weights (seeking); or teacher weights mapped and added (laten)."""
     signals: Signals | None = None
     """The teacher's signals, or, as a control, those of other rows (shuffled)."""
 

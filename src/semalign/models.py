@@ -28,9 +28,15 @@ class Layout:
     norm: str = "norm"
     attn: str = "self_attn"
     mlp: str = "mlp"
+    out: str = "self_attn.o_proj"  # carries the heads' values, side by side, into the stream
     lora: tuple[str, ...] = ("up_proj", "down_proj", "v_proj", "o_proj")
 
 
+# The linear maps of a layer, where they are separate modules.
+PROJECTIONS = {
+    **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
+    **{name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
+}
 # Gemma normalises a sublayer's output before adding it, so the contribution is the norm's output.
 _GEMMA = Layout(attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
 LAYOUTS: dict[str, Layout] = {
@@ -41,7 +47,7 @@ LAYOUTS: dict[str, Layout] = {
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "phi3": Layout(lora=("gate_up_proj", "down_proj", "qkv_proj", "o_proj")),
-    "gpt2": Layout("h", "ln_f", "attn", "mlp", lora=("c_attn", "c_fc", "c_proj")),
+    "gpt2": Layout("h", "ln_f", "attn", "mlp", "attn.c_proj", lora=("c_attn", "c_fc", "c_proj")),
 }
 
 
@@ -106,6 +112,21 @@ class Decoder:
         return int(self.config.hidden_size)
 
     @property
+    def num_heads(self) -> int:
+        """Attention heads of a layer."""
+        return int(self.config.num_attention_heads)
+
+    @property
+    def num_key_heads(self) -> int:
+        """Key-value heads of a layer, each read by num_heads / num_key_heads heads."""
+        return int(getattr(self.config, "num_key_value_heads", None) or self.num_heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return int(getattr(self.config, "head_dim", None) or self.width // self.num_heads)
+
+    @property
     def device(self) -> torch.device:
         """Where the embedding is, and so where token ids go."""
         return self.model.get_input_embeddings().weight.device
@@ -132,6 +153,24 @@ class Decoder:
     def sublayer(self, layer: int, interface: str) -> nn.Module:
         """The module of layer 1..L whose output is the `attn` or `mlp` contribution to the stream."""
         return getattr(self.layers[layer - 1], self.layout.attn if interface == "attn" else self.layout.mlp)
+
+    def projections(self, layer: int) -> dict[str, Any]:
+        """The seven linear maps of layer 1..L by name.
+
+        Raises:
+            ModelError: the architecture fuses some of them.
+        """
+        try:
+            return {n: self.layers[layer - 1].get_submodule(path) for n, path in PROJECTIONS.items()}
+        except AttributeError as error:
+            raise ModelError(
+                f"{self.name}: expected separate modules {', '.join(PROJECTIONS)} in every layer, but {error}; "
+                "methods that read the teacher's weights do not work with this architecture."
+            ) from None
+
+    def out_projection(self, layer: int) -> nn.Module:
+        """The map of layer 1..L from its heads' values (H * head_dim) to the stream."""
+        return self.layers[layer - 1].get_submodule(self.layout.out)
 
     @contextmanager
     def span(self, start: int, stop: int, *, norm: bool) -> Iterator[nn.Module]:

@@ -28,7 +28,7 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, recipe: Recipe, decoder: Decoder, layers: Sequence[int], teacher_head: Head | None = None
+        self, recipe: Recipe, decoder: Decoder, places: Sequence[str], teacher_head: Head | None = None
     ) -> None:
         super().__init__()
         self.recipe, self.decoder, self.head, self.teacher_head = (
@@ -42,7 +42,7 @@ class Objective(nn.Module):
         if recipe.layer_loss == "projected_mse":
             assert teacher_head is not None
             wide = teacher_head.weight_VD.shape[1]
-            self.projectors = nn.ModuleDict({str(k): nn.Linear(decoder.width, wide) for k in layers})
+            self.projectors = nn.ModuleDict({k: nn.Linear(decoder.width, wide) for k in places})
         self.progress = 0.0
         """Share of the training that is done, kept by the trainer for schedules."""
 
@@ -58,7 +58,7 @@ class Objective(nn.Module):
     def forward(
         self,
         output_NE: Tensor,
-        hidden: Mapping[int, Tensor],
+        hidden: Mapping[str, Tensor],
         labels_N: Tensor,
         counts: Sequence[int],
         batch: Mapping[str, Tensor],
@@ -67,7 +67,7 @@ class Objective(nn.Module):
 
         Args:
             output_NE: states after the final norm.
-            hidden: per paired student layer its activations (N, E).
+            hidden: per paired student layer, or head in it, its activations (N, E).
             counts: supervised positions of each row of the batch, adding up to N.
             batch: the supervision's signals.
         """
@@ -125,15 +125,15 @@ class Objective(nn.Module):
         return topk_kl_loss(logits_NJ, teacher_logp, valid, temperature=self.recipe.temperature)
 
     def layer_loss(
-        self, layer: int, hidden_NE: Tensor, counts: Sequence[int], batch: Mapping[str, Tensor]
+        self, place: str, hidden_NE: Tensor, counts: Sequence[int], batch: Mapping[str, Tensor]
     ) -> Tensor:
-        """The recipe's loss at one paired layer."""
-        target = batch[f"target.{layer}"].float()
+        """The recipe's loss at one paired layer or head."""
+        target = batch[f"target.{place}"].float()
         kind = self.recipe.layer_loss
         if kind == "cosine":
             return cosine_loss(hidden_NE, target)
         if kind == "projected_mse":
-            return projected_mse_loss(self.projectors[str(layer)](hidden_NE), target)
+            return projected_mse_loss(self.projectors[place](hidden_NE), target)
         if kind == "geometry":
             rows = zip(hidden_NE.split(list(counts)), target.split(list(counts)), strict=True)
             return torch.stack([geometry_loss(own_TE, target_TE) for own_TE, target_TE in rows]).mean()

@@ -39,6 +39,7 @@ class Recipe:
     schedule: Schedule = "joint"
     trained: Trained = "pairs"
     lora_r: int | None = None
+    lora_target_modules: tuple[str, ...] | None = None
     start: Start = "untouched"
     signals: Signals = "teacher"
 

@@ -16,11 +16,13 @@ from semalign.cache import Record
 from semalign.capture import Point, capture
 from semalign.data import Sample, collate
 from semalign.errors import ModelError
+from semalign.maths.full_vocabulary import cross_entropy_loss
 from semalign.maths.pairing import LayerPair, blend
 from semalign.maths.topk import union_topk
 from semalign.models import Decoder, Head
 
 LOGIT_CHUNK = 128  # positions whose full logits are live at once
+STATES = 512  # positions that layers are compared on
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Request:
     top_k: int = 0
     teacher_output: bool = False
     dtype: torch.dtype = torch.bfloat16
+    heads: tuple[LayerPair, ...] = ()
+    """What is paired at the interface head, in the layers' place."""
+
+    def at(self, interface: str) -> tuple[LayerPair, ...]:
+        """Pairs of layers, or of heads."""
+        return self.heads if interface == "head" else self.pairs
 
     @property
     def needs_student(self) -> bool:
@@ -51,6 +59,19 @@ def state_mask(mask_BT: Tensor) -> Tensor:
     shifted = torch.zeros_like(mask_BT)
     shifted[:, :-1] = mask_BT[:, 1:]
     return shifted
+
+
+def sum_of_row_means(output_BTD: Tensor, states_BT: Tensor, samples: Sequence[Sample], head: Head) -> Tensor:
+    """Each row's own mean negative log-likelihood, added up: no row's gradient depends on its batch."""
+    device = output_BTD.device
+    labels_N = torch.cat([labels_of(sample) for sample in samples]).to(device)
+    counts = torch.tensor([sample.supervised for sample in samples], device=device)
+    # One product with the head for the whole batch: a half-precision head is upcast once, not once a row.
+    weights_N = (1.0 / counts).repeat_interleave(counts)
+    mean = cross_entropy_loss(
+        output_BTD[states_BT], head.weight_VD, labels_N, options=head.options, weights_N=weights_N
+    )
+    return mean * len(labels_N)
 
 
 def labels_of(sample: Sample) -> Tensor:
@@ -93,10 +114,10 @@ def topk(head: Head, hidden_ND: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def student_signals(student: Decoder, samples: Sequence[Sample], request: Request) -> list[Record]:
-    """Per sample: tokens.prefix (T, E); positions.own.<interface>.<layer> (N, E); positions.student_output (N, E),
+    """Per sample: tokens.prefix (T, E); positions.own.<interface>.<place> (N, E); positions.student_output (N, E),
     positions.student_ids and .student_logp (N, K), positions.student_lse (N,) of the untouched student."""
     ids_BT, attention_BT, states_BT = batch_inputs(student, samples)
-    points = [Point(p.student, i) for p in request.pairs for i in request.interfaces]
+    points = [Point(p.student, i, p.student_head) for i in request.interfaces for p in request.at(i)]
     if request.cut is not None:
         points.append(Point(request.cut, "block"))
     with capture(student, points) as found, student.span(0, student.num_layers, norm=True):
@@ -105,10 +126,11 @@ def student_signals(student: Decoder, samples: Sequence[Sample], request: Reques
     if request.cut is not None:
         for record, row, sample in zip(records, found[Point(request.cut, "block")], samples, strict=True):
             record["tokens.prefix"] = row[: len(sample.input_ids)].to(request.dtype).cpu().clone()
-    for pair in request.pairs:
-        for interface in request.interfaces:
-            name = f"positions.own.{interface}.{pair.student}"
-            _put(records, name, found[Point(pair.student, interface)][states_BT], samples, request.dtype)
+    for interface in request.interfaces:
+        for pair in request.at(interface):
+            name = f"positions.own.{interface}.{pair.place}"
+            point = Point(pair.student, interface, pair.student_head)
+            _put(records, name, found[point][states_BT], samples, request.dtype)
     if request.top_k:
         output_XE = output_BTE[states_BT]
         top, values, lse = topk(student.head(), output_XE, request.top_k)
@@ -143,35 +165,59 @@ def extended_prefix(
 def teacher_signals(
     teacher: Decoder, samples: Sequence[Sample], request: Request, own: Sequence[Record], student_head: Head
 ) -> list[Record]:
-    """Per sample: positions.teacher.<interface>.<student layer> (N, D), blended over depth where the pair says so;
+    """Per sample: positions.teacher.<interface>.<place> (N, D), blended over depth where the pair says so;
     positions.teacher_output (N, D); positions.ids, .teacher_logp, .student_logp, .valid (N, 2K) over the union of
     both models' top-k sets. Stops after the deepest layer that anything needs."""
     ids_BT, attention_BT, states_BT = batch_inputs(teacher, samples)
-    layers = (
-        {layer for p in request.pairs for layer in (p.teacher, p.teacher + (p.fraction > 0))}
-        if request.interfaces
-        else set()
+    points = sorted(
+        {
+            Point(layer, i, p.teacher_head)
+            for i in request.interfaces
+            for p in request.at(i)
+            for layer in p.teacher_layers
+        },
+        key=str,
     )
-    points = [Point(layer, i) for layer in sorted(layers) for i in request.interfaces]
     needs_output = bool(request.top_k or request.teacher_output or "output" in request.interfaces)
-    stop = teacher.num_layers if needs_output else max(layers)
+    stop = teacher.num_layers if needs_output else max(p.layer for p in points)
     with capture(teacher, points) as found, teacher.span(0, stop, norm=needs_output):
         output_BTD = teacher.forward(ids_BT, attention_BT)
     records: list[Record] = [{} for _ in samples]
-    for pair in request.pairs:
-        for interface in request.interfaces:
-            states = found[Point(pair.teacher, interface)][states_BT].float()
+    for interface in request.interfaces:
+        for pair in request.at(interface):
+            states = found[Point(pair.teacher, interface, pair.teacher_head)][states_BT].float()
             if pair.fraction > 0:
                 states = blend(
                     states, found[Point(pair.teacher + 1, interface)][states_BT].float(), pair.fraction
                 )
-            _put(records, f"positions.teacher.{interface}.{pair.student}", states, samples, request.dtype)
+            _put(records, f"positions.teacher.{interface}.{pair.place}", states, samples, request.dtype)
     output_XD = output_BTD[states_BT]
     if request.teacher_output:
         _put(records, "positions.teacher_output", output_XD, samples, request.dtype)
     if request.top_k:
         _put_union(records, samples, teacher.head(), output_XD, own, student_head, request.top_k)
     return records
+
+
+@torch.no_grad()
+def states_at(decoder: Decoder, samples: Sequence[Sample], points: Sequence[Point]) -> dict[Point, Tensor]:
+    """Activations at the supervised positions of a few rows, the first STATES of them: (N, D) by point."""
+    kept: dict[Point, list[Tensor]] = {point: [] for point in points}
+    for sample in samples:
+        ids, attention, states = batch_inputs(decoder, [sample])
+        with capture(decoder, points) as found:
+            decoder.forward(ids, attention)
+        for point in points:
+            kept[point].append(found[point][states].cpu())
+        if sum(len(part) for part in kept[points[0]]) >= STATES:
+            break
+    return {point: torch.cat(parts)[:STATES] for point, parts in kept.items()}
+
+
+def layer_states(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Streams after every layer at the supervised positions of a few rows: `layer.<n>` (N, D)."""
+    points = [Point(n, "block") for n in range(1, decoder.num_layers + 1)]
+    return {f"layer.{p.layer}": states for p, states in states_at(decoder, samples, points).items()}
 
 
 def _put_union(

@@ -2,7 +2,7 @@
 
 The trainer never asks which. A batch of signals is a flat dict of tensors over the N supervised positions of
 its samples, in order: `ids`, `valid`, `teacher_logp`, `student_logp` (N, 2K), `teacher_output` (N, D) and
-`target.<student layer>` (N, E).
+`target.<place>` (N, E), a place being a student layer (`3`) or a head in it (`3h2`).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Supervision(Protocol):
 class Maps:
     """Matrices (E, D) and biases (E,) that carry teacher activations into the student's space, by name.
 
-    A name is `<map>.<interface>.<student layer>` for fitted maps and `<map>` for those made from the heads alone.
+    A name is `<map>.<interface>.<place>` for fitted maps and `<map>` for those made from the heads alone.
     """
 
     tensors: Mapping[str, Tensor]
 
-    def apply(self, hidden_ND: Tensor, name: str, interface: str, layer: int) -> Tensor:
+    def apply(self, hidden_ND: Tensor, name: str, interface: str, place: str) -> Tensor:
         """Targets (N, E) in float32. The semantic map reads directions only, so it works on unit vectors."""
-        key = f"{name}.{interface}.{layer}" if f"{name}.{interface}.{layer}" in self.tensors else name
+        key = f"{name}.{interface}.{place}" if f"{name}.{interface}.{place}" in self.tensors else name
         bias = self.tensors.get(f"{key}.bias")
         return apply_map(hidden_ND.float(), self.tensors[key], bias, normalize=name == "semantic")
 
@@ -55,21 +55,21 @@ class Maps:
         return cls(read_tensors(path))
 
 
-def wanted_keys(recipe: Recipe, layers: Sequence[int]) -> dict[str, str]:
+def wanted_keys(recipe: Recipe, places: Sequence[str]) -> dict[str, str]:
     """Stored key -> batch key for what a recipe reads."""
     keys = {f"positions.{k}": k for k in TOPK_KEYS} if recipe.needs_topk else {}
     if recipe.needs_teacher_output:
         keys["positions.teacher_output"] = "teacher_output"
     if recipe.needs_targets:
-        keys |= {f"positions.target.{recipe.map}.{recipe.interface}.{k}": f"target.{k}" for k in layers}
+        keys |= {f"positions.target.{recipe.map}.{recipe.interface}.{k}": f"target.{k}" for k in places}
     return keys
 
 
 class CachedSupervision:
     """Signals from the shards that the cache step wrote; no teacher in memory."""
 
-    def __init__(self, store: ShardStore, recipe: Recipe, layers: Sequence[int]) -> None:
-        self.store, self.keys = store, wanted_keys(recipe, layers)
+    def __init__(self, store: ShardStore, recipe: Recipe, places: Sequence[str]) -> None:
+        self.store, self.keys = store, wanted_keys(recipe, places)
 
     def signals(self, samples: Sequence[int]) -> Record:
         """See `Supervision`."""
@@ -86,9 +86,9 @@ class ShuffledSupervision(CachedSupervision):
     """A control: every sample gets the signals of another one, cut or repeated to its own number of positions."""
 
     def __init__(
-        self, store: ShardStore, recipe: Recipe, layers: Sequence[int], counts: Sequence[int]
+        self, store: ShardStore, recipe: Recipe, places: Sequence[str], counts: Sequence[int]
     ) -> None:
-        super().__init__(store, recipe, layers)
+        super().__init__(store, recipe, places)
         self.counts = counts
         order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(0)).tolist()
         # The next one in a random cycle: with two samples or more, nobody keeps its own.
@@ -126,22 +126,20 @@ class LiveSupervision:
         batch = [self.samples[i] for i in samples]
         own = student_signals(self.student, batch, self.request)
         records = teacher_signals(self.teacher, batch, self.request, own, self.student_head)
-        layers = [p.student for p in self.request.pairs]
         records = [
-            to_targets(r, self.maps, [(self.recipe.map, self.recipe.interface)], layers) for r in records
+            to_targets(r, self.maps, [(self.recipe.map, self.recipe.interface)], self.request)
+            for r in records
         ]
-        keys = wanted_keys(self.recipe, layers)
+        keys = wanted_keys(self.recipe, [p.place for p in self.request.at(self.recipe.interface)])
         return {new: torch.cat([r[old] for r in records]) for old, new in keys.items()}
 
 
-def to_targets(
-    record: Record, maps: Maps, wanted: Sequence[tuple[str, str]], layers: Sequence[int]
-) -> Record:
+def to_targets(record: Record, maps: Maps, wanted: Sequence[tuple[str, str]], request: Request) -> Record:
     """A record with raw teacher activations replaced by targets in the student's space, same dtype."""
     kept = {k: v for k, v in record.items() if not k.startswith("positions.teacher.")}
     for name, interface in wanted:
-        for layer in layers:
-            raw = record[f"positions.teacher.{interface}.{layer}"]
-            target = raw if name == "none" else maps.apply(raw, name, interface, layer).to(raw.dtype)
-            kept[f"positions.target.{name}.{interface}.{layer}"] = target
+        for place in (p.place for p in request.at(interface)):
+            raw = record[f"positions.teacher.{interface}.{place}"]
+            target = raw if name == "none" else maps.apply(raw, name, interface, place).to(raw.dtype)
+            kept[f"positions.target.{name}.{interface}.{place}"] = target
     return kept

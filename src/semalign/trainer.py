@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from semalign.capture import Point, capture
 from semalign.data import Sample, collate
 from semalign.errors import SemAlignError
+from semalign.maths.pairing import LayerPair
 from semalign.models import Decoder, Head
 from semalign.objective import Objective
 from semalign.recipe import Recipe
@@ -36,16 +37,20 @@ class SuffixModel(nn.Module):
         decoder: Decoder,
         cut: int,
         recipe: Recipe,
-        layers: Sequence[int],
+        pairs: Sequence[LayerPair],
         teacher_head: Head | None = None,
     ) -> None:
         super().__init__()
         self.suffix = nn.ModuleList(decoder.layers[cut:])
         self.norm = decoder.final_norm
-        self.objective = Objective(recipe, decoder, layers, teacher_head)
+        self.objective = Objective(recipe, decoder, [p.place for p in pairs], teacher_head)
         # A plain attribute: neither the embedding nor the head is a part of what is trained, moved or saved.
         self.decoder = decoder
-        self.points = {k: Point(k, recipe.interface) for k in layers} if recipe.needs_targets else {}
+        self.points = (
+            {p.place: Point(p.student, recipe.interface, p.student_head) for p in pairs}
+            if recipe.needs_targets
+            else {}
+        )
 
     def train(self, mode: bool = True) -> SuffixModel:
         """Dropout stays off: targets and prefixes were computed without it. Checkpointing alone needs train mode."""

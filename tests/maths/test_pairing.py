@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,9 +8,11 @@ from hypothesis import strategies as st
 from semalign.errors import ConfigError
 from semalign.maths.pairing import (
     LayerPair,
+    best_path,
     blend,
     depth_pairs,
     interpolated,
+    nearest,
     pair_critical,
     student_layer_for,
     teacher_layer,
@@ -121,3 +125,47 @@ def test_blend_is_the_interpolation() -> None:
 def test_out_of_range_is_refused(call: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         call()  # type: ignore[operator]
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(1, 5), st.integers(1, 4), st.data())
+def test_the_best_path_is_the_first_of_all_monotone_paths(
+    rows: int, columns: int, data: st.DataObject
+) -> None:
+    values = data.draw(st.lists(st.integers(-3, 3), min_size=rows * columns, max_size=rows * columns))
+    figures = torch.tensor(values, dtype=torch.float64).view(rows, columns)
+
+    def total(path: tuple[int, ...]) -> float:
+        return sum(float(figures[t, k]) for k, t in enumerate(path))
+
+    paths = [p for p in itertools.product(range(rows), repeat=columns) if list(p) == sorted(p)]
+    found = best_path(figures)
+    assert found == sorted(found)
+    assert total(tuple(t - 1 for t in found)) == max(total(p) for p in paths)
+    assert nearest(figures) == [max(range(rows), key=lambda t: figures[t, k]) + 1 for k in range(columns)]
+
+
+def test_ties_go_to_the_shallower_layers() -> None:
+    assert best_path(torch.ones(3, 4)) == [1, 1, 1, 1]
+    assert nearest(torch.ones(3, 2)) == [1, 1]
+
+
+def test_layers_in_another_order_are_found_by_nearest_and_not_crossed_by_a_path() -> None:
+    order = [3, 1, 2]
+    figures = torch.full((3, 3), 0.1)
+    for student, teacher in enumerate(order):
+        figures[teacher - 1, student] = 1.0
+    assert nearest(figures) == order
+    # 1, 2 of the three can be kept in order.
+    assert best_path(figures) == [1, 1, 2]
+
+
+def test_critical_layers_follow_the_match() -> None:
+    scores = [1.0, 5.0, 2.0, 9.0, 3.0]
+    # l(1) = 2, l(2) = 2, l(3) = 4: layer 4 goes to student layer 3, then layer 2 to student layer 1.
+    assert pair_critical(scores, 3, count=2, teachers=[2, 2, 4]) == [LayerPair(2, 1), LayerPair(4, 3)]
+
+
+def test_figures_must_be_finite() -> None:
+    with pytest.raises(ConfigError, match="finite matrix"):
+        best_path(torch.tensor([[1.0, float("nan")]]))

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from semalign.errors import ModelError
 from semalign.maths.bases import RidgeFit
+from semalign.maths.regression import ridge_scores
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -123,3 +124,16 @@ def test_a_weight_counts_a_row_that_many_times() -> None:
     repeated.add(teacher.repeat_interleave(counts, 0), student.repeat_interleave(counts, 0))
     for ours, expected in zip(weighted.solve(penalty=0.1), repeated.solve(penalty=0.1), strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+def test_ridge_scores_tell_a_linear_image_from_noise() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(300, 6, generator=generator)
+    image = x @ torch.randn(6, 4, generator=generator) + 2
+    noise = torch.randn(300, 5, generator=generator)
+    scores = ridge_scores(x, [image, noise], penalty=1e-6)
+    assert scores[0] == pytest.approx(1.0, abs=1e-4) and abs(scores[1]) < 0.15
+    # Each is fitted by itself: the same figures alone.
+    assert scores == pytest.approx([ridge_scores(x, [y], penalty=1e-6)[0] for y in (image, noise)])
+    with pytest.raises(ModelError, match="two thirds"):
+        ridge_scores(x[:2], [image[:2]])

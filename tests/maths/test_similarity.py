@@ -4,7 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semalign.errors import DataError, ModelError
-from semalign.maths.similarity import cka_from_moments, gap_closed, kl_gap_closed, linear_cka, mean_cosine
+from semalign.maths.similarity import (
+    cka_from_moments,
+    cka_matrix,
+    gap_closed,
+    kl_gap_closed,
+    linear_cka,
+    mean_cosine,
+)
 
 from . import reference
 
@@ -76,3 +83,12 @@ def test_wrong_shapes_are_refused() -> None:
         linear_cka(torch.ones(1, 2), torch.ones(1, 2))
     with pytest.raises(ModelError, match="2 columns"):
         mean_cosine(torch.ones(3, 2), torch.ones(3, 4))
+
+
+def test_the_matrix_holds_the_figures_of_all_pairs() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = [torch.randn(20, w, generator=generator) for w in (3, 30)]
+    y = [torch.randn(20, w, generator=generator) for w in (5, 7, 40)]
+    y.append(torch.ones(20, 2))
+    expected = torch.tensor([[linear_cka(a, b) for b in y] for a in x], dtype=torch.float64)
+    torch.testing.assert_close(cka_matrix(x, y), expected)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from semalign.config import PairingConfig
+from semalign.config import AttributionConfig, DataConfig, ModelConfig, PairingConfig, TransferConfig
 from semalign.errors import CacheError, ConfigError
 from semalign.folder import RunFolder
+from semalign.maths.pairing import best_path
+from semalign.run import transfer
 from semalign.steps.pair import pair_layers, read_plan
 
 SCORES = [5.0, 1.0, 9.0, 2.0, 3.0, 4.0, 0.5]
@@ -83,3 +87,41 @@ def test_a_bad_edit_is_one_sentence(tmp_path: Path, changes: dict, message: str)
 def test_a_missing_plan_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="semalign pair"):
         read_plan(RunFolder(tmp_path))
+
+
+def matched(teacher: Path, student: Path, data: Path, out: Path, **options: Any) -> dict[str, Any]:
+    config = TransferConfig(
+        teacher=ModelConfig(str(teacher)),
+        student=ModelConfig(str(student)),
+        data=DataConfig(str(data), max_length=64),
+        output_dir=str(out),
+        attribution=AttributionConfig(rows=2),
+        pairing=PairingConfig(selection="all", **options),
+    )
+    run = transfer(config, ("attribute", "pair"))
+    return json.loads(run.pairs.read_text())
+
+
+@pytest.mark.parametrize("match", ["cka", "ridge_error", "nearest"])
+def test_a_model_paired_with_itself_gives_the_diagonal(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, match: str
+) -> None:
+    plan = matched(tiny_pair[0], tiny_pair[0], rows_file, tmp_path / "run", match=match, rows=20)
+    assert [(p["teacher"], p["student"]) for p in plan["pairs"]] == [(k, k) for k in range(1, 6)]
+    assert len(plan["figures"]) == 5 and len(plan["figures"][0]) == 5
+    if match != "ridge_error":
+        assert all(plan["figures"][k][k] == pytest.approx(1.0) for k in range(5))
+
+
+def test_a_match_follows_the_figures_in_the_plan(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    plan = matched(*tiny_pair, rows_file, tmp_path / "run", match="cka", rows=4)
+    figures = torch.tensor(plan["figures"])
+    assert figures.shape == (5, 3) and 0 <= float(figures.min()) <= float(figures.max()) <= 1
+    assert [p["teacher"] for p in plan["pairs"]] == best_path(figures)
+
+
+def test_blending_goes_with_depth_alone() -> None:
+    with pytest.raises(ConfigError, match="match: depth"):
+        PairingConfig(match="cka", interpolate=True)

@@ -1,6 +1,6 @@
-"""Layer attribution: how much a layer's output matters for the loss on the answer tokens.
+"""Layer and head attribution: how much an output matters for the loss on the answer tokens.
 
-Legend: B rows (samples), T tokens, D width.
+Legend: B rows (samples), T tokens, D width, H heads.
 """
 
 from typing import Literal
@@ -42,3 +42,24 @@ def layer_scores(
     product_BTD = activation_BTD.detach().float() * gradient_BTD.detach().float()
     token_BT = (product_BTD if aggregate == "sum" else product_BTD.abs_()).sum(-1)
     return (token_BT if mask_BT is None else token_BT.masked_fill(~mask_BT, 0.0)).sum(-1)
+
+
+def head_scores(
+    values_BTX: Tensor,
+    gradient_BTX: Tensor,
+    mask_BT: Tensor | None,
+    heads: int,
+    *,
+    aggregate: Literal["sum", "abs"] = "abs",
+) -> Tensor:
+    """Attribution scores (B, H) of heads whose values lie side by side in X = H * head_dim channels.
+
+    Each head's is `layer_scores` on its own channels. With "sum" that equals gradient x activation of the head's
+    contribution W_h v_h to the stream: (W_h v_h)' g = v_h' (W_h' g), and W_h' g is the gradient with respect to v_h.
+    """
+    if values_BTX.shape[-1] % heads:
+        raise ModelError(
+            f"{values_BTX.shape[-1]} channels cannot be shared by {heads} heads; record the output projection's input."
+        )
+    parts = zip(values_BTX.chunk(heads, -1), gradient_BTX.chunk(heads, -1), strict=True)
+    return torch.stack([layer_scores(v, g, mask_BT, aggregate=aggregate) for v, g in parts], dim=1)

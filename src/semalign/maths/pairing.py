@@ -28,6 +28,10 @@ class LayerPair:
     """Student layer, counted from 1."""
     fraction: float = 0.0
     """Share of teacher layer l + 1 in the target, in [0, 1]."""
+    teacher_head: int | None = None
+    """One attention head of the teacher layer, counted from 1, where single heads are paired."""
+    student_head: int | None = None
+    """The student's head that learns from it."""
 
     def __post_init__(self) -> None:
         if self.teacher < 1 or self.student < 1 or not 0.0 <= self.fraction <= 1.0:
@@ -35,6 +39,21 @@ class LayerPair:
                 "A layer pair needs layers counted from 1 and a fraction in [0, 1], got "
                 f"teacher={self.teacher}, student={self.student}, fraction={self.fraction}; mend the pair."
             )
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """teacher_head and student_head, where there are any."""
+        named = {"teacher_head": self.teacher_head, "student_head": self.student_head}
+        return {name: head for name, head in named.items() if head is not None}
+
+    def as_json(self) -> dict[str, float]:
+        """Its fields, heads only where there are any."""
+        return {"teacher": self.teacher, "student": self.student, "fraction": self.fraction, **self.heads}
+
+    @property
+    def place(self) -> str:
+        """The student's side as a name: `3` for layer 3, `3h2` for its head 2."""
+        return f"{self.student}" if self.student_head is None else f"{self.student}h{self.student_head}"
 
     @property
     def teacher_layers(self) -> tuple[int, ...]:
@@ -75,14 +94,74 @@ def interpolated(k: int, L_T: int, L_S: int) -> LayerPair:
     return LayerPair(teacher=lower, student=k, fraction=excess / L_S)
 
 
+def best_path(figures_TS: Tensor) -> list[int]:
+    """Teacher layers l(1) <= l(2) <= ... <= l(L_S) with the largest sum of figures[l(k), k], counted from 1.
+
+    Dynamic programming in L_T L_S steps: best[l, k] = figures[l, k] + max over l' <= l of best[l', k - 1]. Among
+    equal sums the shallower layers win.
+    """
+    _check_figures(figures_TS)
+    best_T = figures_TS[:, 0].double()
+    came: list[list[int]] = []
+    for column_T in figures_TS.double().T[1:]:
+        reached, origin = best_T[0], 0
+        origins, sums = [], []
+        for layer, value in enumerate(best_T):
+            if value > reached:
+                reached, origin = value, layer
+            origins.append(origin)
+            sums.append(reached)
+        came.append(origins)
+        best_T = torch.stack(sums) + column_T
+    path = [int(best_T.argmax())]
+    for origins in reversed(came):
+        path.append(origins[path[-1]])
+    return [layer + 1 for layer in reversed(path)]
+
+
+def nearest(figures_TS: Tensor) -> list[int]:
+    """For every student layer the teacher layer with the largest figure, counted from 1; the shallower among equals."""
+    _check_figures(figures_TS)
+    return [int(column_T.argmax()) + 1 for column_T in figures_TS.T]
+
+
+def match_heads(scores: Sequence[float], figures_TS: Tensor, count: int) -> list[tuple[int, int]]:
+    """(teacher head, student head), counted from 1, for the `count` teacher heads of highest score.
+
+    In that order each takes the student head with the largest figure among those still free; ties go to the first.
+    """
+    _check_figures(figures_TS)
+    free = list(range(figures_TS.shape[1]))
+    pairs = []
+    for head in sorted(range(len(scores)), key=lambda n: -scores[n])[: min(count, len(free))]:
+        own = max(free, key=lambda s: float(figures_TS[head, s]))
+        free.remove(own)
+        pairs.append((head + 1, own + 1))
+    return pairs
+
+
+def _check_figures(figures_TS: Tensor) -> None:
+    if figures_TS.dim() != 2 or not figures_TS.numel() or not torch.isfinite(figures_TS).all():
+        raise ConfigError(
+            f"Figures must be a finite matrix (teacher x student layers), got shape {tuple(figures_TS.shape)} with "
+            f"{int((~torch.isfinite(figures_TS)).sum())} values that are not finite; compare more rows."
+        )
+
+
 def pair_critical(
-    scores: Sequence[float], L_S: int, *, count: int, interpolate: bool = False
+    scores: Sequence[float],
+    L_S: int,
+    *,
+    count: int,
+    interpolate: bool = False,
+    teachers: Sequence[int] | None = None,
 ) -> list[LayerPair]:
     """Pairs for the highest-scoring teacher layers, sorted by student layer.
 
     Walks the teacher layers in descending score (ties: shallower first), maps each to its student layer k'
     by `student_layer_for`, and stops at `count` distinct student layers. Each pair is (l(k'), k'), or the
-    interpolated pair of k'. `scores[0]` belongs to layer 1.
+    interpolated pair of k'. `scores[0]` belongs to layer 1. `teachers` is l(1), l(2), ... where depth does not
+    say it.
     """
     L_T = len(scores)
     _check_depths(L_T, L_S)
@@ -93,15 +172,18 @@ def pair_critical(
         )
     # With fewer teacher than student layers only L_T student layers can be reached.
     _check_range("The number of pairs", count, min(L_T, L_S))
+    look = teachers or [teacher_layer(k, L_T, L_S) for k in range(1, L_S + 1)]
     ranked = sorted(range(1, L_T + 1), key=lambda layer: -scores[layer - 1])
     students: list[int] = []
     for layer in ranked:
-        student = student_layer_for(layer, L_T, L_S)
+        student = next((k for k, seen in enumerate(look, 1) if seen >= layer), L_S)
         if student not in students:
             students.append(student)
         if len(students) == count:
             break
-    return depth_pairs(students, L_T, L_S, interpolate=interpolate)
+    if teachers is None:
+        return depth_pairs(students, L_T, L_S, interpolate=interpolate)
+    return [LayerPair(teachers[k - 1], k) for k in sorted(students)]
 
 
 def depth_pairs(students: Sequence[int], L_T: int, L_S: int, *, interpolate: bool = False) -> list[LayerPair]:

@@ -3,11 +3,34 @@
 Legend: N tokens, D teacher width, E student width. X is N x D (teacher), Y is N x E (student).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from semalign.errors import ModelError
 from semalign.maths._tensors import check_matrix, check_rows
+
+
+def ridge_scores(x_ND: Tensor, y: Sequence[Tensor], *, penalty: float = 1e-2) -> list[float]:
+    """1 - error of a ridge map from x to each y (N, E), fitted on the first two thirds of the rows.
+
+    error = |y - M x - b|^2 / |y - mean y|^2 over the last third, so 1 is a perfect map and 0 as good as the mean. One
+    Gram matrix of x serves all y.
+    """
+    check_matrix("x", x_ND)
+    cut = len(x_ND) * 2 // 3
+    if not 0 < cut < len(x_ND) - 1:
+        raise ModelError(f"A map is fitted on two thirds of the rows, got {len(x_ND)} rows; add tokens.")
+    x_ND, together = x_ND.float(), torch.cat([one.float() for one in y], dim=1)
+    fit = RidgeFit(x_ND.shape[1], together.shape[1])
+    fit.add(x_ND[:cut], together[:cut])
+    map_ED, bias_E = fit.solve(penalty=penalty)
+    missed = (together[cut:] - x_ND[cut:] @ map_ED.T - bias_E).double().square().sum(0)
+    spread = (together[cut:] - together[cut:].mean(0)).double().square().sum(0)
+    sizes = [one.shape[1] for one in y]
+    shares = zip(missed.split(sizes), spread.split(sizes), strict=True)
+    return [1.0 - float(m.sum() / s.sum().clamp_min(1e-300)) for m, s in shares]
 
 
 class RidgeFit:

@@ -4,6 +4,7 @@ Legend: N tokens, D and E widths.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +41,27 @@ def cka_from_moments(xx_DD: Tensor, xy_DE: Tensor, yy_EE: Tensor) -> float:
     """Linear CKA from centred (co)variances X'X, X'Y, Y'Y, which can be summed over a stream of rows."""
     cross = float(xy_DE.double().square().sum())
     return _ratio(cross, float(xx_DD.double().norm() * yy_EE.double().norm()))
+
+
+@torch.no_grad()
+def unit_gram(x_ND: Tensor) -> Tensor:
+    """X X' of centred columns, scaled to Frobenius norm 1 (N, N), float64; zero if x is constant.
+
+    The sum of the products of two such matrices is the linear CKA of their rows, so that the figures of many
+    against many cost one matrix product.
+    """
+    check_matrix("x", x_ND)
+    x_ND = x_ND.double() - x_ND.double().mean(0)
+    gram_NN = x_ND @ x_ND.T
+    norm = gram_NN.norm()
+    return gram_NN / torch.where(norm > 0, norm, 1.0)
+
+
+@torch.no_grad()
+def cka_matrix(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
+    """Linear CKA of every x (N, D) with every y (N, E): (len(x), len(y)), float64."""
+    flat = [torch.stack([unit_gram(z_NW).flatten() for z_NW in side]) for side in (x, y)]
+    return flat[0] @ flat[1].T
 
 
 @torch.no_grad()

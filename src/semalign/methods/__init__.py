@@ -1,6 +1,7 @@
 """Every method by name, one file each. A file says what its method does and lists its recipes in METHODS.
 
-A new method is a new file in this folder: nothing else names it.
+A new method is a new file in this folder: nothing else names it. Where its student starts from something made of the
+teacher's weights, STARTS says how to make that.
 """
 
 from __future__ import annotations
@@ -9,26 +10,35 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 from semalign.config import RecipeConfig
 from semalign.errors import ConfigError
 from semalign.recipe import Recipe
 
-__all__ = ["method", "methods", "named", "resolve"]
+__all__ = ["method", "methods", "named", "resolve", "starts"]
+
+
+@cache
+def _files() -> list[ModuleType]:
+    names = sorted(file.name for file in pkgutil.iter_modules(__path__))
+    return [importlib.import_module(f"{__name__}.{name}") for name in names]
 
 
 @cache
 def methods() -> dict[str, Recipe]:
     """All recipes by name."""
-    found = (
-        importlib.import_module(f"{__name__}.{file.name}")
-        for file in sorted(pkgutil.iter_modules(__path__), key=lambda f: f.name)
-    )
-    return {recipe.name: recipe for file in found for recipe in getattr(file, "METHODS", ())}
+    return {recipe.name: recipe for file in _files() for recipe in getattr(file, "METHODS", ())}
+
+
+@cache
+def starts() -> dict[str, Callable[..., Any]]:
+    """By name, the functions (teacher, student, samples, config, recipe) -> (tensors, facts) that make a start."""
+    return {name: make for file in _files() for name, make in getattr(file, "STARTS", {}).items()}
 
 
 def method(name: str, option: str = "recipe.name") -> Recipe:
@@ -79,6 +89,14 @@ def resolve(config: RecipeConfig, option: str = "recipe.name") -> Recipe:
     if recipe.label_weight and recipe.output_loss != "topk_kl":
         raise ConfigError(
             f"recipe.label_weight: only output_loss topk_kl mixes the label in, got {recipe.output_loss}; set it to 0."
+        )
+    if recipe.start.startswith("laten") and recipe.trained == "pairs":
+        raise ConfigError(
+            "recipe.trained: the start laten changes every layer, got pairs; use none, or all to train on from there."
+        )
+    if recipe.trained == "none" and not recipe.start.startswith("laten"):
+        raise ConfigError(
+            f"recipe.trained: none leaves the student as it starts, got recipe.start {recipe.start}; use pairs or all."
         )
     if (recipe.map == "none") != (recipe.layer_loss == "projected_mse") and recipe.needs_targets:
         raise ConfigError(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from semalign.capture import Point, capture
 from semalign.config import TransferConfig
@@ -15,15 +16,14 @@ from semalign.data import Sample, collate, length_batches
 from semalign.errors import ModelError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
 from semalign.loading import load
-from semalign.maths.attribution import layer_scores
-from semalign.maths.full_vocabulary import cross_entropy_loss
-from semalign.maths.head import HeadOptions
+from semalign.maths.attribution import head_scores
 from semalign.models import Decoder, share_vocabulary
 from semalign.progress import bar
-from semalign.signals import labels_of, state_mask
+from semalign.signals import state_mask, sum_of_row_means
 from semalign.steps.inputs import Inputs
 
-__all__ = ["attribute", "attribute_layers"]
+__all__ = ["Scores", "attribute", "attribute_all", "attribute_layers"]
+SCHEMA = 2  # of scores.json; 2 has heads
 
 
 @contextmanager
@@ -51,6 +51,16 @@ def _activation_gradients(decoder: Decoder, checkpointing: bool) -> Iterator[Non
             parameter.requires_grad_(flag)
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Attribution scores."""
+
+    layers: list[float]
+    """Of layers 1..L."""
+    heads: list[list[float]]
+    """Of heads 1..H of each layer."""
+
+
 def attribute_layers(
     teacher: Decoder,
     samples: Sequence[Sample],
@@ -61,14 +71,37 @@ def attribute_layers(
 ) -> list[float]:
     """Attribution scores of layers 1..L: mean over rows of the aggregate of gradient x activation.
 
+    See `attribute_all`, which gives those of single heads beside them.
+    """
+    return attribute_all(
+        teacher,
+        samples,
+        batch_size=batch_size,
+        aggregate=aggregate,
+        activation_checkpointing=activation_checkpointing,
+    ).layers
+
+
+def attribute_all(
+    teacher: Decoder,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 8,
+    aggregate: Literal["sum", "abs"] = "abs",
+    activation_checkpointing: bool = False,
+) -> Scores:
+    """Attribution scores of layers 1..L and of their heads: mean over rows of the aggregate of gradient x activation.
+
     The loss of a row is its mean negative log-likelihood over supervised tokens; the activation is the stream after
-    the layer. Memory holds one batch's activations and no weight gradient, whatever the number of parameters.
+    the layer, or a head's values as they enter the output projection. Memory holds one batch's activations and no
+    weight gradient, whatever the number of parameters.
 
     Raises:
         ModelError: every score is zero, or one is not finite.
     """
-    points = [Point(layer, "block") for layer in range(1, teacher.num_layers + 1)]
-    totals = torch.zeros(teacher.num_layers, dtype=torch.float64)
+    layers = range(1, teacher.num_layers + 1)
+    points = [Point(layer, interface) for layer in layers for interface in ("block", "head")]
+    totals = {p: torch.zeros(teacher.num_heads if p.interface == "head" else 1).double() for p in points}
     head = teacher.head()
     batches = length_batches([len(s.input_ids) for s in samples], max_tokens=None, batch_size=batch_size)
     with (
@@ -81,42 +114,23 @@ def attribute_layers(
             padded = {k: v.to(teacher.device) for k, v in collate(chosen).items()}
             with capture(teacher, points) as found:
                 output_BTD = teacher.forward(padded["input_ids"], padded["attention_mask"])
-            loss = _sum_of_row_means(
-                output_BTD, state_mask(padded["mask"]), chosen, head.weight_VD, head.options
-            )
+            loss = sum_of_row_means(output_BTD, state_mask(padded["mask"]), chosen, head)
             activations = [found[p] for p in points]
             gradients = torch.autograd.grad(loss, activations)
-            for n, (activation, gradient) in enumerate(zip(activations, gradients, strict=True)):
-                mask = padded["attention_mask"].bool()
-                totals[n] += (
-                    layer_scores(activation, gradient, mask, aggregate=aggregate).double().sum().cpu()
-                )
+            mask = padded["attention_mask"].bool()
+            for point, activation, gradient in zip(points, activations, gradients, strict=True):
+                # A whole layer is one head.
+                found_BH = head_scores(activation, gradient, mask, len(totals[point]), aggregate=aggregate)
+                totals[point] += found_BH.double().sum(0).cpu()
             progress.update(len(batch))
-    scores = (totals / len(samples)).tolist()
-    if not torch.isfinite(totals).all() or not totals.any():
+    means = {point: (total / len(samples)).tolist() for point, total in totals.items()}
+    scores = Scores([means[Point(n, "block")][0] for n in layers], [means[Point(n, "head")] for n in layers])
+    every = torch.cat(list(totals.values()))
+    if not torch.isfinite(every).all() or not any(scores.layers):
         raise ModelError(
-            f"{teacher.name}: expected finite, non-zero attribution scores, got {scores}; use dtype float32 or bfloat16."
+            f"{teacher.name}: expected finite, non-zero attribution scores, got {scores.layers}; use dtype float32 or bfloat16."
         )
     return scores
-
-
-def _sum_of_row_means(
-    output_BTD: Tensor, states_BT: Tensor, samples: Sequence[Sample], weight_VD: Tensor, options: HeadOptions
-) -> Tensor:
-    """Each row's own mean loss, added up: no row's gradient depends on its batch."""
-    device = output_BTD.device
-    labels_N = torch.cat([labels_of(sample) for sample in samples]).to(device)
-    counts = torch.tensor([sample.supervised for sample in samples], device=device)
-    # One product with the head for the whole batch: a half-precision head is upcast once, not once a row.
-    weights_N = (1.0 / counts).repeat_interleave(counts)
-    mean = cross_entropy_loss(
-        output_BTD[states_BT],
-        weight_VD,
-        labels_N,
-        options=options,
-        weights_N=weights_N,
-    )
-    return mean * len(labels_N)
 
 
 def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
@@ -127,6 +141,7 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         train=inputs.fingerprint["train"],
         rows=options.rows,
         aggregate=options.aggregate,
+        schema=SCHEMA,
     )
     if is_done(run.scores, wanted):
         return
@@ -135,7 +150,7 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         samples = inputs.train[: options.rows]
         teacher = load(config.teacher)
         share_vocabulary(inputs.vocabulary, teacher)
-        scores = attribute_layers(
+        scores = attribute_all(
             teacher,
             samples,
             batch_size=options.batch_size,
@@ -144,6 +159,11 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         )
     result |= {
         "rows": len(samples),
-        "layers": [{"layer": n, "score": s} for n, s in enumerate(scores, start=1)],
+        "layers": [{"layer": n, "score": s} for n, s in enumerate(scores.layers, start=1)],
+        "heads": [
+            {"layer": n, "head": h, "score": s}
+            for n, row in enumerate(scores.heads, start=1)
+            for h, s in enumerate(row, start=1)
+        ],
     }
     save_result(run.scores, wanted, result)

@@ -16,27 +16,25 @@ import torch
 from torch import Tensor
 
 from semalign.cache import Record, ShardStore, write_tensors
-from semalign.capture import Point, capture
 from semalign.config import Interface, MapName, TransferConfig
 from semalign.data import Sample, length_batches
-from semalign.errors import CacheError
+from semalign.errors import CacheError, ConfigError
 from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
 from semalign.loading import load
 from semalign.maths.bases import logit_map, semantic_map
 from semalign.maths.regression import RidgeFit
 from semalign.maths.similarity import mean_cosine
 from semalign.methods import named, resolve
-from semalign.models import Decoder, Head, share_vocabulary
+from semalign.models import Head, share_vocabulary
 from semalign.progress import bar
 from semalign.recipe import Recipe
-from semalign.signals import Request, batch_inputs, student_signals, teacher_signals
+from semalign.signals import Request, layer_states, student_signals, teacher_signals
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
 from semalign.supervision import Maps, to_targets
 
 logger = logging.getLogger(__name__)
 SCHEMA = 1  # of the cache's files; a change makes older caches stale
-CKA_POSITIONS = 512
 FITTED = ("ridge", "weighted_ridge", "procrustes")  # maps that are fitted on cached rows
 Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
@@ -54,8 +52,13 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
     """The union of what all recipes of a run read, and the (map, interface) kinds of targets among it."""
     recipes = list(recipes_of(config).values())
     wanted = sorted({(r.map, r.interface) for r in recipes if r.needs_targets})
+    if any(interface == "head" for _, interface in wanted) and not plan.heads:
+        raise ConfigError(
+            "recipe.interface: head supervises the plan's pairs of heads, and the plan has none; set pairing.heads."
+        )
     request = Request(
         pairs=plan.pairs,
+        heads=plan.heads,
         interfaces=tuple(sorted({interface for _, interface in wanted})),
         cut=plan.cut if config.train.cache_prefix and plan.cut else None,
         # A weighted fit weights positions by what the teacher's top-k says.
@@ -149,9 +152,7 @@ def fit_maps(stores: Stores, raw: Source, penalty: float) -> dict[str, Tensor]:
     `weighted_ridge` weights a position by 1 - sum_J p_T^2, the trace of its Fisher information in the logits: where the
     teacher is certain, the logits may move without changing what it says.
     """
-    places = [
-        (name, i, p.student) for name, i in stores.wanted if name in FITTED for p in stores.request.pairs
-    ]
+    places = [(name, i, p.place) for name, i in stores.wanted if name in FITTED for p in stores.request.at(i)]
     fits: dict[str, RidgeFit] = {}
     for numbers in stores.teacher.plan:
         own_keys = sorted({f"positions.own.{i}.{k}" for _, i, k in places})
@@ -273,8 +274,7 @@ def _teacher_pass(
 
 
 def _mapped(source: Source, maps: Maps, stores: Stores) -> Source:
-    layers = [p.student for p in stores.request.pairs]
-    return lambda batch: [to_targets(record, maps, stores.wanted, layers) for record in source(batch)]
+    return lambda batch: [to_targets(record, maps, stores.wanted, stores.request) for record in source(batch)]
 
 
 def _raw(
@@ -297,28 +297,14 @@ def _bias(head: Head) -> dict[str, Tensor]:
     return {} if head.options.bias_V is None else {"bias": head.options.bias_V}
 
 
-@torch.no_grad()
-def layer_states(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Streams after every layer at the supervised positions of a few rows, at most CKA_POSITIONS of them: `layer.<n>` (N, D)."""
-    points = [Point(n, "block") for n in range(1, decoder.num_layers + 1)]
-    kept: dict[str, list[Tensor]] = {}
-    for sample in samples:
-        ids, attention, states = batch_inputs(decoder, [sample])
-        with capture(decoder, points) as found:
-            decoder.forward(ids, attention)
-        for point in points:
-            kept.setdefault(f"layer.{point.layer}", []).append(found[point][states].cpu())
-    return {key: torch.cat(parts)[:CKA_POSITIONS] for key, parts in kept.items()}
-
-
 def _alignment(stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:
     """Mean cosine between targets and the untouched student's own activations, over the training rows."""
     lines = []
     for name, interface in stores.wanted:
-        for pair in stores.request.pairs if name != "none" else ():
+        for pair in stores.request.at(interface) if name != "none" else ():
             target, own = (
-                f"positions.target.{name}.{interface}.{pair.student}",
-                f"positions.own.{interface}.{pair.student}",
+                f"positions.target.{name}.{interface}.{pair.place}",
+                f"positions.own.{interface}.{pair.place}",
             )
             numbers = range(len(inputs.train))
             x = torch.cat([stores.teacher.read(n, [target])[target] for n in numbers]).float()
@@ -327,6 +313,7 @@ def _alignment(stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:
                 {
                     "teacher": pair.teacher,
                     "student": pair.student,
+                    **pair.heads,
                     "interface": interface,
                     "map": name,
                     "cosine": mean_cosine(x, y),

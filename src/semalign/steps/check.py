@@ -87,10 +87,19 @@ def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
     run = RunFolder(Path(config.output_dir))
     if run.pairs.exists():
         return read_plan(run), False
-    # Attribution has not run: any layer may win, so the deepest stand for the chosen.
-    options = replace(config.pairing, selection="all" if config.pairing.selection == "all" else "last")
+    # Attribution and matching have not run: any layer may win, so the deepest stand for the chosen.
+    options = replace(
+        config.pairing, match="depth", selection="all" if config.pairing.selection == "all" else "last"
+    )
     pairs = pair_layers([], inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers, options)
-    return Plan(tuple(pairs), tuple(p.student for p in pairs)), config.pairing.selection == "attribution"
+    heads = tuple(
+        replace(p, fraction=0.0, teacher_head=n, student_head=n)
+        for p in pairs
+        for n in range(1, options.heads + 1)
+    )
+    return Plan(tuple(pairs), tuple(p.student for p in pairs), heads), (
+        config.pairing.selection == "attribution" or config.pairing.match != "depth"
+    )
 
 
 def _spectrum(head: Head) -> dict[str, Any]:
@@ -108,11 +117,11 @@ def _figures(
     own_map = semantic_map(teacher.head.weight_VD, teacher.head.weight_VD)
     lines = []
     for interface in sorted({i for _, i in wanted}):
-        for pair in request.pairs:
+        for pair in request.at(interface):
             theirs = torch.cat(
-                [r[f"positions.teacher.{interface}.{pair.student}"] for r in teacher.typical]
+                [r[f"positions.teacher.{interface}.{pair.place}"] for r in teacher.typical]
             ).float()
-            own = torch.cat([r[f"positions.own.{interface}.{pair.student}"] for r in student.typical]).float()
+            own = torch.cat([r[f"positions.own.{interface}.{pair.place}"] for r in student.typical]).float()
             line = {
                 "pair": _name(pair),
                 "interface": interface,
@@ -125,7 +134,8 @@ def _figures(
 
 
 def _name(pair: LayerPair) -> str:
-    return f"{pair.teacher + pair.fraction:g} -> {pair.student}"
+    head = "" if pair.teacher_head is None else f"h{pair.teacher_head}"
+    return f"{pair.teacher + pair.fraction:g}{head} -> {pair.place}"
 
 
 def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -> dict[str, Any]:
@@ -139,19 +149,18 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
     size = torch.finfo(request.dtype).bits // 8
     tokens, held_tokens = (sum(len(s.input_ids) for s in rows) for rows in (inputs.train, inputs.heldout))
     positions, held = (sum(s.supervised for s in rows) for rows in (inputs.train, inputs.heldout))
-    pairs = len(request.pairs)
-    own = pairs * len(request.interfaces) * narrow * size + (
+    own = sum(len(request.at(i)) for i in request.interfaces) * narrow * size + (
         narrow * size + 8 * request.top_k + 4 if request.top_k else 0
     )
     top = 2 * request.top_k * 13
-    target = pairs * len(wanted) * narrow * size
+    target = sum(len(request.at(i)) for _, i in wanted) * narrow * size
     output = wide * size
     cache = tokens * narrow * size * (request.cut is not None) + positions * (
         own + top + target + output * request.teacher_output
     )
     cache += held * (target + output)
     is_fitted = any(name == "ridge" for name, _ in wanted)
-    raw = pairs * len(request.interfaces) * wide * size
+    raw = sum(len(request.at(i)) for i in request.interfaces) * wide * size
     raw = is_fitted * (positions * (raw + top + output * request.teacher_output) + held * (raw + output))
     rate = costs.seconds
     attributed = sum(len(s.input_ids) for s in inputs.train[: config.attribution.rows])
@@ -193,7 +202,7 @@ def _print(found: dict[str, Any], console: Console) -> None:
             f"{name}: head rank {head['rank']} of {head['width']}, condition number {head['condition']}"
         )
     if found["pairs_are_provisional"]:
-        console.print("attribution has not run yet: the deepest layers stand for the ones it will choose")
+        console.print("pairs have not been chosen yet: the deepest layers at equal depth stand for them")
     table = Table("pair", "interface", "recomposition", "semantic", "logit")
     for line in found["pair_figures"]:
         table.add_row(

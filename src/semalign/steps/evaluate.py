@@ -25,8 +25,8 @@ from semalign.maths.similarity import gap_closed, kl_gap_closed, linear_cka, mea
 from semalign.methods import resolve
 from semalign.models import Decoder, share_vocabulary
 from semalign.progress import bar
-from semalign.signals import batch_inputs, labels_of
-from semalign.steps.cache import Stores, layer_states
+from semalign.signals import batch_inputs, labels_of, layer_states
+from semalign.steps.cache import Stores
 from semalign.steps.inputs import Inputs, rows_named
 from semalign.steps.pair import read_plan
 from semalign.steps.train import read_teacher_head
@@ -125,7 +125,8 @@ def heldout_figures(
     """Closeness to the teacher per token, alignment per pair, CKA between all layers, on the held-out rows."""
     plan, recipe = read_plan(run), resolve(config.recipe)
     is_aligned = recipe.needs_targets and recipe.map != "none"
-    points = {p: Point(p.student, recipe.interface) for p in plan.pairs} if is_aligned else {}
+    chosen = plan.at(recipe.interface) if is_aligned else ()
+    points = {p: Point(p.student, recipe.interface, p.student_head) for p in chosen}
     tokens: dict[str, list[Tensor]] = {}
     pairs: dict[Any, list[tuple[Tensor, Tensor]]] = {p: [] for p in points}
     for _, stored, figures, found in heldout_batches(decoder, config, run, inputs, name, points.values()):
@@ -133,7 +134,7 @@ def heldout_figures(
             tokens.setdefault(key, []).append(values)
         for pair, point in points.items():
             target = torch.cat(
-                [r[f"positions.target.{recipe.map}.{recipe.interface}.{pair.student}"] for r in stored]
+                [r[f"positions.target.{recipe.map}.{recipe.interface}.{pair.place}"] for r in stored]
             )
             pairs[pair].append((target.float(), found[point]))
     figure = {key: torch.cat(parts) for key, parts in tokens.items()}
@@ -146,7 +147,7 @@ def heldout_figures(
         "teacher_nll": float(figure["nll_teacher"].mean()),
         "tokens": len(figure["kl"]),
         "alignment": {
-            p.student: mean_cosine(*(torch.cat(x) for x in zip(*v, strict=True))) for p, v in pairs.items()
+            p.place: mean_cosine(*(torch.cat(x) for x in zip(*v, strict=True))) for p, v in pairs.items()
         },
         "cka": _cka(decoder, config, run, inputs)
         if name in ("before", "after") and config.evaluation.cka_rows
@@ -271,10 +272,10 @@ def _closeness(
     before, after = found["before"], found["after"]
     closeness = {name: f["closeness"] for name, f in found.items() if "closeness" in f}
     alignment = [
-        {"teacher": p.teacher + p.fraction, "student": p.student, "interface": recipe.interface}
-        | {"before": before["alignment"][p.student], "after": after["alignment"][p.student]}
-        for p in plan.pairs
-        if p.student in before["alignment"]
+        {"teacher": p.teacher + p.fraction, "student": p.student, "interface": recipe.interface, **p.heads}
+        | {"before": before["alignment"][p.place], "after": after["alignment"][p.place]}
+        for p in plan.at(recipe.interface)
+        if p.place in before["alignment"]
     ]
     cka = {"before": before["cka"], "after": after["cka"]} if before["cka"] else None
     counts = {

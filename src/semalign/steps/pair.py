@@ -1,17 +1,32 @@
-"""Step 2: which student layers are trained, and towards which teacher layers. Writes a plan that may be edited."""
+"""Step 2: which student layers are trained, and towards which teacher layers. Writes a plan that may be edited.
+
+By relative depth no model is read; else both run over a few training rows, one after the other.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from semalign.cache import read_json
+from semalign.capture import Point
 from semalign.config import PairingConfig, TransferConfig
+from semalign.data import Sample
 from semalign.errors import ConfigError
-from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
-from semalign.maths.pairing import LayerPair, depth_pairs, pair_critical
+from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
+from semalign.loading import load
+from semalign.maths.pairing import LayerPair, best_path, depth_pairs, match_heads, nearest, pair_critical
+from semalign.maths.regression import ridge_scores
+from semalign.maths.similarity import cka_matrix, unit_gram
 from semalign.methods import resolve
+from semalign.models import Decoder
+from semalign.signals import layer_states, states_at
 from semalign.steps.inputs import Inputs
 
 
@@ -21,6 +36,12 @@ class Plan:
 
     pairs: tuple[LayerPair, ...]
     trained_layers: tuple[int, ...]
+    heads: tuple[LayerPair, ...] = ()
+    """Pairs of single attention heads, for the interface head."""
+
+    def at(self, interface: str) -> tuple[LayerPair, ...]:
+        """What is paired at an interface: heads, or else layers."""
+        return self.heads if interface == "head" else self.pairs
 
     @property
     def cut(self) -> int:
@@ -29,9 +50,13 @@ class Plan:
 
 
 def pair_layers(
-    scores: list[float], teacher_layers: int, student_layers: int, options: PairingConfig
+    scores: list[float],
+    teacher_layers: int,
+    student_layers: int,
+    options: PairingConfig,
+    teachers: Sequence[int] | None = None,
 ) -> list[LayerPair]:
-    """Pairs by the config's selection and budget; see `PairingConfig`.
+    """Pairs by the config's selection and budget; see `PairingConfig`. `teachers` is the match, null for depth.
 
     A budget by cost counts layers from the top: training layers k..L costs as much as L - k + 1 single layers, because
     the gradient has to pass through all of them.
@@ -46,33 +71,107 @@ def pair_layers(
     if options.selection == "all":
         last = list(range(1, student_layers + 1))
     if options.selection != "attribution":
+        if teachers is not None:
+            return [LayerPair(teachers[k - 1], k) for k in last]
         return depth_pairs(last, teacher_layers, student_layers, interpolate=options.interpolate)
+    critical = partial(
+        pair_critical, scores, student_layers, interpolate=options.interpolate, teachers=teachers
+    )
     if options.cost is None:
-        return pair_critical(scores, student_layers, count=count, interpolate=options.interpolate)
+        return critical(count=count)
     # Within a cost, the layers that attribution prefers among those in reach of the gradient.
-    ranked = pair_critical(scores, student_layers, count=student_layers, interpolate=options.interpolate)
+    ranked = critical(count=student_layers)
     return [p for p in ranked if p.student > student_layers - reach][-count:]
+
+
+def layer_figures(config: TransferConfig, inputs: Inputs) -> Tensor:
+    """How well each teacher layer goes with each student layer (L_T, L_S), 1 at best, on streams at supervised positions.
+
+    Linear CKA, or 1 - error of a ridge map on rows it was not fitted on. One model is in memory at a time.
+    """
+    rows = inputs.train[: config.pairing.rows]
+    states: list[list[Tensor]] = []
+    for model in (config.teacher, config.student):
+        decoder = load(model)
+        states.append([x.float() for x in layer_states(decoder, rows).values()])
+        del decoder
+        free_memory()
+    teacher, student = states
+    if config.pairing.match == "ridge_error":
+        return torch.tensor(
+            [ridge_scores(x, student, penalty=config.cache.ridge_penalty) for x in teacher],
+            dtype=torch.float64,
+        )
+    return cka_matrix(teacher, student)
+
+
+def pair_heads(
+    config: TransferConfig, inputs: Inputs, scores: Mapping[int, list[float]], pairs: Sequence[LayerPair]
+) -> list[LayerPair]:
+    """In every pair of layers, the teacher's heads of highest score, each with the student's head most like it.
+
+    Alike is the linear CKA of what the two heads contribute to their streams, at supervised positions of a few rows.
+    """
+    rows = inputs.train[: config.pairing.rows]
+    grams: list[dict[int, Tensor]] = []
+    for model, layers in (
+        (config.teacher, {p.teacher for p in pairs}),
+        (config.student, {p.student for p in pairs}),
+    ):
+        decoder = load(model)
+        grams.append({layer: _head_grams(decoder, rows, layer) for layer in sorted(layers)})
+        del decoder
+        free_memory()
+    found = []
+    for p in pairs:
+        figures = grams[0][p.teacher] @ grams[1][p.student].T
+        for theirs, own in match_heads(scores[p.teacher], figures, config.pairing.heads):
+            found.append(replace(p, fraction=0.0, teacher_head=theirs, student_head=own))
+    return found
+
+
+def _head_grams(decoder: Decoder, rows: Sequence[Sample], layer: int) -> Tensor:
+    points = [Point(layer, "head", n) for n in range(1, decoder.num_heads + 1)]
+    return torch.stack([unit_gram(x.float()).flatten() for x in states_at(decoder, rows, points).values()])
 
 
 def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     """Write pairs.json, unless it is there for the same scores and options (then any edit in it is kept)."""
     scores_file = read_json(run.scores, "attribute")
     scores = [entry["score"] for entry in scores_file["layers"]]
-    wanted = fingerprint(pairing=asdict(config.pairing), scores=scores, recipe=asdict(config.recipe))
+    is_measured = config.pairing.match != "depth" or config.pairing.heads > 0
+    heads: dict[int, list[float]] = {}
+    for entry in scores_file["heads"]:
+        heads.setdefault(entry["layer"], []).append(entry["score"])
+    wanted = fingerprint(
+        pairing=asdict(config.pairing),
+        scores=scores,
+        recipe=asdict(config.recipe),
+        inputs=inputs.fingerprint if is_measured else None,
+        heads=heads if config.pairing.heads else None,
+    )
     if is_done(run.pairs, wanted):
         return
     result: dict[str, Any] = {}
     with measured(result):
         depth = inputs.student.num_hidden_layers
-        pairs = pair_layers(scores, len(scores), depth, config.pairing)
+        teachers = None
+        if config.pairing.match != "depth":
+            figures = layer_figures(config, inputs)
+            teachers = (nearest if config.pairing.match == "nearest" else best_path)(figures)
+            result["figures"] = [[round(x, 4) for x in row] for row in figures.tolist()]
+        pairs = pair_layers(scores, len(scores), depth, config.pairing, teachers)
+        matched = pair_heads(config, inputs, heads, pairs) if config.pairing.heads else []
         ranked = sorted(range(1, len(scores) + 1), key=lambda n: -scores[n - 1])
     result |= {
         "teacher_layers": len(scores),
         "student_layers": depth,
         "selection": config.pairing.selection,
+        "match": config.pairing.match,
         "interface": resolve(config.recipe).interface,
         "critical_layers": sorted(ranked[: len(pairs)]),
-        "pairs": [asdict(p) for p in pairs],
+        "pairs": [p.as_json() for p in pairs],
+        "heads": [p.as_json() for p in matched],
         "trained_layers": [p.student for p in pairs],
     }
     save_result(run.pairs, wanted, result)
@@ -82,14 +181,14 @@ def read_plan(run: RunFolder) -> Plan:
     """The plan as it stands in the file, checked like any user's input."""
     plan = read_json(run.pairs, "pair")
     try:
-        pairs = tuple(LayerPair(**p) for p in plan["pairs"])
+        pairs, heads = (tuple(LayerPair(**p) for p in plan.get(key, ())) for key in ("pairs", "heads"))
         trained = tuple(sorted({int(k) for k in plan["trained_layers"]}))
         depths = plan["teacher_layers"], plan["student_layers"]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{run.pairs}: expected pairs of teacher, student and fraction and a list trained_layers, got {error}; mend or delete it."
         ) from error
-    for p in pairs:
+    for p in (*pairs, *heads):
         if not (
             1 <= p.student <= depths[1]
             and 1 <= p.teacher <= depths[0]
@@ -104,4 +203,10 @@ def read_plan(run: RunFolder) -> Plan:
         )
     if len({p.student for p in pairs}) != len(pairs):
         raise ConfigError(f"{run.pairs}: a student layer is paired twice; keep one pair per student layer.")
-    return Plan(pairs, trained)
+    if not all(p.teacher_head and p.student_head for p in heads) or len({p.place for p in heads}) != len(
+        heads
+    ):
+        raise ConfigError(
+            f"{run.pairs}: expected heads with teacher_head and student_head, a student's head once; mend the list heads."
+        )
+    return Plan(pairs, trained, heads)

@@ -159,7 +159,9 @@ def _training(
     student: Decoder,
     recipe: Recipe,
 ) -> float:
-    """Seconds a token of a recipe's training, its first step, on the longest rows, apart."""
+    """Seconds a token of a recipe's training, its first step, on the longest rows, apart; a start is not counted."""
+    if recipe.trained == "none":
+        return 0.0
     size = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     typical = typical_rows(inputs.train, size)
     samples = [*longest_rows(inputs.train, size), *typical * REPEATS]
@@ -179,7 +181,7 @@ def _training(
         prepared(student, plan, config, recipe.start) as model,
         student.span(cut, student.num_layers, norm=True),
     ):
-        suffix = SuffixModel(student, cut, recipe, [p.student for p in plan.pairs], head)
+        suffix = SuffixModel(student, cut, recipe, plan.at(recipe.interface), head)
         trainer = SemAlignTrainer(
             suffix,
             arguments(replace(config, train=once), recipe, Path(folder)),
@@ -214,7 +216,7 @@ class _Invented:
     ) -> None:
         self.samples, self.inputs, self.width, self.slots = samples, inputs, width, 2 * request.top_k
         self.is_raw = recipe.map == "none"
-        self.keys = wanted_keys(recipe, [p.student for p in request.pairs]).values()
+        self.keys = wanted_keys(recipe, [p.place for p in request.at(recipe.interface)]).values()
 
     def signals(self, samples: Sequence[int]) -> Record:
         """See `semalign.supervision.Supervision`."""

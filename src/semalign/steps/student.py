@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from semalign.cache import Record
 from semalign.config import Start, TransferConfig
 from semalign.errors import ConfigError, ModelError
 from semalign.models import Decoder, lora_modules
@@ -25,9 +26,13 @@ from semalign.steps.pair import Plan
 
 @contextmanager
 def prepared(
-    student: Decoder, plan: Plan, config: TransferConfig, start: Start = "untouched"
+    student: Decoder,
+    plan: Plan,
+    config: TransferConfig,
+    start: Start = "untouched",
+    factors: Record | None = None,
 ) -> Iterator[Any]:
-    """Inside, exactly the plan's layers (or LoRA modules in them) take gradients, in float32."""
+    """Inside, exactly the plan's layers (or LoRA modules in them) take gradients, in float32; LoRA starts at `factors`."""
     original = {name: p.dtype for name, p in student.model.named_parameters()}
     student.model.requires_grad_(False)
     model: Any = student.model
@@ -39,12 +44,13 @@ def prepared(
             task_type="CAUSAL_LM",
             init_lora_weights="pissa" if start == "pissa" else True,
         )
-        if start == "pissa":
+        if start == "pissa" or factors:
             # What LoRA takes over is subtracted from the weights, which half precision would round.
             for layer in plan.trained_layers:
                 student.layers[layer - 1].float()
         torch.manual_seed(config.seed)
         model = get_peft_model(student.model, lora)
+        _take_over(student, factors or {})
     elif config.student.load_in_8bit or config.student.load_in_4bit:
         raise ConfigError(
             "train.lora_r: a quantised student can only train LoRA, got full weights; set train.lora_r."
@@ -68,6 +74,34 @@ def prepared(
     for name, parameter in student.model.named_parameters():
         if name in original:
             parameter.data = parameter.data.to(original[name])
+
+
+@torch.no_grad()
+def _take_over(student: Decoder, factors: Record) -> None:
+    """Put factors `<layer>.<module>.lora_A` and `.lora_B` into LoRA and take their product off the weights."""
+    for key in (k for k in factors if k.endswith(".lora_A")):
+        layer, name, _ = key.split(".")
+        module = student.projections(int(layer))[name]
+        if not hasattr(module, "lora_A"):
+            continue
+        weight = module.get_base_layer().weight
+        a, b = (factors[f"{layer}.{name}.lora_{side}"].to(weight.device) for side in "AB")
+        module.lora_A["default"].weight.copy_(a)
+        module.lora_B["default"].weight.copy_(b)
+        weight -= module.scaling["default"] * (b @ a)
+
+
+@torch.no_grad()
+def add_deltas(student: Decoder, start: Record) -> None:
+    """Add `<layer>.<module>.delta` (k, E) to the rows or columns of the module's weight that the start names."""
+    for key in (k for k in start if k.endswith(".delta")):
+        layer, name, _ = key.split(".")
+        weight = student.projections(int(layer))[name].weight
+        axis = 0 if f"{layer}.{name}.rows" in start else 1
+        ids = start[f"{layer}.{name}.{'columns' if axis else 'rows'}"].to(weight.device)
+        delta = start[key].to(weight.device)
+        # Added in float32: half precision would lose deltas far smaller than the weights one by one.
+        weight.copy_(weight.float().index_add(axis, ids, delta.T if axis else delta))
 
 
 def weights_of(student: Decoder, layer: int) -> list[Tensor]:

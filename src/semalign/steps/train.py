@@ -25,7 +25,8 @@ from semalign.signals import extended_prefix
 from semalign.steps.cache import Stores, fill, recipes_of, shard_plan
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
-from semalign.steps.student import merge, movement, prepared, save_student, weights_of
+from semalign.steps.start import make_start
+from semalign.steps.student import add_deltas, merge, movement, prepared, save_student, weights_of
 from semalign.supervision import CachedSupervision, LiveSupervision, Maps, ShuffledSupervision, Supervision
 from semalign.trainer import Collator, SemAlignTrainer, SuffixModel
 
@@ -58,13 +59,20 @@ def train_student(
         share_vocabulary(inputs.vocabulary, student)
         plan = trained_plan(written, recipe, student.num_layers)
         before = {k: weights_of(student, k) for k in plan.trained_layers}
-        with prepared(student, plan, config, recipe.start) as model:
-            training = _Training(config, run, inputs, stores, recipe, student, folder)
-            result |= training.run(stages(plan, recipe))
-            merged = merge(model, folder, recipe.start) if isinstance(model, PeftModel) else student.model
+        start, made = make_start(config, inputs, recipe, student, folder, wanted)
+        add_deltas(student, start)
+        if recipe.trained == "none":
+            result |= made | {"trained_parameters": 0, "train_seconds": 0.0}
+            merged = student.model
+        else:
+            with prepared(student, plan, config, recipe.start, start) as model:
+                training = _Training(config, run, inputs, stores, recipe, student, folder)
+                result |= made | training.run(stages(plan, recipe))
+                merged = merge(model, folder, recipe.start) if isinstance(model, PeftModel) else student.model
+                del model, training
         result["movement"] = movement(student, before)
         save_student(merged, inputs, config, folder / "student")
-        del student, merged, model, training
+        del student, merged
         free_memory()
     save_result(folder / "train.json", wanted, result)
     _forget(folder)
@@ -86,14 +94,14 @@ def _forget(folder: Path) -> None:
 
 def with_recipe(config: TransferConfig, recipe: Recipe) -> TransferConfig:
     """The config with what the recipe says about LoRA in place."""
-    if recipe.lora_r is None:
-        return config
-    return replace(config, train=replace(config.train, lora_r=recipe.lora_r))
+    names = ("lora_r", "lora_target_modules")
+    given = {name: getattr(recipe, name) for name in names if getattr(recipe, name) is not None}
+    return replace(config, train=replace(config.train, **given))
 
 
 def trained_plan(plan: Plan, recipe: Recipe, depth: int) -> Plan:
-    """The plan with every layer trained where the recipe says so."""
-    return replace(plan, trained_layers=tuple(range(1, depth + 1))) if recipe.trained == "all" else plan
+    """The plan with every layer trained, or changed by the start, where the recipe says so."""
+    return plan if recipe.trained == "pairs" else replace(plan, trained_layers=tuple(range(1, depth + 1)))
 
 
 def stages(plan: Plan, recipe: Recipe) -> list[Plan]:
@@ -101,7 +109,12 @@ def stages(plan: Plan, recipe: Recipe) -> list[Plan]:
     if recipe.schedule == "joint":
         return [plan]
     return [
-        Plan(tuple(p for p in plan.pairs if p.student == layer), (layer,)) for layer in plan.trained_layers
+        Plan(
+            tuple(p for p in plan.pairs if p.student == layer),
+            (layer,),
+            tuple(p for p in plan.heads if p.student == layer),
+        )
+        for layer in plan.trained_layers
     ]
 
 
@@ -196,7 +209,7 @@ class _Training:
         student, config = self.student, self.config
         with student.span(self.cut, student.num_layers, norm=True), StopOnSignal().installed() as stopper:
             suffix = SuffixModel(
-                student, self.cut, self.recipe, [p.student for p in plan.pairs], self.teacher_head
+                student, self.cut, self.recipe, plan.at(self.recipe.interface), self.teacher_head
             )
             trainer = SemAlignTrainer(
                 suffix,
@@ -224,11 +237,11 @@ class _Training:
 def _supervision(
     config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, recipe: Recipe
 ) -> Supervision:
-    layers = [p.student for p in stores.request.pairs]
+    places = [p.place for p in stores.request.at(recipe.interface)]
     if recipe.signals == "shuffled":
-        return ShuffledSupervision(stores.teacher, recipe, layers, [s.supervised for s in inputs.train])
+        return ShuffledSupervision(stores.teacher, recipe, places, [s.supervised for s in inputs.train])
     if not config.train.live_teacher:
-        return CachedSupervision(stores.teacher, recipe, layers)
+        return CachedSupervision(stores.teacher, recipe, places)
     teacher, untouched = load(config.teacher), load(config.student)
     share_vocabulary(inputs.vocabulary, teacher, untouched)
     untouched.model.requires_grad_(False)
