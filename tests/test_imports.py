@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1] / "src" / "semalign"
 # A module may import from itself and from those above it here.
 ORDER = (
     "errors",
+    "ranks",
     "config",
     "config_file",
     "recipe",

@@ -1,8 +1,9 @@
 """Per-sample tensors in safetensors shards: sharded, checksummed, resumable, fingerprinted.
 
-A folder holds shard-00000.safetensors, ... and index.json. In a shard each key holds the rows of its samples one
-after another; keys start with `tokens.` (one row a token) or `positions.` (one row a supervised position), and
-`offsets.tokens`, `offsets.positions` say where each sample's rows begin.
+A folder holds index.json (what the shards were made from) and, for every shard, shard-00000.safetensors and
+shard-00000.json (size and checksum, written last), so that several processes can fill one folder. In a shard each key
+holds the rows of its samples one after another; keys start with `tokens.` (one row a token) or `positions.` (one row a
+supervised position), and `offsets.tokens`, `offsets.positions` say where each sample's rows begin.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from semalign import ranks
 from semalign.config import differences
 from semalign.errors import CacheError
 
@@ -103,20 +105,30 @@ class ShardStore:
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any], plan: Sequence[Sequence[int]]) -> None:
         self.folder, self.plan = folder, [list(p) for p in plan]
         self.fingerprint = json.loads(json.dumps(fingerprint))
-        self._index = self._read_index()
+        self._made_from = hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()
+        self._entries: dict[int, dict[str, Any]] = {}
+        self.refresh()
         self._where = {
             sample: (n, i) for n, samples in enumerate(self.plan) for i, sample in enumerate(samples)
         }
         self._open: dict[int, tuple[Any, dict[str, list[int]]]] = {}
 
-    def _read_index(self) -> dict[str, Any]:
-        path = self.folder / "index.json"
-        fresh = {"fingerprint": self.fingerprint, "shards": {}}
-        if not path.exists():
-            return fresh
-        index = json.loads(path.read_text(encoding="utf-8"))
+    def refresh(self) -> None:
+        """Read again which shards lie there, for those that other processes wrote."""
         # A changed input makes every shard stale; they are rebuilt one by one under the same names.
-        return index if index["fingerprint"] == self.fingerprint else fresh
+        self._entries = self._listed_in_index()
+        for number in range(len(self.plan)):
+            path = self._path(number).with_suffix(".json")
+            entry = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            if entry.get("made_from") == self._made_from:
+                self._entries[number] = entry
+
+    def _listed_in_index(self) -> dict[int, dict[str, Any]]:
+        """Shards of folders from before there was a file of its own for each."""
+        path = self.folder / "index.json"
+        index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        is_same = index.get("fingerprint") == self.fingerprint
+        return {int(n): entry for n, entry in index.get("shards", {}).items()} if is_same else {}
 
     def stale_fields(self) -> list[str]:
         """What changed since the folder was written, as dotted paths; empty when nothing did."""
@@ -130,7 +142,7 @@ class ShardStore:
         return [n for n in range(len(self.plan)) if not self._is_good(n, verify)]
 
     def _is_good(self, number: int, verify: bool) -> bool:
-        entry = self._index["shards"].get(str(number))
+        entry = self._entries.get(number)
         path = self._path(number)
         if entry is None or not path.exists() or path.stat().st_size != entry["bytes"]:
             return False
@@ -149,17 +161,27 @@ class ShardStore:
                 tensors[f"offsets.{kind}"] = torch.tensor([0, *(len(r[key]) for r in records)]).cumsum(0)
         self._open.pop(number, None)
         write_tensors(self._path(number), tensors)
-        self._index["shards"][str(number)] = {
-            "bytes": self._path(number).stat().st_size,
+        if not self._entries:
+            self._write_index()
+        size = self._path(number).stat().st_size
+        entry = {
+            "bytes": size,
             "sha256": digest(self._path(number)),
+            "made_from": self._made_from,
+            "process": ranks.rank(),
         }
-        write_json(self.folder / "index.json", self._index)
-        return self._index["shards"][str(number)]["bytes"]
+        write_json(self._path(number).with_suffix(".json"), entry)
+        self._entries[number] = entry
+        return size
+
+    def _write_index(self) -> None:
+        """Every process that finds no valid shard writes the same."""
+        write_json(self.folder / "index.json", {"fingerprint": self.fingerprint})
 
     @property
     def bytes(self) -> int:
         """Size of all shards."""
-        return sum(entry["bytes"] for entry in self._index["shards"].values())
+        return sum(entry["bytes"] for entry in self._entries.values())
 
     def read(self, sample: int, keys: Sequence[str] | None = None) -> Record:
         """The tensors of one sample; only its own rows are read from disk."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from semalign import ranks
 from semalign.errors import SemAlignError
 
 
@@ -28,6 +29,8 @@ class LineLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep the lines that the checkpoint knows about."""
+        if not state.is_world_process_zero:
+            return
         kept = []
         known = self.earlier + state.global_step
         if self.path.exists() and known:
@@ -75,10 +78,15 @@ class GradientCheck(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal ends the process at once."""
+    """SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal ends the process at once.
+
+    Of several processes all stop after the same step, whichever was told to; their launcher passes signals on and ends by
+    force those that do not come to a stop, so a second signal is no news to them.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.must_stop = False
 
     @contextmanager
     def installed(self) -> Iterator[StopOnSignal]:
@@ -94,7 +102,7 @@ class StopOnSignal(TrainerCallback):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
-        if self.received is not None:
+        if self.received is not None and ranks.world() == 1:
             raise SystemExit(128 + number)
         self.received = number
 
@@ -102,7 +110,8 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask the Trainer to save and stop."""
-        if self.received is not None:
+        self.must_stop = ranks.agree(self.received is not None)
+        if self.must_stop:
             control.should_save = control.should_training_stop = True
 
 

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from semalign import ranks
 from semalign.config import TransferConfig
 from semalign.config_file import build_config, load_config
-from semalign.errors import ConfigError, SemAlignError, require
+from semalign.errors import ConfigError, RankError, SemAlignError, require
 from semalign.parsing import Parser, Root, UsageError
 
 STEP_HELP = {
@@ -164,10 +165,10 @@ def _main(arguments: list[str]) -> int:
         options = options[options.action]
     if options.quiet and options.verbose:
         raise UsageError("expected --quiet or --verbose, got both; leave one out.")
-    console = Console(stderr=True, quiet=options.quiet)
+    console = Console(stderr=True, quiet=options.quiet or not ranks.is_main())
     quieten(options.quiet, options.verbose)
     result = _run(parsed.command, options, console)
-    if options.json:
+    if options.json and ranks.is_main():
         print(json.dumps(result, ensure_ascii=False))
     return int(result.get("exit_code", 0))
 
@@ -181,6 +182,8 @@ def _resume(error: KeyboardInterrupt, arguments: Sequence[str]) -> str:
 
 
 def _fail(error: BaseException, code: int, as_json: bool) -> int:
+    if isinstance(error, RankError) and not ranks.is_main():
+        return code
     if as_json:
         print(json.dumps({"error": str(error), "exit_code": code}, ensure_ascii=False))
     Console(stderr=True, soft_wrap=True).print(
@@ -190,6 +193,8 @@ def _fail(error: BaseException, code: int, as_json: bool) -> int:
 
 
 def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
+    if command in ("report", "check") and not ranks.is_main():
+        return {}
     if command == "report":
         from semalign.report import build_report
 
@@ -216,7 +221,7 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
 
     steps = STEPS if command in ("transfer", "demo") else (command,)
     run = transfer(config, steps, lambda step: console.rule(f"[bold]{step}", align="left"))
-    if "evaluate" not in steps:
+    if "evaluate" not in steps or not ranks.is_main():
         return {"output_dir": str(run.root), "step": command}
     metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
     if not options.json:

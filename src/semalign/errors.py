@@ -31,6 +31,10 @@ class ModelError(SemAlignError):
     exit_code = 5
 
 
+class RankError(SemAlignError):
+    """Another process of the same launch has stopped."""
+
+
 class CacheError(SemAlignError):
     """Cached signals are missing, stale or damaged."""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from semalign import ranks
 from semalign.cache import read_json, write_json
 from semalign.errors import CacheError
 
@@ -92,7 +93,10 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Own the folder; a second process stops with the owner's pid."""
+        """Own the folder; a second run stops with the owner's pid. Of several processes of one run the main one owns it."""
+        if not ranks.is_main():
+            yield
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._take()

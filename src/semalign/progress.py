@@ -10,10 +10,14 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging as hf_logging
 
+from semalign import ranks
+
 
 def quieten(quiet: bool, verbose: bool = False) -> None:
     """Other libraries' logs and bars off unless verbose; our own too when quiet."""
-    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
+    level = logging.WARNING if quiet else logging.INFO
+    # What the main process says is not said again.
+    logging.basicConfig(level=level if ranks.is_main() else logging.ERROR, format="%(message)s")
     if verbose:
         hf_logging.set_verbosity_info()
         return
@@ -26,7 +30,7 @@ def quieten(quiet: bool, verbose: bool = False) -> None:
 
 def bar(total: int, label: str, unit: str = "row") -> Any:
     """A bar over `total` rows, or of another unit."""
-    is_quiet = not logging.getLogger("semalign").isEnabledFor(logging.INFO)
+    is_quiet = not (ranks.is_main() and logging.getLogger("semalign").isEnabledFor(logging.INFO))
     return tqdm(total=total, desc=label, disable=is_quiet, leave=not is_quiet, unit=unit)
 
 

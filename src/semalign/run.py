@@ -15,6 +15,7 @@ import psutil
 import torch
 import yaml
 
+from semalign import ranks
 from semalign.cache import write_atomic, write_json
 from semalign.card import write_card
 from semalign.config import TransferConfig, differences, to_dict
@@ -33,6 +34,7 @@ from semalign.steps.train import train
 
 STEPS = ("generate", "attribute", "pair", "cache", "train", "evaluate", "report")
 NOT_THE_RUN = ("output_dir", "push_to_hub", "hub_")  # fields that may change from one call to the next
+SHARED_STEPS = ("cache", "train")  # what all processes of a launch work on; for the others the main one suffices
 Progress = Callable[[str], None]
 
 
@@ -91,24 +93,34 @@ def transfer(
 ) -> RunFolder:
     """Run steps in order; those whose result is still valid are skipped, so a killed run goes on where it was.
 
+    Several processes (`accelerate launch -m semalign ...`) share the rows of caching and training; they must see the same
+    run folder.
+
     Args:
         steps: which of STEPS to run; each reads only files that earlier ones wrote.
         progress: called with a step's name when it starts.
     """
     run = RunFolder(Path(config.output_dir))
+    ranks.start()
     with run.lock():
-        run = open_run(config)
-        if "generate" in steps and config.data.is_generated:
-            progress("generate")
-            generate(config, run)
+        if ranks.is_main():
+            open_run(config)
+            if "generate" in steps and config.data.is_generated:
+                progress("generate")
+                generate(config, run)
+        ranks.wait()
         inputs = load_inputs(config, run.rows)
-        write_json(run.data, inputs.counts())
-        if not run.models.exists():
-            write_json(run.models, {"teacher": origin(config.teacher), "student": origin(config.student)})
+        if ranks.is_main():
+            write_json(run.data, inputs.counts())
+            if not run.models.exists():
+                write_json(run.models, {"teacher": origin(config.teacher), "student": origin(config.student)})
         for step in (s for s in STEPS if s in steps and s != "generate"):
-            progress(step)
-            run_step(step, config, run, inputs)
-        if config.push_to_hub and "report" in steps:
+            if ranks.is_main():
+                progress(step)
+            if ranks.is_main() or step in SHARED_STEPS:
+                run_step(step, config, run, inputs)
+            ranks.wait()
+        if config.push_to_hub and "report" in steps and ranks.is_main():
             assert config.hub_model_id is not None
             progress("push")
             push(run, config.hub_model_id, private=config.hub_private_repo, is_dry=False)

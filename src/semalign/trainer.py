@@ -5,15 +5,16 @@ The recipes `kl` and `cross_entropy` are controls and do form logits, in chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from semalign import ranks
 from semalign.capture import Point, capture
 from semalign.data import Sample, collate
 from semalign.errors import SemAlignError
@@ -69,21 +70,26 @@ class SuffixModel(nn.Module):
 
 
 class EpochSampler(Sampler[int]):
-    """Length-grouped order from (seed, epoch) alone, so that a resumed run sees the same batches."""
+    """Length-grouped order from (seed, epoch) alone, so that a resumed run sees the same batches.
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    `step` rows make an optimiser step. The order is filled up to a multiple of `multiple` by rows that do not count, as
+    ~n instead of n, so that every process has a batch in every step. `epoch` is asked when an epoch starts: the
+    Trainer's own set_epoch does not get through to the sampler of a resumed epoch with several processes.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer at the start of every epoch."""
-        self.epoch = epoch
+    def __init__(
+        self, lengths: list[int], step: int, seed: int, *, multiple: int = 1, epoch: Callable[[], int]
+    ) -> None:
+        self.lengths, self.step, self.seed, self.epoch = lengths, step, seed, epoch
+        self.filled = -len(lengths) % multiple
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.filled
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch())
+        order = get_length_grouped_indices(self.lengths, self.step, generator=generator)
+        return iter(order + [~order[-1]] * self.filled)
 
 
 class Prefixes(Protocol):
@@ -95,7 +101,10 @@ class Prefixes(Protocol):
 
 
 class Collator:
-    """Sample numbers -> one batch: padded stream or ids, states mask, labels, the supervision's signals."""
+    """Sample numbers -> one batch: padded stream or ids, states mask, labels, the supervision's signals.
+
+    `counted` is the number of supervised positions, or 0 where the batch only keeps its process in step.
+    """
 
     def __init__(
         self, samples: Sequence[Sample], supervision: Supervision, prefixes: Prefixes | None
@@ -103,13 +112,15 @@ class Collator:
         self.samples, self.supervision, self.prefixes = samples, supervision, prefixes
 
     def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
-        numbers = [f["index"] for f in features]
+        counted = [f["index"] for f in features if f["index"] >= 0]
+        numbers = counted or [~features[0]["index"]]
         chosen = [self.samples[n] for n in numbers]
         padded = collate(chosen)
         batch = {
             "attention_mask": padded["attention_mask"],
             "states": state_mask(padded["mask"]),
             "labels": torch.cat([labels_of(s) for s in chosen]),
+            "counted": torch.tensor(sum(self.samples[n].supervised for n in counted)),
         }
         if self.prefixes is None:
             batch["input_ids"] = padded["input_ids"]
@@ -117,6 +128,19 @@ class Collator:
             streams = [self.prefixes.read(n, ["tokens.prefix"])["tokens.prefix"].float() for n in numbers]
             batch["prefix"] = nn.utils.rnn.pad_sequence(streams, batch_first=True)
         return batch | self.supervision.signals(numbers)
+
+
+class _Numbers(Dataset[dict[str, int]]):
+    """Sample numbers; those of rows that do not count are negative."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> dict[str, int]:
+        return {"index": number}
 
 
 class SemAlignTrainer(Trainer):
@@ -130,20 +154,32 @@ class SemAlignTrainer(Trainer):
         collator: Collator,
         **options: Any,
     ) -> None:
-        numbers: Any = [{"index": n} for n in range(len(samples))]
+        numbers: Any = _Numbers(len(samples))
         super().__init__(model, args, train_dataset=numbers, data_collator=collator, **options)
         self.samples = samples
         self.objective: Objective = model.objective
         # Ask the Trainer for the number of supervised positions of the whole step, and normalise by it here.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self._parts: dict[str, list[float]] = {}
+        self._parts: dict[str, Tensor] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        lengths = [len(s.input_ids) for s in self.samples]
+        lengths, processes = [len(s.input_ids) for s in self.samples], self.accelerator.num_processes
+        together = self.args.train_batch_size * processes
         return EpochSampler(
-            lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed
+            lengths,
+            together * self.args.gradient_accumulation_steps,
+            self.args.seed,
+            multiple=together if processes > 1 else 1,
+            epoch=lambda: int(self.state.epoch or 0),
         )
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
+        """Supervised positions of the whole optimiser step, on all processes; the Trainer counts labels, not what counts."""
+        if not batch_samples:
+            return None
+        counted = torch.stack([batch["counted"] for batch in batch_samples]).sum().to(device)
+        return self.accelerator.gather(counted).sum() if self.accelerator.num_processes > 1 else counted
 
     def compute_loss(
         self,
@@ -154,6 +190,7 @@ class SemAlignTrainer(Trainer):
     ) -> Any:
         """See the class; a non-finite loss stops the run, naming step and term."""
         self.objective.progress = self.state.global_step / max(1, self.state.max_steps)
+        counted = float(inputs.pop("counted"))
         outputs = model(**inputs)
         for name in ("loss_output", "loss_layer"):
             if name in outputs:
@@ -162,15 +199,19 @@ class SemAlignTrainer(Trainer):
                     raise SemAlignError(
                         f"step {self.state.global_step + 1}: {name} is {value}; lower recipe.learning_rate or train without bf16."
                     )
-                self._parts.setdefault(name, []).append(value)
+                share = torch.tensor([value * counted, counted], dtype=torch.float64)
+                self._parts[name] = self._parts.get(name, 0) + share
         loss = outputs["loss"]
         if num_items_in_batch is not None:
-            loss = loss * len(inputs["labels"]) / num_items_in_batch * self.accelerator.num_processes
+            # Processes average their gradients, which this turns into the sum.
+            loss = loss * counted / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each loss term since the last line."""
+        """Adds the mean of each loss term since the last line, over the supervised positions of all processes."""
         if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self._parts.items()}
+            for name, part in self._parts.items():
+                weighted, count = ranks.total(part).tolist()
+                logs[name] = weighted / count
             self._parts = {}
         super().log(logs, start_time)

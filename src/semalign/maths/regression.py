@@ -3,7 +3,7 @@
 Legend: N tokens, D teacher width, E student width. X is N x D (teacher), Y is N x E (student).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -81,6 +81,12 @@ class RidgeFit:
         self._student_E += weights_N @ student_NE
         self._gram_DD.addmm_(weighted_DN, teacher_ND)
         self._cross_DE.addmm_(weighted_DN, student_NE)
+
+    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace every running sum by `total` of it: the sum over processes that each added rows of their own."""
+        self.rows = float(total(torch.tensor(self.rows, dtype=torch.float64)))
+        for tensor in (self._teacher_D, self._student_E, self._gram_DD, self._cross_DE):
+            tensor.copy_(total(tensor.cpu()))
 
     def solve(self, *, penalty: float = 1e-3) -> tuple[Tensor, Tensor]:
         """Ridge map and bias: M' = (X'X + penalty * mean(diag X'X) I)^-1 X'Y, b = mean y - M mean x.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semalign import ranks
 from semalign.cache import Record, ShardStore, write_tensors
 from semalign.config import Interface, MapName, TransferConfig
 from semalign.data import Sample, length_batches
@@ -112,8 +113,8 @@ def fill(
     batch_size: int,
     limit: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the shards a store lacks."""
-    missing = store.missing(verify=True)
+    """Write the shards a store lacks: of several processes each those of its own turn (shard number mod processes)."""
+    missing = [n for n in store.missing(verify=True) if n % ranks.world() == ranks.rank()]
     with bar(sum(len(store.plan[n]) for n in missing), label) as progress:
         for number in missing:
             records: list[Record] = []
@@ -125,6 +126,8 @@ def fill(
             del records
             free_memory()
             limit()
+    ranks.wait()
+    store.refresh()
 
 
 def _chunks(numbers: Sequence[int], size: int) -> list[list[int]]:
@@ -146,24 +149,25 @@ def head_maps(
     return maps
 
 
-def fit_maps(stores: Stores, raw: Source, penalty: float) -> dict[str, Tensor]:
+def fit_maps(stores: Stores, raw: Source, penalty: float, widths: tuple[int, int]) -> dict[str, Tensor]:
     """Fitted maps teacher -> untouched student, one per kind, pair and interface, over all cached positions.
 
     `weighted_ridge` weights a position by 1 - sum_J p_T^2, the trace of its Fisher information in the logits: where the
-    teacher is certain, the logits may move without changing what it says.
+    teacher is certain, the logits may move without changing what it says. Each process adds up the shards it wrote.
     """
     places = [(name, i, p.place) for name, i in stores.wanted if name in FITTED for p in stores.request.at(i)]
-    fits: dict[str, RidgeFit] = {}
-    for numbers in stores.teacher.plan:
+    fits = {f"{name}.{i}.{k}": RidgeFit(*widths) for name, i, k in places}
+    for numbers in stores.teacher.plan[ranks.rank() :: ranks.world()]:
         own_keys = sorted({f"positions.own.{i}.{k}" for _, i, k in places})
         records = [(r, stores.student.read(n, own_keys)) for r, n in zip(raw(numbers), numbers, strict=True)]
         for name, i, k in places:
             x = torch.cat([theirs[f"positions.teacher.{i}.{k}"] for theirs, _ in records]).float()
             y = torch.cat([own[f"positions.own.{i}.{k}"] for _, own in records]).float()
             weights = _uncertainty([r for r, _ in records]) if name == "weighted_ridge" else None
-            fits.setdefault(f"{name}.{i}.{k}", RidgeFit(x.shape[1], y.shape[1])).add(x, y, weights)
+            fits[f"{name}.{i}.{k}"].add(x, y, weights)
     maps = {}
     for key, fit in fits.items():
+        fit.reduce(ranks.total)
         solved = fit.solve_procrustes() if key.startswith("procrustes") else fit.solve(penalty=penalty)
         maps[key], maps[f"{key}.bias"] = solved
     return maps
@@ -179,11 +183,9 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     """Write targets/: stores, maps.safetensors, teacher_head.safetensors, cka.safetensors, manifest.json."""
     plan = read_plan(run)
     stores = Stores(config, run, inputs, plan)
-    if is_done(run.manifest, stores.fingerprint) and not any(
-        s.missing(verify=True) for s in (stores.student, stores.teacher, stores.heldout)
-    ):
+    if ranks.from_main(lambda: _is_cached(run, stores)):
         return
-    if changed := stores.student.stale_fields():
+    if (changed := stores.student.stale_fields()) and ranks.is_main():
         logger.warning("cached activations are stale (%s); they are computed again", "; ".join(changed[:3]))
     result: dict[str, Any] = {}
     own: dict[str, Any] = {}
@@ -193,9 +195,13 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         free_memory()
         _teacher_pass(config, run, inputs, stores, (head, norm))
         free_memory()
-        alignment = _alignment(stores, inputs)
-        shutil.rmtree(run.targets / "raw", ignore_errors=True)
+        if ranks.is_main():
+            alignment = _alignment(stores, inputs)
+            shutil.rmtree(run.targets / "raw", ignore_errors=True)
+    if not ranks.is_main():
+        return
     result |= {
+        "processes": ranks.world(),
         "student_seconds": own["seconds"],
         "bytes": stores.bytes,
         "samples": len(inputs.train),
@@ -205,6 +211,12 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         "alignment": alignment,
     }
     save_result(run.manifest, stores.fingerprint, result)
+
+
+def _is_cached(run: RunFolder, stores: Stores) -> bool:
+    return is_done(run.manifest, stores.fingerprint) and not any(
+        s.missing(verify=True) for s in (stores.student, stores.teacher, stores.heldout)
+    )
 
 
 def _limit(config: TransferConfig, run: RunFolder) -> Callable[[], None]:
@@ -254,23 +266,31 @@ def _teacher_pass(
 
     options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(config, run)}
     sources: dict[str, Source] = {"teacher": train_rows, "heldout": heldout_rows}
-    if is_done(run.manifest, stores.fingerprint):
-        # Only damaged shards are rebuilt, with the maps that made the others.
-        maps = Maps.read(run.targets / "maps.safetensors")
-    else:
-        head, norms = teacher.head(), (teacher.norm_weight(), student[1])
-        write_tensors(run.targets / "teacher_head.safetensors", {"weight": head.weight_VD, **_bias(head)})
-        if inputs.heldout and config.evaluation.cka_rows:
-            states = layer_states(teacher, inputs.heldout[: config.evaluation.cka_rows])
-            write_tensors(run.targets / "cka.safetensors", states)
-        tensors = head_maps(head, student[0], norms, stores.wanted)
+    # Else only damaged shards are rebuilt, with the maps that made the others.
+    if not ranks.from_main(lambda: is_done(run.manifest, stores.fingerprint)):
+        fitted: dict[str, Tensor] = {}
         if any(name in FITTED for name, _ in stores.wanted):
             sources = _raw(run, stores, sources, options)
-            tensors |= fit_maps(stores, sources["teacher"], config.cache.ridge_penalty)
-        write_tensors(run.targets / "maps.safetensors", tensors)
-        maps = Maps(tensors)
+            widths = inputs.teacher.hidden_size, inputs.student.hidden_size
+            fitted = fit_maps(stores, sources["teacher"], config.cache.ridge_penalty, widths)
+        if ranks.is_main():
+            _once(config, run, inputs, teacher)
+            norms = teacher.norm_weight(), student[1]
+            made = head_maps(teacher.head(), student[0], norms, stores.wanted)
+            write_tensors(run.targets / "maps.safetensors", made | fitted)
+        ranks.wait()
+    maps = Maps.read(run.targets / "maps.safetensors")
     for name, final in (("teacher", stores.teacher), ("heldout", stores.heldout)):
         fill(final, _mapped(sources[name], maps, stores), label=f"cache {name}", **options)
+
+
+def _once(config: TransferConfig, run: RunFolder, inputs: Inputs, teacher: Decoder) -> None:
+    """What is read of the teacher beside the rows: its head, and its streams after every layer on a few of them."""
+    head = teacher.head()
+    write_tensors(run.targets / "teacher_head.safetensors", {"weight": head.weight_VD, **_bias(head)})
+    if inputs.heldout and config.evaluation.cka_rows:
+        states = layer_states(teacher, inputs.heldout[: config.evaluation.cka_rows])
+        write_tensors(run.targets / "cka.safetensors", states)
 
 
 def _mapped(source: Source, maps: Maps, stores: Stores) -> Source:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from semalign import ranks
 from semalign.cache import Record, read_json, read_tensors, write_atomic, write_tensors
 from semalign.config import TransferConfig
 from semalign.folder import free_memory, is_done, save_result
@@ -35,7 +36,7 @@ def make_start(
     if make is None:
         return {}, {}
     tensors, facts = folder / "start.safetensors", folder / "start.json"
-    if not (is_done(facts, wanted) and tensors.exists()):
+    if ranks.is_main() and not (is_done(facts, wanted) and tensors.exists()):
         begin = time.perf_counter()
         teacher = load(config.teacher)
         share_vocabulary(inputs.vocabulary, teacher)
@@ -44,10 +45,12 @@ def make_start(
         save_result(facts, wanted, found | {"start_seconds": round(time.perf_counter() - begin, 3)})
         del teacher, made
         free_memory()
+    ranks.wait()
     found = read_json(facts, "train")
     told = {"start_seconds": found["start_seconds"]}
     if losses := found.get("losses"):
         lines = "".join(json.dumps({"step": n, "loss": loss}) + "\n" for n, loss in enumerate(losses, 1))
-        write_atomic(folder / "train.jsonl", lines)
+        if ranks.is_main():
+            write_atomic(folder / "train.jsonl", lines)
         told |= {"steps": len(losses), "loss": losses[-1]}
     return read_tensors(tensors), told

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from semalign import ranks
 from semalign.cache import Record, ShardStore, read_json, read_tensors, write_tensors
 from semalign.callbacks import GradientCheck, LineLog, StopOnSignal, complete_checkpoint
 from semalign.config import TransferConfig, to_dict
@@ -50,9 +51,12 @@ def train_student(
     wanted = fingerprint(
         cache=stores.fingerprint, recipe=asdict(recipe), train=to_dict(config.train), seed=config.seed
     )
-    if is_done(folder / "train.json", wanted) and (folder / "student" / "config.json").exists():
+    if ranks.from_main(lambda: _is_trained(folder, wanted)):
         return
-    _forget_another(folder, wanted)
+    # Checkpoints hold only for the batches that this many processes share.
+    if ranks.is_main():
+        _forget_another(folder, wanted | {"processes": ranks.world()} if ranks.world() > 1 else wanted)
+    ranks.wait()
     result: dict[str, Any] = {}
     with measured(result):
         student = load(config.student)
@@ -61,21 +65,29 @@ def train_student(
         before = {k: weights_of(student, k) for k in plan.trained_layers}
         start, made = make_start(config, inputs, recipe, student, folder, wanted)
         add_deltas(student, start)
+        merged = student.model
         if recipe.trained == "none":
             result |= made | {"trained_parameters": 0, "train_seconds": 0.0}
-            merged = student.model
         else:
             with prepared(student, plan, config, recipe.start, start) as model:
                 training = _Training(config, run, inputs, stores, recipe, student, folder)
                 result |= made | training.run(stages(plan, recipe))
-                merged = merge(model, folder, recipe.start) if isinstance(model, PeftModel) else student.model
+                if isinstance(model, PeftModel) and ranks.is_main():
+                    merged = merge(model, folder, recipe.start)
                 del model, training
-        result["movement"] = movement(student, before)
-        save_student(merged, inputs, config, folder / "student")
+        if ranks.is_main():
+            result["movement"] = movement(student, before)
+            save_student(merged, inputs, config, folder / "student")
         del student, merged
         free_memory()
-    save_result(folder / "train.json", wanted, result)
-    _forget(folder)
+    if ranks.is_main():
+        save_result(folder / "train.json", wanted, result | {"processes": ranks.world()})
+        _forget(folder)
+    ranks.wait()
+
+
+def _is_trained(folder: Path, wanted: dict[str, Any]) -> bool:
+    return is_done(folder / "train.json", wanted) and (folder / "student" / "config.json").exists()
 
 
 def _forget_another(folder: Path, wanted: dict[str, Any]) -> None:
@@ -174,11 +186,13 @@ class _Training:
             return read_json(folder / "stage.json", "train")
         if store is not None and store is not before:
             self._extend(store, plan.cut)
-            if before is not None and before is not self.stores.student:
+            if before is not None and before is not self.stores.student and ranks.is_main():
                 shutil.rmtree(before.folder, ignore_errors=True)
         result = self._optimise(plan, folder, steps, stages)
-        write_tensors(folder / "weights.safetensors", {name: parameters[name] for name in names})
-        save_result(folder / "stage.json", {}, result)
+        if ranks.is_main():
+            write_tensors(folder / "weights.safetensors", {name: parameters[name] for name in names})
+            save_result(folder / "stage.json", {}, result)
+        ranks.wait()
         return result
 
     def _prefix_store(self, cut: int, folder: Path) -> ShardStore | None:
@@ -220,10 +234,10 @@ class _Training:
             )
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
-            if logging.getLogger("semalign").isEnabledFor(logging.INFO):
+            if ranks.is_main() and logging.getLogger("semalign").isEnabledFor(logging.INFO):
                 trainer.add_callback(LossProgress)
             output = trainer.train(resume_from_checkpoint=complete_checkpoint(folder))
-            if stopper.received is not None and trainer.state.global_step < trainer.state.max_steps:
+            if stopper.must_stop and trainer.state.global_step < trainer.state.max_steps:
                 raise Interrupted(
                     f"stopped after step {steps + trainer.state.global_step}; run the same command again to go on"
                 )
@@ -264,7 +278,7 @@ def read_teacher_head(run: RunFolder, inputs: Inputs) -> Head:
 def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int = 1) -> TrainingArguments:
     """The config's fields as transformers' own; several stages share the epochs or steps."""
     t = config.train
-    return TrainingArguments(
+    given = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=t.num_train_epochs / stages,
         max_steps=t.max_steps if t.max_steps <= 0 else max(1, t.max_steps // stages),
@@ -288,4 +302,9 @@ def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int 
         dataloader_pin_memory=False,
         disable_tqdm=True,
         log_level="warning",
+        # GradientCheck has made sure that the loss reaches every trained parameter.
+        ddp_find_unused_parameters=False,
     )
+    # One process drives one device: the Trainer's DataParallel would copy layers that hooks then miss.
+    given._n_gpu = min(given.n_gpu, 1)
+    return given
