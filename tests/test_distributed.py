@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +15,10 @@ import yaml
 from safetensors.torch import load_file
 
 from semalign.cache import read_tensors
+from semalign.cli import main
 
 STEPS = ("attribute", "pair", "cache", "train")
-# Runs the steps of a config, in every process of a launch; process 1 kills itself where the test says so.
+# Runs the steps of a config, in every process of a launch; process 1 sends itself a signal where the test says so.
 DRIVER = """
 import os, signal, sys
 from semalign import ranks
@@ -26,18 +26,18 @@ from semalign.cache import ShardStore
 from semalign.callbacks import StopOnSignal
 from semalign.cli import main
 
-def dying(function, place):
+def signalled(function, place):
     calls = []
     def wrapped(*args, **kwargs):
         result = function(*args, **kwargs)
         calls.append(None)
-        if ranks.rank() == 1 and os.environ.get("DIE") == f"{place} {len(calls)}":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if ranks.rank() == 1 and os.environ.get("AT") == f"{place} {len(calls)}":
+            os.kill(os.getpid(), signal.Signals[os.environ["SEND"]])
         return result
     return wrapped
 
-ShardStore.write = dying(ShardStore.write, "shard")
-StopOnSignal.on_step_end = dying(StopOnSignal.on_step_end, "step")
+ShardStore.write = signalled(ShardStore.write, "shard")
+StopOnSignal.on_step_end = signalled(StopOnSignal.on_step_end, "step")
 for step in os.environ["STEPS"].split():
     if code := main([step, sys.argv[1], "--quiet"]):
         raise SystemExit(code)
@@ -52,7 +52,7 @@ def write_config(folder: Path, pair: tuple[Path, Path], rows: Path, **train: Any
         "data": {"dataset_name": str(rows), "max_length": 64, "heldout_rows": 3},
         "output_dir": str(folder / "run"),
         "pairing": {"num_layers": 2},
-        "train": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "save_steps": 2} | train,
+        "train": {"num_train_epochs": 3, "per_device_train_batch_size": 4, "save_steps": 2} | train,
         "cache": {"shard_rows": 3, "batch_size": 3, "dtype": "float32"},
         "recipe": {"layer_weight": 0.1},
     }
@@ -91,6 +91,19 @@ def assert_same(ours: Path, expected: Path) -> None:
             torch.testing.assert_close(mine[key], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "what"), [("DEEPSPEED", "DeepSpeed"), ("FSDP", "FSDP"), ("MEGATRON_LM", "Megatron")]
+)
+def test_an_untested_way_to_launch_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, what: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    config = write_config(tmp_path / "x", (tmp_path / "teacher", tmp_path / "student"), tmp_path / "rows")
+    assert main(["transfer", str(config)]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert what in said and "--multi_gpu" in said and not (tmp_path / "x" / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def alone(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process with the global batch of two: 2 batches of 4 rows a step, and a last step of one row for one of them."""
@@ -112,7 +125,7 @@ def together(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: py
 
 
 def test_two_processes_train_what_one_does(alone: Path, together: Path) -> None:
-    assert len(losses(alone)) == 6, "17 rows make 3 steps of up to 8 rows an epoch"
+    assert len(losses(alone)) == 9, "17 rows make 3 steps of up to 8 rows an epoch"
     assert_same(together, alone)
     assert json.loads((together / "train.json").read_text())["processes"] == 2
 
@@ -130,20 +143,30 @@ def test_both_processes_wrote_their_shards(alone: Path, together: Path) -> None:
     assert json.loads((together / "targets" / "manifest.json").read_text())["processes"] == 2
 
 
-@pytest.mark.parametrize("place", ["shard 2", "step 5"])
 def test_a_run_with_a_killed_process_goes_on_to_the_same_result(
-    together: Path, tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, place: str
+    together: Path, tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
 ) -> None:
+    """Killed in caching, killed in training, told to stop in training; each time the same command goes on."""
     config = write_config(tmp_path / "x", tiny_pair, rows_file)
-    stopped = launch(config, 2, DIE=place)
-    assert stopped.returncode != 0 and f"Signal {signal.SIGKILL.value} (SIGKILL)" in stopped.stderr
     run = config.parent / "run"
-    shards = {path: path.stat().st_mtime_ns for path in run.rglob("shard-*.safetensors")}
-    assert shards and not (run / "train.json").exists()
-    if place.startswith("step"):
-        assert list(run.glob("checkpoint-4"))
+    killed = launch(config, 2, AT="shard 2", SEND="SIGKILL")
+    assert killed.returncode != 0 and "(SIGKILL)" in killed.stderr
+    shards = {path: path.stat().st_mtime_ns for path in run.rglob("shard-*.json")}
+    assert shards and not (run / "targets" / "manifest.json").exists()
+
+    killed = launch(config, 2, AT="step 5", SEND="SIGKILL")
+    assert killed.returncode != 0 and "(SIGKILL)" in killed.stderr
+    assert all(path.stat().st_mtime_ns == changed for path, changed in shards.items()), (
+        "no shard is made again"
+    )
+    assert (run / "checkpoint-4").exists()
+
+    stopped = launch(config, 2, AT="step 1", SEND="SIGTERM")
+    assert stopped.returncode != 0 and "stopped after step 6" in stopped.stderr, (
+        "both stop after the same step"
+    )
+    assert (run / "checkpoint-6").exists() and not (run / "train.json").exists()
+
     done = launch(config, 2)
     assert done.returncode == 0, done.stderr
-    kept = [path for path, changed in shards.items() if path.exists() and path.stat().st_mtime_ns == changed]
-    assert len(kept) >= len(shards) - 1, "only a shard that was being written is written again"
     assert_same(run, together)
