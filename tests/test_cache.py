@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from semalign.cache import Record, ShardStore, write_atomic, write_json
 from semalign.errors import CacheError
+from semalign.remote import Remote
 
 PLAN = [[3, 1], [0, 2, 4]]
 
@@ -21,8 +23,8 @@ def record(sample: int) -> Record:
     }
 
 
-def filled(folder: Path, fingerprint: dict | None = None) -> ShardStore:
-    store = ShardStore(folder, fingerprint or {"a": 1}, PLAN)
+def filled(folder: Path, fingerprint: dict | None = None, remote: Remote | None = None) -> ShardStore:
+    store = ShardStore(folder, fingerprint or {"a": 1}, PLAN, remote)
     for number in store.missing():
         store.write(number, [record(s) for s in PLAN[number]])
     return store
@@ -65,6 +67,31 @@ def test_another_fingerprint_makes_all_shards_stale_and_names_the_field(tmp_path
     filled(tmp_path, {"data": {"rows": 3}, "k": 1})
     store = ShardStore(tmp_path, {"data": {"rows": 4}, "k": 1}, PLAN)
     assert store.missing() == [0, 1] and store.stale_fields() == ["data.rows: 3 -> 4"]
+
+
+def test_two_writers_of_one_folder_lose_nothing(tmp_path: Path) -> None:
+    first, second = (ShardStore(tmp_path, {"a": 1}, PLAN) for _ in range(2))
+    for store, number in ((first, 0), (second, 1)):
+        store.write(number, [record(s) for s in PLAN[number]])
+    first.refresh()
+    assert first.missing(verify=True) == [] and torch.equal(
+        first.read(4)["positions.ids"], record(4)["positions.ids"]
+    )
+
+
+def test_a_folder_with_all_entries_in_its_index_is_read(tmp_path: Path) -> None:
+    filled(tmp_path)
+    entries = {}
+    for number, path in enumerate(sorted(tmp_path.glob("shard-*.json"))):
+        entry = json.loads(path.read_text())
+        entries[str(number)] = {key: entry[key] for key in ("bytes", "sha256")}
+        path.unlink()
+    write_json(tmp_path / "index.json", {"fingerprint": {"a": 1}, "shards": entries})
+    store = ShardStore(tmp_path, {"a": 1}, PLAN)
+    assert store.missing(verify=True) == []
+    store.write(0, [record(s) for s in PLAN[0]])
+    assert ShardStore(tmp_path, {"a": 1}, PLAN).missing(verify=True) == []
+    assert ShardStore(tmp_path, {"a": 2}, PLAN).missing() == [0, 1]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(

@@ -24,6 +24,7 @@ ORDER = (
     "origin",
     "data",
     "capture",
+    "remote",
     "cache",
     "folder",
     "progress",

@@ -25,6 +25,7 @@ from torch import Tensor
 from semalign import ranks
 from semalign.config import differences
 from semalign.errors import CacheError
+from semalign.remote import Remote
 
 Record = dict[str, Tensor]
 KINDS = ("tokens", "positions")
@@ -100,10 +101,19 @@ def digest(path: Path) -> str:
 
 
 class ShardStore:
-    """Records of samples 0..n-1 in a folder; `plan` gives the sample numbers of each shard."""
+    """Records of samples 0..n-1 in a folder; `plan` gives the sample numbers of each shard.
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], plan: Sequence[Sequence[int]]) -> None:
-        self.folder, self.plan = folder, [list(p) for p in plan]
+    With `remote` the shards lie there, and the folder keeps copies: of those written here and of those read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: Mapping[str, Any],
+        plan: Sequence[Sequence[int]],
+        remote: Remote | None = None,
+    ) -> None:
+        self.folder, self.plan, self.remote = folder, [list(p) for p in plan], remote
         self.fingerprint = json.loads(json.dumps(fingerprint))
         self._made_from = hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()
         self._entries: dict[int, dict[str, Any]] = {}
@@ -115,38 +125,54 @@ class ShardStore:
 
     def refresh(self) -> None:
         """Read again which shards lie there, for those that other processes wrote."""
+        self._sizes, texts = self._listing()
         # A changed input makes every shard stale; they are rebuilt one by one under the same names.
-        self._entries = self._listed_in_index()
+        index = json.loads(texts.get("index.json", "{}"))
+        self._written_for = index.get("fingerprint")
+        # Indexes from before each shard had an entry of its own hold the entries themselves.
+        listed = index.get("shards", {}) if self._written_for == self.fingerprint else {}
+        self._entries = {int(number): entry for number, entry in listed.items()}
         for number in range(len(self.plan)):
-            path = self._path(number).with_suffix(".json")
-            entry = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            entry = json.loads(texts.get(self._path(number).with_suffix(".json").name, "{}"))
             if entry.get("made_from") == self._made_from:
                 self._entries[number] = entry
 
-    def _listed_in_index(self) -> dict[int, dict[str, Any]]:
-        """Shards of folders from before there was a file of its own for each."""
-        path = self.folder / "index.json"
-        index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        is_same = index.get("fingerprint") == self.fingerprint
-        return {int(n): entry for n, entry in index.get("shards", {}).items()} if is_same else {}
+    def _listing(self) -> tuple[dict[str, int], dict[str, str]]:
+        """Sizes of all files by name, and the contents of those in JSON."""
+        if self.remote is not None:
+            sizes = self.remote.sizes()
+            return sizes, self.remote.texts([name for name in sizes if name.endswith(".json")])
+        files = list(self.folder.glob("[!.]*.*")) if self.folder.exists() else []
+        texts = {p.name: p.read_text(encoding="utf-8") for p in files if p.suffix == ".json"}
+        return {}, texts
 
     def stale_fields(self) -> list[str]:
         """What changed since the folder was written, as dotted paths; empty when nothing did."""
-        path = self.folder / "index.json"
-        if not path.exists():
-            return []
-        return differences(json.loads(path.read_text(encoding="utf-8"))["fingerprint"], self.fingerprint)
+        return differences(self._written_for, self.fingerprint) if self._written_for else []
 
     def missing(self, *, verify: bool = False) -> list[int]:
-        """Shards that are absent, of the wrong size, or (with verify) of the wrong checksum."""
+        """Shards that are absent, of the wrong size, or (with verify) of the wrong checksum.
+
+        Of a remote store's shards only the copies are verified; the others are when they are fetched.
+        """
         return [n for n in range(len(self.plan)) if not self._is_good(n, verify)]
 
     def _is_good(self, number: int, verify: bool) -> bool:
-        entry = self._entries.get(number)
-        path = self._path(number)
-        if entry is None or not path.exists() or path.stat().st_size != entry["bytes"]:
+        entry, path = self._entries.get(number), self._path(number)
+        if entry is None:
             return False
-        return not verify or digest(path) == entry["sha256"]
+        if self.remote is None:
+            is_whole = path.exists() and path.stat().st_size == entry["bytes"]
+            return is_whole and (not verify or digest(path) == entry["sha256"])
+        if self._sizes.get(path.name) != entry["bytes"]:
+            return False
+        return not verify or not path.exists() or digest(path) == entry["sha256"] or self._fetch(number)
+
+    def _fetch(self, number: int) -> bool:
+        """Copy a shard from the remote folder; whether it came as it was written."""
+        assert self.remote is not None
+        self.remote.get(self._path(number))
+        return digest(self._path(number)) == self._entries[number]["sha256"]
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.safetensors"
@@ -171,12 +197,18 @@ class ShardStore:
             "process": ranks.rank(),
         }
         write_json(self._path(number).with_suffix(".json"), entry)
+        if self.remote is not None:
+            self.remote.put(self._path(number))
+            self.remote.put(self._path(number).with_suffix(".json"))
+            self._sizes[self._path(number).name] = size
         self._entries[number] = entry
         return size
 
     def _write_index(self) -> None:
         """Every process that finds no valid shard writes the same."""
         write_json(self.folder / "index.json", {"fingerprint": self.fingerprint})
+        if self.remote is not None:
+            self.remote.put(self.folder / "index.json")
 
     @property
     def bytes(self) -> int:
@@ -199,7 +231,10 @@ class ShardStore:
 
     def _handle(self, number: int) -> tuple[Any, dict[str, list[int]]]:
         if number not in self._open:
-            if not self._is_good(number, verify=True):
+            is_absent = (
+                self.remote is not None and number in self._entries and not self._path(number).exists()
+            )
+            if not (self._fetch(number) if is_absent else self._is_good(number, verify=True)):
                 raise CacheError(
                     f"{self._path(number)}: missing or damaged (size or checksum differ); run `semalign cache` to rebuild this shard."
                 )

@@ -225,6 +225,8 @@ class RecipeConfig:
 class CacheConfig:
     """The teacher's and the student's activations on disk."""
 
+    folder: str | None = None
+    """Where the cache lies: null: in targets/; else a local folder of the run's own, or an fsspec URL such as s3://bucket/run."""
     top_k: int = 32
     """Tokens kept a position from each model; the union of both is stored."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"

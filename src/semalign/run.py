@@ -23,6 +23,7 @@ from semalign.errors import ConfigError
 from semalign.folder import RunFolder
 from semalign.hub import push
 from semalign.origin import origin
+from semalign.remote import Remote, is_remote
 from semalign.report import build_report
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
@@ -59,9 +60,27 @@ def open_run(config: TransferConfig) -> RunFolder:
         raise ConfigError(
             f"output_dir: {run.root} cannot be written ({error.strerror}); choose another folder."
         ) from error
+    _place_cache(config, run)
     if not run.environment.exists():
         write_json(run.environment, environment())
     return run
+
+
+def _place_cache(config: TransferConfig, run: RunFolder) -> None:
+    """A cache in another local folder is linked to as targets/; a remote one is asked for before anything is loaded."""
+    folder = config.cache.folder
+    if folder is None:
+        return
+    if is_remote(folder):
+        Remote(folder)
+    elif not run.targets.exists():
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            run.targets.symlink_to(Path(folder).absolute(), target_is_directory=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cache.folder: {folder} cannot be used ({error}); choose another folder."
+            ) from error
 
 
 def environment() -> dict[str, Any]:

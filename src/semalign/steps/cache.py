@@ -29,6 +29,7 @@ from semalign.methods import named, resolve
 from semalign.models import Head, share_vocabulary
 from semalign.progress import bar
 from semalign.recipe import Recipe
+from semalign.remote import Remote, is_remote
 from semalign.signals import Request, layer_states, student_signals, teacher_signals
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
@@ -95,9 +96,38 @@ class Stores:
         )
         train, heldout = (shard_plan(s, config.cache.shard_rows) for s in (inputs.train, inputs.heldout))
         own, theirs = train if request.needs_student else [], train if request.needs_teacher else []
-        self.student = ShardStore(run.targets / "student", self.fingerprint, own)
-        self.teacher = ShardStore(run.targets / "teacher", self.fingerprint, theirs)
-        self.heldout = ShardStore(run.targets / "heldout", self.fingerprint, heldout)
+        self.targets, folder = run.targets, config.cache.folder
+        self.remote = Remote(folder) if folder is not None and is_remote(folder) else None
+        self.student = self.store("student", own)
+        self.teacher = self.store("teacher", theirs)
+        self.heldout = self.store("heldout", heldout)
+        self.fetch()
+
+    def store(self, name: str, plan: list[list[int]]) -> ShardStore:
+        """A store of its own below targets/, and in the remote folder where there is one."""
+        remote = self.remote and self.remote.child(name)
+        return ShardStore(self.targets / name, self.fingerprint, plan, remote)
+
+    def fetch(self) -> None:
+        """Copy what lies beside the shards in the remote folder and not here."""
+        if self.remote is None:
+            return
+        for name in self.remote.sizes():
+            if not (self.targets / name).exists():
+                self.remote.get(self.targets / name)
+
+    def publish(self) -> None:
+        """Copy what lies beside the shards to the remote folder, the manifest last."""
+        if self.remote is None:
+            return
+        for path in sorted(self.targets.glob("[!.]*.*"), key=lambda p: p.suffix == ".json"):
+            self.remote.put(path)
+
+    def forget_raw(self) -> None:
+        """Drop the activations that waited for their map."""
+        shutil.rmtree(self.targets / "raw", ignore_errors=True)
+        if self.remote is not None:
+            self.remote.child("raw").remove()
 
     @property
     def bytes(self) -> int:
@@ -197,7 +227,7 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         free_memory()
         if ranks.is_main():
             alignment = _alignment(stores, inputs)
-            shutil.rmtree(run.targets / "raw", ignore_errors=True)
+            stores.forget_raw()
     if not ranks.is_main():
         return
     result |= {
@@ -211,6 +241,7 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         "alignment": alignment,
     }
     save_result(run.manifest, stores.fingerprint, result)
+    stores.publish()
 
 
 def _is_cached(run: RunFolder, stores: Stores) -> bool:
@@ -270,7 +301,7 @@ def _teacher_pass(
     if not ranks.from_main(lambda: is_done(run.manifest, stores.fingerprint)):
         fitted: dict[str, Tensor] = {}
         if any(name in FITTED for name, _ in stores.wanted):
-            sources = _raw(run, stores, sources, options)
+            sources = _raw(stores, sources, options)
             widths = inputs.teacher.hidden_size, inputs.student.hidden_size
             fitted = fit_maps(stores, sources["teacher"], config.cache.ridge_penalty, widths)
         if ranks.is_main():
@@ -278,6 +309,7 @@ def _teacher_pass(
             norms = teacher.norm_weight(), student[1]
             made = head_maps(teacher.head(), student[0], norms, stores.wanted)
             write_tensors(run.targets / "maps.safetensors", made | fitted)
+            stores.publish()
         ranks.wait()
     maps = Maps.read(run.targets / "maps.safetensors")
     for name, final in (("teacher", stores.teacher), ("heldout", stores.heldout)):
@@ -297,13 +329,11 @@ def _mapped(source: Source, maps: Maps, stores: Stores) -> Source:
     return lambda batch: [to_targets(record, maps, stores.wanted, stores.request) for record in source(batch)]
 
 
-def _raw(
-    run: RunFolder, stores: Stores, sources: dict[str, Source], options: dict[str, Any]
-) -> dict[str, Source]:
+def _raw(stores: Stores, sources: dict[str, Source], options: dict[str, Any]) -> dict[str, Source]:
     """A fitted map needs all activations before it can map the first: keep them as they are until then."""
     read: dict[str, Source] = {}
     for name, final in (("teacher", stores.teacher), ("heldout", stores.heldout)):
-        raw = ShardStore(run.targets / "raw" / name, stores.fingerprint, final.plan)
+        raw = stores.store(f"raw/{name}", final.plan)
         fill(raw, sources[name], label=f"{name} activations", **options)
         read[name] = _reader(raw)
     return read
