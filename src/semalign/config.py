@@ -231,6 +231,8 @@ class CacheConfig:
     """Tokens kept a position from each model; the union of both is stored."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type of stored activations."""
+    prefix_dtype: Literal["int8", "fp8"] | None = None
+    """Type of the stored prefix streams, with a scale a token; null: as dtype. Their error goes into the manifest."""
     batch_size: int = 16
     """Rows per forward pass."""
     shard_rows: int = 64

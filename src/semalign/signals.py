@@ -6,7 +6,7 @@ A supervised token t is predicted by the state at t - 1: position-wise records h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from semalign.data import Sample, collate
 from semalign.errors import ModelError
 from semalign.maths.full_vocabulary import cross_entropy_loss
 from semalign.maths.pairing import LayerPair, blend
+from semalign.maths.quantise import EightBit, dequantise_rows, quantise_rows, relative_error
 from semalign.maths.topk import union_topk
 from semalign.models import Decoder, Head
 
@@ -38,10 +39,17 @@ class Request:
     dtype: torch.dtype = torch.bfloat16
     heads: tuple[LayerPair, ...] = ()
     """What is paired at the interface head, in the layers' place."""
+    prefix_dtype: EightBit | None = None
+    """Eight bits for the stored stream (None: `dtype`)."""
 
     def at(self, interface: str) -> tuple[LayerPair, ...]:
         """Pairs of layers, or of heads."""
         return self.heads if interface == "head" else self.pairs
+
+    @property
+    def prefix_keys(self) -> list[str]:
+        """What `stream_of` needs of a record."""
+        return ["tokens.prefix", "tokens.prefix_scale"] if self.prefix_dtype else ["tokens.prefix"]
 
     @property
     def needs_student(self) -> bool:
@@ -93,6 +101,22 @@ def _check_finite(what: str, parts: Sequence[Tensor], samples: Sequence[Sample])
             )
 
 
+def prefix_record(stream_TE: Tensor, request: Request) -> Record:
+    """tokens.prefix (T, E); in eight bits also tokens.prefix_scale (T,) and the relative error tokens.prefix_error (T,)."""
+    if request.prefix_dtype is None:
+        return {"tokens.prefix": stream_TE.to(request.dtype).cpu().clone()}
+    codes_TE, scale_T = quantise_rows(stream_TE.float(), request.prefix_dtype)
+    error_T = relative_error(stream_TE, dequantise_rows(codes_TE, scale_T))
+    record = {"prefix": codes_TE, "prefix_scale": scale_T, "prefix_error": error_T.half()}
+    return {f"tokens.{name}": tensor.cpu() for name, tensor in record.items()}
+
+
+def stream_of(record: Mapping[str, Tensor]) -> Tensor:
+    """The stored stream in float32 (T, E)."""
+    codes_TE, scale_T = record["tokens.prefix"], record.get("tokens.prefix_scale")
+    return codes_TE.float() if scale_T is None else dequantise_rows(codes_TE, scale_T)
+
+
 def batch_inputs(decoder: Decoder, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, attention mask and states mask (B, T) of samples, on the model's device."""
     batch = collate(samples)
@@ -125,7 +149,7 @@ def student_signals(student: Decoder, samples: Sequence[Sample], request: Reques
     records: list[Record] = [{} for _ in samples]
     if request.cut is not None:
         for record, row, sample in zip(records, found[Point(request.cut, "block")], samples, strict=True):
-            record["tokens.prefix"] = row[: len(sample.input_ids)].to(request.dtype).cpu().clone()
+            record |= prefix_record(row[: len(sample.input_ids)], request)
     for interface in request.interfaces:
         for pair in request.at(interface):
             name = f"positions.own.{interface}.{pair.place}"
@@ -147,16 +171,16 @@ def extended_prefix(
     samples: Sequence[Sample],
     streams: Sequence[Tensor] | None,
     span: tuple[int, int],
-    dtype: torch.dtype,
+    request: Request,
 ) -> list[Record]:
-    """Per sample tokens.prefix (T, E) after layer span[1], from streams (T, E) after layer span[0], or from token ids."""
+    """Per sample tokens.prefix (T, E) in the request's type after layer span[1], from streams (T, E) after layer span[0], or from token ids."""
     inputs, attention_BT, _ = batch_inputs(student, samples)
     if streams is not None:
         inputs = nn.utils.rnn.pad_sequence([s.float() for s in streams], batch_first=True).to(student.device)
     with student.span(*span, norm=False):
         stream_BTE = student.forward(inputs, attention_BT)
     return [
-        {"tokens.prefix": row[: len(sample.input_ids)].to(dtype).cpu().clone()}
+        prefix_record(row[: len(sample.input_ids)], request)
         for row, sample in zip(stream_BTE, samples, strict=True)
     ]
 

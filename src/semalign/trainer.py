@@ -22,7 +22,7 @@ from semalign.maths.pairing import LayerPair
 from semalign.models import Decoder, Head
 from semalign.objective import Objective
 from semalign.recipe import Recipe
-from semalign.signals import labels_of, state_mask
+from semalign.signals import labels_of, state_mask, stream_of
 from semalign.supervision import Supervision
 
 
@@ -107,9 +107,14 @@ class Collator:
     """
 
     def __init__(
-        self, samples: Sequence[Sample], supervision: Supervision, prefixes: Prefixes | None
+        self,
+        samples: Sequence[Sample],
+        supervision: Supervision,
+        prefixes: Prefixes | None,
+        prefix_keys: Sequence[str] = ("tokens.prefix",),
     ) -> None:
-        self.samples, self.supervision, self.prefixes = samples, supervision, prefixes
+        self.samples, self.supervision = samples, supervision
+        self.prefixes, self.prefix_keys = prefixes, prefix_keys
 
     def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
         counted = [f["index"] for f in features if f["index"] >= 0]
@@ -125,7 +130,7 @@ class Collator:
         if self.prefixes is None:
             batch["input_ids"] = padded["input_ids"]
         else:
-            streams = [self.prefixes.read(n, ["tokens.prefix"])["tokens.prefix"].float() for n in numbers]
+            streams = [stream_of(self.prefixes.read(n, self.prefix_keys)) for n in numbers]
             batch["prefix"] = nn.utils.rnn.pad_sequence(streams, batch_first=True)
         return batch | self.supervision.signals(numbers)
 

@@ -98,8 +98,17 @@ def _target_facts(files: RunFiles) -> list[Facts]:
         ("Supervised tokens", words.count(finite(manifest.get("supervised_tokens")))),
         ("Tokens kept a position", f"top {words.count(finite(manifest.get('top_k')))}"),
         ("Size on disk", words.size(finite(manifest.get("bytes")))),
+        *_prefix_facts(manifest),
     ]
     return [Facts(items)]
+
+
+def _prefix_facts(manifest: Json) -> list[tuple[str, str]]:
+    error = manifest.get("prefix_error")
+    if not isinstance(error, Mapping):
+        return []
+    mean, worst = (words.percent(finite(error.get(key)), 2) for key in ("mean", "worst"))
+    return [("Error of eight-bit streams a token", f"{mean} on average, {worst} at worst")]
 
 
 def cost_section(metrics: Json) -> Section:

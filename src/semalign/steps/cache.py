@@ -67,6 +67,7 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
         top_k=config.cache.top_k if any(r.needs_topk or r.map == "weighted_ridge" for r in recipes) else 0,
         teacher_output=any(r.needs_teacher_output for r in recipes),
         dtype=getattr(torch, config.cache.dtype),
+        prefix_dtype=config.cache.prefix_dtype,
     )
     return request, wanted
 
@@ -93,6 +94,8 @@ class Stores:
             dtype=config.cache.dtype,
             ridge_penalty=config.cache.ridge_penalty,
             shard_rows=config.cache.shard_rows,
+            # Named only where it is used, so that folders from before it stay valid.
+            **({"prefix_dtype": request.prefix_dtype} if request.prefix_dtype and request.cut else {}),
         )
         train, heldout = (shard_plan(s, config.cache.shard_rows) for s in (inputs.train, inputs.heldout))
         own, theirs = train if request.needs_student else [], train if request.needs_teacher else []
@@ -239,6 +242,7 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         "supervised_tokens": sum(s.supervised for s in inputs.train),
         "top_k": stores.request.top_k,
         "alignment": alignment,
+        "prefix_error": _prefix_error(stores, inputs),
     }
     save_result(run.manifest, stores.fingerprint, result)
     stores.publish()
@@ -345,6 +349,20 @@ def _reader(store: ShardStore) -> Source:
 
 def _bias(head: Head) -> dict[str, Tensor]:
     return {} if head.options.bias_V is None else {"bias": head.options.bias_V}
+
+
+def _prefix_error(stores: Stores, inputs: Inputs) -> dict[str, float] | None:
+    """Relative error of the eight-bit streams against the computed ones, over all tokens of the training rows."""
+    if stores.request.cut is None or stores.request.prefix_dtype is None:
+        return None
+    key = "tokens.prefix_error"
+    return error_figures([stores.student.read(n, [key])[key] for n in range(len(inputs.train))])
+
+
+def error_figures(errors: Sequence[Tensor]) -> dict[str, float]:
+    """Mean and worst of errors a token."""
+    error_T = torch.cat(list(errors)).float()
+    return {"mean": float(error_T.mean()), "worst": float(error_T.max())}
 
 
 def _alignment(stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:

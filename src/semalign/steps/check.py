@@ -22,7 +22,7 @@ from semalign.maths.pairing import LayerPair
 from semalign.maths.similarity import mean_cosine
 from semalign.models import Head
 from semalign.signals import Request
-from semalign.steps.cache import head_maps, request_of
+from semalign.steps.cache import error_figures, head_maps, request_of
 from semalign.steps.inputs import Inputs, load_inputs, split_rows
 from semalign.steps.pair import Plan, pair_layers, read_plan
 from semalign.steps.probe import Costs, Shown, probe_student, probe_teacher
@@ -70,6 +70,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         "pairs_are_provisional": is_provisional,
         "heads": {n: _spectrum(p.head) for n, p in (("teacher", teacher), ("student", student))},
         "pair_figures": _figures(teacher, student, shown, wanted or [("semantic", shown.interfaces[0])]),
+        "prefix_error": _prefix_error(student),
         "estimate": estimate(config, inputs, plan, costs),
     }
     _print(found, console)
@@ -100,6 +101,12 @@ def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
     return Plan(tuple(pairs), tuple(p.student for p in pairs), heads), (
         config.pairing.selection == "attribution" or config.pairing.match != "depth"
     )
+
+
+def _prefix_error(student: Shown) -> dict[str, float] | None:
+    key = "tokens.prefix_error"
+    errors = [record[key] for record in [*student.typical, *student.longest] if key in record]
+    return error_figures(errors) if errors else None
 
 
 def _spectrum(head: Head) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def _name(pair: LayerPair) -> str:
 def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -> dict[str, Any]:
     """Bytes of the cache from arithmetic; memory and seconds from the probe, scaled to all rows.
 
-    Cache: prefix E a token; own state and target E a pair and position, teacher output D, 2 k entries of 13 bytes.
+    Cache: prefix E a token (in eight bits E + 6 bytes); own state and target E a pair and position, teacher output D, 2 k entries of 13 bytes.
     While a fitted map waits for all rows, the teacher's D a pair and position lie beside them (disk_bytes).
     """
     request, wanted = request_of(config, plan)
@@ -155,7 +162,9 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
     top = 2 * request.top_k * 13
     target = sum(len(request.at(i)) for _, i in wanted) * narrow * size
     output = wide * size
-    cache = tokens * narrow * size * (request.cut is not None) + positions * (
+    # Eight bits: a byte a channel, scale and error a token.
+    prefix = narrow + 6 if request.prefix_dtype else narrow * size
+    cache = tokens * prefix * (request.cut is not None) + positions * (
         own + top + target + output * request.teacher_output
     )
     cache += held * (target + output)
@@ -214,6 +223,10 @@ def _print(found: dict[str, Any], console: Console) -> None:
     console.rule("[bold]cost", align="left")
     e = found["estimate"]
     gib = 2**30
+    if (error := found["prefix_error"]) is not None:
+        console.print(
+            f"eight-bit prefix streams: relative error {error['mean']:.2%} a token on average, {error['worst']:.2%} at worst"
+        )
     console.print(
         f"cache {e['cache_bytes'] / 2**20:.1f} MiB of {e['free_bytes'] / gib:.0f} GiB free; peak memory about {e['peak_bytes'] / gib:.1f} GiB"
     )

@@ -22,7 +22,7 @@ from semalign.loading import load
 from semalign.models import Decoder, Head, head_options, share_vocabulary
 from semalign.progress import LossProgress
 from semalign.recipe import Recipe
-from semalign.signals import extended_prefix
+from semalign.signals import extended_prefix, stream_of
 from semalign.steps.cache import Stores, fill, recipes_of, shard_plan
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
@@ -208,12 +208,12 @@ class _Training:
 
         def through(batch: list[int]) -> list[Record]:
             streams = (
-                [self.prefixes.read(n, ["tokens.prefix"])["tokens.prefix"] for n in batch]
+                [stream_of(self.prefixes.read(n, self.stores.request.prefix_keys)) for n in batch]
                 if self.prefixes
                 else None
             )
             samples = [self.inputs.train[n] for n in batch]
-            return extended_prefix(self.student, samples, streams, (self.cut, cut), self.stores.request.dtype)
+            return extended_prefix(self.student, samples, streams, (self.cut, cut), self.stores.request)
 
         fill(store, through, label=f"prefix to layer {cut}", batch_size=self.config.cache.batch_size)
         self.cut, self.prefixes = cut, store
@@ -229,7 +229,7 @@ class _Training:
                 suffix,
                 arguments(config, self.recipe, folder, stages),
                 self.inputs.train,
-                Collator(self.inputs.train, self.supervision, self.prefixes),
+                Collator(self.inputs.train, self.supervision, self.prefixes, self.stores.request.prefix_keys),
                 callbacks=[LineLog(self.folder / "train.jsonl", steps), GradientCheck(), stopper],
             )
             trainer.remove_callback(PrinterCallback)
