@@ -237,3 +237,16 @@ def test_a_gguf_model_loads_dequantised_and_can_be_saved(
         loaded.model.save_pretrained(tmp_path / "saved")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
         torch.testing.assert_close(again(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_recomputing_layers_turns_no_dropout_on(kind: str) -> None:
+    """GPT-2 asks its own mode for the dropout of attention, whatever its dropout modules are set to."""
+    model = tiny_model(kind, layers=3, wide=False)
+    model.config.attention_dropout = 0.5
+    ids, mask = batch()
+    expected = model(ids, attention_mask=mask).logits
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    models.let_checkpoint(model)
+    assert any(module.training for module in model.modules())
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits, expected)

@@ -48,10 +48,24 @@ class ModelConfig:
     """Quantise to 8 bits on loading (needs bitsandbytes); a quantised student can only train LoRA."""
     load_in_4bit: bool = False
     """Quantise to 4 bits on loading (needs bitsandbytes); a quantised student can only train LoRA."""
+    offload: Literal["cpu", "disk"] | None = None
+    """Teacher only: keep its layers in CPU memory, or read them from the checkpoint's safetensors, one at a time in every pass."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.offload is None or not (self.load_in_8bit or self.load_in_4bit),
+            "offload",
+            "either offload or 8 or 4 bits (the two together have not been tested)",
+            "both",
+        )
+        _require(
+            self.offload is None or not self.model_name_or_path.endswith(".gguf"),
+            "offload",
+            "a checkpoint in safetensors (a GGUF file is dequantised whole)",
+            self.model_name_or_path,
+        )
         _require(bool(self.model_name_or_path), "model_name_or_path", "a folder, hub id or .gguf file", "")
         _require(not (self.load_in_8bit and self.load_in_4bit), "load_in_8bit", "one of 8 and 4 bits", "both")
 
@@ -366,6 +380,14 @@ class TransferConfig:
             "hub_model_id",
             "ORG/NAME beside push_to_hub: true",
             self.hub_model_id,
+        )
+
+    def __post_init__(self) -> None:
+        _require(
+            self.student.offload is None,
+            "student.offload",
+            "null (a student is trained, so it stays in memory)",
+            self.student.offload,
         )
 
 

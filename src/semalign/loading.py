@@ -70,7 +70,7 @@ def identity(config: ModelConfig) -> dict[str, Any]:
     known: dict[str, Any] = {
         "dtype": config.dtype,
         "load_in_8bit": config.load_in_8bit,
-        "load_in_4bit": config.load_in_4bit,
+        "load_in_4bit": "nf4" if config.load_in_4bit else False,
     }
     if "gguf_file" in extra:
         return known | {
@@ -120,6 +120,9 @@ def load(config: ModelConfig, *, device: str | None = None) -> Decoder:
         extra["quantization_config"] = _quantisation(config)
     elif is_gguf:
         extra["quantization_config"] = GgufConfig(dequantize=True)
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if config.offload:
+        extra["device_map"] = _device_map(config, target)
     if config.attn_implementation:
         extra["attn_implementation"] = config.attn_implementation
     try:
@@ -133,13 +136,28 @@ def load(config: ModelConfig, *, device: str | None = None) -> Decoder:
         model.config.__dict__.pop("quantization_config", None)
         model.hf_quantizer = None
         model.is_quantized = False
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not (config.load_in_8bit or config.load_in_4bit):
+    if config.load_in_4bit:
+        _keep_backward(model)
+    if not (config.load_in_8bit or config.load_in_4bit or config.offload):
         model = model.to(target)
     decoder = Decoder(model, load_tokenizer(config), config.model_name_or_path)
     _check_finite(decoder)
     decoder.self_test()
     return decoder
+
+
+def _device_map(config: ModelConfig, device: str) -> dict[str, Any]:
+    """Every layer offloaded, the rest on the device: embedding, final norm and head are read outside the model's forward."""
+    where, extra = locate(config)
+    loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(loaded, trust_remote_code=config.trust_remote_code)
+    main: Any = torch.cuda.current_device() if device == "cuda" else device
+    body, prefix = model.base_model, model.base_model_prefix
+    layers = layout_of(loaded.get_text_config(), config.model_name_or_path).layers
+    places = {name: main for name, _ in model.named_children() if name != prefix}
+    places |= {f"{prefix}.{name}": main for name, _ in body.named_children() if name != layers}
+    return places | {f"{prefix}.{layers}.{n}": config.offload for n in range(len(getattr(body, layers)))}
 
 
 def _dtype(config: ModelConfig) -> Any:
@@ -153,12 +171,23 @@ def _quantisation(config: ModelConfig) -> Any:
     require("bitsandbytes", "bitsandbytes")
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_8bit=config.load_in_8bit, load_in_4bit=config.load_in_4bit)
+    # nf4 has its levels where normally distributed weights are; the package's own default, fp4, has not.
+    return BitsAndBytesConfig(
+        load_in_8bit=config.load_in_8bit, load_in_4bit=config.load_in_4bit, bnb_4bit_quant_type="nf4"
+    )
+
+
+def _keep_backward(model: Any) -> None:
+    """On the CPU bitsandbytes repacks 4-bit weights at the first forward pass for a kernel that has no backward."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_finite(decoder: Decoder) -> None:
     for name, parameter in decoder.model.named_parameters():
-        if not parameter.is_floating_point():
+        # What lies on disk is not read for this; activations are checked anyway.
+        if not parameter.is_floating_point() or parameter.is_meta:
             continue
         # A sum is NaN or infinite when any element is. In blocks, since summing in float32 copies what it sums.
         blocks = parameter.detach().flatten().split(_CHECKED_AT_ONCE)

@@ -231,6 +231,14 @@ class Decoder:
         return error
 
 
+def let_checkpoint(model: nn.Module) -> None:
+    """Layers set to recompute do so only in train mode; what is in them stays in eval mode, or dropout would come on."""
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
 def _replace_stream(hidden: Tensor) -> Any:
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:

@@ -19,7 +19,7 @@ from semalign.capture import Point, capture
 from semalign.data import Sample, collate
 from semalign.errors import SemAlignError
 from semalign.maths.pairing import LayerPair
-from semalign.models import Decoder, Head
+from semalign.models import Decoder, Head, let_checkpoint
 from semalign.objective import Objective
 from semalign.recipe import Recipe
 from semalign.signals import labels_of, state_mask, stream_of
@@ -55,8 +55,10 @@ class SuffixModel(nn.Module):
 
     def train(self, mode: bool = True) -> SuffixModel:
         """Dropout stays off: targets and prefixes were computed without it. Checkpointing alone needs train mode."""
-        checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in self.suffix.modules())
-        return super().train(mode and checkpointing)
+        super().train(False)
+        if mode:
+            let_checkpoint(self)
+        return self
 
     def forward(
         self, attention_mask: Tensor, states: Tensor, labels: Tensor, **batch: Tensor

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 
 from semalign.capture import Point, capture
 from semalign.config import TransferConfig
@@ -17,7 +16,7 @@ from semalign.errors import ModelError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
 from semalign.loading import load
 from semalign.maths.attribution import head_scores
-from semalign.models import Decoder, share_vocabulary
+from semalign.models import Decoder, let_checkpoint, share_vocabulary
 from semalign.progress import bar
 from semalign.signals import state_mask, sum_of_row_means
 from semalign.steps.inputs import Inputs
@@ -36,10 +35,7 @@ def _activation_gradients(decoder: Decoder, checkpointing: bool) -> Iterator[Non
     )
     if checkpointing:
         decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
-        decoder.model.train()
-        for module in decoder.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.eval()
+        let_checkpoint(decoder.model)
     try:
         yield
     finally:
@@ -94,7 +90,8 @@ def attribute_all(
 
     The loss of a row is its mean negative log-likelihood over supervised tokens; the activation is the stream after
     the layer, or a head's values as they enter the output projection. Memory holds one batch's activations and no
-    weight gradient, whatever the number of parameters.
+    weight gradient, whatever the number of parameters. An offloaded teacher needs
+    `activation_checkpointing`: without it the graph holds every layer's weights.
 
     Raises:
         ModelError: every score is zero, or one is not finite.
@@ -155,7 +152,7 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
             samples,
             batch_size=options.batch_size,
             aggregate=options.aggregate,
-            activation_checkpointing=options.activation_checkpointing,
+            activation_checkpointing=options.activation_checkpointing or config.teacher.offload is not None,
         )
     result |= {
         "rows": len(samples),

@@ -127,7 +127,8 @@ def probe_teacher(
                 batch,
                 batch_size=options.batch_size,
                 aggregate=options.aggregate,
-                activation_checkpointing=options.activation_checkpointing,
+                activation_checkpointing=options.activation_checkpointing
+                or config.teacher.offload is not None,
             )
 
         attribute(longest_rows(rows, options.batch_size))
