@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from captum.attr import LayerGradientXActivation
-from tiny import tiny_model, tiny_tokenizer
+from tiny import COMMON, tiny_model, tiny_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from semalign.data import Sample, prepare
 from semalign.errors import ModelError
@@ -60,6 +66,70 @@ def test_no_weight_gradient_is_made_and_flags_are_restored() -> None:
     decoder = Decoder(tiny_model("llama", layers=2, wide=True), None)
     attribute_layers(decoder, samples())
     assert all(p.grad is None and p.requires_grad for p in decoder.model.parameters())
+
+
+class Allocations(TorchDispatchMode):
+    """What operations allocate: the shapes of all new tensors, and the largest sum of bytes alive at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+        self.alive: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {
+            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)
+        }
+        for tensor in (t for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known and storage._cdata not in self.alive:
+                self.shapes.add(tuple(tensor.shape))
+                self.alive[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return out
+
+
+def allocated(decoder: Decoder, rows: list[Sample], batch_size: int) -> Allocations:
+    with Allocations() as seen:
+        attribute_layers(decoder, rows, batch_size=batch_size)
+    return seen
+
+
+def wide_decoder(intermediate: int) -> Decoder:
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(
+        "llama", num_hidden_layers=3, intermediate_size=intermediate, **COMMON, **sizes
+    )
+    return Decoder(AutoModelForCausalLM.from_config(config, dtype=torch.float32), None)
+
+
+def test_memory_does_not_grow_with_the_weights() -> None:
+    row, peaks = samples(1), {}
+    for intermediate in (64, 1024):
+        decoder = wide_decoder(intermediate)
+        seen = allocated(decoder, row, 1)
+        head = decoder.head().weight_VD.shape
+        weights = {tuple(p.shape) for p in decoder.layers[0].parameters() if p.dim() > 1} - {tuple(head)}
+        assert not seen.shapes & weights, "a tensor of a weight's shape is its gradient"
+        assert not any(p.requires_grad and p.grad is not None for p in decoder.model.parameters())
+        peaks[intermediate] = seen.peak
+    tokens, added = len(row[0].input_ids), 1024 - 64
+    # Channels of the MLP for every token of three layers, a few tensors of each: no term with the width times channels.
+    assert peaks[1024] - peaks[64] <= 3 * 4 * 4 * tokens * added
+    assert 3 * 4 * 4 * tokens * added < 4 * 3 * 128 * added * 3 / 2, (
+        "half of what weight gradients would take"
+    )
+
+
+def test_memory_is_that_of_one_batch() -> None:
+    decoder = Decoder(tiny_model("llama", layers=4, wide=True), None)
+    row = samples(1)
+    two, eight = allocated(decoder, row * 2, 2), allocated(decoder, row * 8, 2)
+    assert eight.peak == pytest.approx(two.peak, rel=0.05)
+    assert allocated(decoder, row * 8, 8).peak > 2 * eight.peak
 
 
 def test_all_zero_scores_are_an_error() -> None:

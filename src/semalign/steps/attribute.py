@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from semalign.capture import Point, capture
 from semalign.config import TransferConfig
@@ -16,7 +17,7 @@ from semalign.errors import ModelError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
 from semalign.loading import load
 from semalign.maths.attribution import head_scores
-from semalign.models import Decoder, let_checkpoint, share_vocabulary
+from semalign.models import Decoder, Head, let_checkpoint, share_vocabulary
 from semalign.progress import bar
 from semalign.signals import state_mask, sum_of_row_means
 from semalign.steps.inputs import Inputs
@@ -107,18 +108,9 @@ def attribute_all(
         bar(len(samples), "attribute") as progress,
     ):
         for batch in batches:
-            chosen = [samples[i] for i in batch]
-            padded = {k: v.to(teacher.device) for k, v in collate(chosen).items()}
-            with capture(teacher, points) as found:
-                output_BTD = teacher.forward(padded["input_ids"], padded["attention_mask"])
-            loss = sum_of_row_means(output_BTD, state_mask(padded["mask"]), chosen, head)
-            activations = [found[p] for p in points]
-            gradients = torch.autograd.grad(loss, activations)
-            mask = padded["attention_mask"].bool()
-            for point, activation, gradient in zip(points, activations, gradients, strict=True):
-                # A whole layer is one head.
-                found_BH = head_scores(activation, gradient, mask, len(totals[point]), aggregate=aggregate)
-                totals[point] += found_BH.double().sum(0).cpu()
+            found = _batch_scores(teacher, [samples[i] for i in batch], points, head, aggregate)
+            for point, scores_H in found.items():
+                totals[point] += scores_H
             progress.update(len(batch))
     means = {point: (total / len(samples)).tolist() for point, total in totals.items()}
     scores = Scores([means[Point(n, "block")][0] for n in layers], [means[Point(n, "head")] for n in layers])
@@ -127,6 +119,28 @@ def attribute_all(
         raise ModelError(
             f"{teacher.name}: expected finite, non-zero attribution scores, got {scores.layers}; use dtype float32 or bfloat16."
         )
+    return scores
+
+
+def _batch_scores(
+    teacher: Decoder,
+    samples: Sequence[Sample],
+    points: Sequence[Point],
+    head: Head,
+    aggregate: Literal["sum", "abs"],
+) -> dict[Point, Tensor]:
+    """Scores (H,) by point, added up over the rows of a batch; a whole layer is one head. Its tensors end with the call."""
+    padded = {k: v.to(teacher.device) for k, v in collate(samples).items()}
+    with capture(teacher, points) as found:
+        output_BTD = teacher.forward(padded["input_ids"], padded["attention_mask"])
+    loss = sum_of_row_means(output_BTD, state_mask(padded["mask"]), samples, head)
+    activations = [found[p] for p in points]
+    gradients = torch.autograd.grad(loss, activations)
+    mask_BT, scores = padded["attention_mask"].bool(), {}
+    for point, activation, gradient in zip(points, activations, gradients, strict=True):
+        count = teacher.num_heads if point.interface == "head" else 1
+        scores_BH = head_scores(activation, gradient, mask_BT, count, aggregate=aggregate)
+        scores[point] = scores_BH.double().sum(0).cpu()
     return scores
 
 
