@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from semalign.config import ModelConfig
 from semalign.data import Sample
-from semalign.errors import ConfigError, ModelError
+from semalign.errors import ConfigError, SemAlignError
 from semalign.loading import load
 from semalign.maths.pairing import LayerPair
 from semalign.models import Decoder
@@ -105,7 +105,7 @@ has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
 
 @pytest.mark.skipif(has_bitsandbytes, reason="bitsandbytes is installed")
 def test_a_missing_package_is_named(tiny_pair: tuple[Path, Path]) -> None:
-    with pytest.raises(ModelError, match="pip install bitsandbytes"):
+    with pytest.raises(SemAlignError, match=r"pip install .semalign\[bitsandbytes\]"):
         load(ModelConfig(str(tiny_pair[0]), load_in_8bit=True))
 
 

@@ -145,7 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     try:
-        return _main(arguments)
+        code = _main(arguments)
+        if argv is None:
+            ranks.leave()
+        return code
     except (SemAlignError, UsageError) as error:
         return _fail(error, error.exit_code, as_json)
     except KeyboardInterrupt as error:
@@ -193,7 +196,11 @@ def _fail(error: BaseException, code: int, as_json: bool) -> int:
 
 
 def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
-    if command in ("report", "check") and not ranks.is_main():
+    if command == "compare" and ranks.world() > 1:
+        raise ConfigError(
+            "compare: expected one process, got a launch of several; it starts its own --workers."
+        )
+    if not ranks.is_main() and (command == "report" or command not in RESUMABLE):
         return {}
     if command == "report":
         from semalign.report import build_report

@@ -381,8 +381,6 @@ class TransferConfig:
             "ORG/NAME beside push_to_hub: true",
             self.hub_model_id,
         )
-
-    def __post_init__(self) -> None:
         _require(
             self.student.offload is None,
             "student.offload",

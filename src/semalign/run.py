@@ -35,7 +35,10 @@ from semalign.steps.train import train
 
 STEPS = ("generate", "attribute", "pair", "cache", "train", "evaluate", "report")
 NOT_THE_RUN = ("output_dir", "push_to_hub", "hub_")  # fields that may change from one call to the next
-SHARED_STEPS = ("cache", "train")  # what all processes of a launch work on; for the others the main one suffices
+SHARED_STEPS = (
+    "cache",
+    "train",
+)  # what all processes of a launch work on; for the others the main one suffices
 Progress = Callable[[str], None]
 
 

@@ -26,7 +26,7 @@ from semalign.maths.bases import logit_map, semantic_map
 from semalign.maths.regression import RidgeFit
 from semalign.maths.similarity import mean_cosine
 from semalign.methods import named, resolve
-from semalign.models import Head, share_vocabulary
+from semalign.models import Decoder, Head, share_vocabulary
 from semalign.progress import bar
 from semalign.recipe import Recipe
 from semalign.remote import Remote, is_remote

@@ -22,7 +22,7 @@ from semalign.maths.pairing import LayerPair
 from semalign.maths.similarity import mean_cosine
 from semalign.models import Head
 from semalign.signals import Request
-from semalign.steps.cache import error_figures, head_maps, request_of
+from semalign.steps.cache import FITTED, error_figures, head_maps, request_of
 from semalign.steps.inputs import Inputs, load_inputs, split_rows
 from semalign.steps.pair import Plan, pair_layers, read_plan
 from semalign.steps.probe import Costs, Shown, probe_student, probe_teacher
@@ -168,7 +168,7 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
         own + top + target + output * request.teacher_output
     )
     cache += held * (target + output)
-    is_fitted = any(name == "ridge" for name, _ in wanted)
+    is_fitted = any(name in FITTED for name, _ in wanted)
     raw = sum(len(request.at(i)) for i in request.interfaces) * wide * size
     raw = is_fitted * (positions * (raw + top + output * request.teacher_output) + held * (raw + output))
     rate = costs.seconds
