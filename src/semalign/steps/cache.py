@@ -374,9 +374,11 @@ def _alignment(stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:
                 f"positions.target.{name}.{interface}.{pair.place}",
                 f"positions.own.{interface}.{pair.place}",
             )
-            numbers = range(len(inputs.train))
-            x = torch.cat([stores.teacher.read(n, [target])[target] for n in numbers]).float()
-            y = torch.cat([stores.student.read(n, [own])[own] for n in numbers]).float()
+            total, count = 0.0, 0
+            for numbers in stores.teacher.plan:
+                x = torch.cat([stores.teacher.read(n, [target])[target] for n in numbers]).float()
+                y = torch.cat([stores.student.read(n, [own])[own] for n in numbers]).float()
+                total, count = total + mean_cosine(x, y) * len(x), count + len(x)
             lines.append(
                 {
                     "teacher": pair.teacher,
@@ -384,7 +386,7 @@ def _alignment(stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:
                     **pair.heads,
                     "interface": interface,
                     "map": name,
-                    "cosine": mean_cosine(x, y),
+                    "cosine": total / count,
                 }
             )
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,32 +145,52 @@ def _name(pair: LayerPair) -> str:
     return f"{pair.teacher + pair.fraction:g}{head} -> {pair.place}"
 
 
-def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -> dict[str, Any]:
-    """Bytes of the cache from arithmetic; memory and seconds from the probe, scaled to all rows.
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the cache's records, headers and offsets apart. D teacher width, E student width, k = top_k."""
 
-    Cache: prefix E a token (in eight bits E + 6 bytes); own state and target E a pair and position, teacher output D, 2 k entries of 13 bytes.
-    While a fitted map waits for all rows, the teacher's D a pair and position lie beside them (disk_bytes).
-    """
-    request, wanted = request_of(config, plan)
-    wide, narrow = inputs.teacher.hidden_size, inputs.student.hidden_size
+    token: int
+    """A training token: the prefix stream, E numbers, or E + 6 bytes in eight bits."""
+    position: int
+    """A supervised position: own state and target, E a pair; outputs, E and D; 2 k entries of 13 bytes and k of 8."""
+    heldout: int
+    """A supervised position of a held-out row."""
+    raw: int
+    """A supervised position while a fitted map waits for all rows: the teacher's states, D a pair, and its top-k set."""
+    raw_heldout: int
+    """The same for a held-out row."""
+
+
+def record_sizes(request: Request, wanted: Sequence[tuple[str, str]], wide: int, narrow: int) -> Sizes:
+    """Bytes by arithmetic from what a run stores (see `steps.cache.request_of`) and both models' widths."""
     size = torch.finfo(request.dtype).bits // 8
-    tokens, held_tokens = (sum(len(s.input_ids) for s in rows) for rows in (inputs.train, inputs.heldout))
-    positions, held = (sum(s.supervised for s in rows) for rows in (inputs.train, inputs.heldout))
-    own = sum(len(request.at(i)) for i in request.interfaces) * narrow * size + (
-        narrow * size + 8 * request.top_k + 4 if request.top_k else 0
-    )
+    own = sum(len(request.at(i)) for i in request.interfaces) * narrow * size
+    own += narrow * size + 8 * request.top_k + 4 if request.top_k else 0
     top = 2 * request.top_k * 13
     target = sum(len(request.at(i)) for _, i in wanted) * narrow * size
     output = wide * size
-    # Eight bits: a byte a channel, scale and error a token.
     prefix = narrow + 6 if request.prefix_dtype else narrow * size
-    cache = tokens * prefix * (request.cut is not None) + positions * (
-        own + top + target + output * request.teacher_output
-    )
-    cache += held * (target + output)
-    is_fitted = any(name in FITTED for name, _ in wanted)
     raw = sum(len(request.at(i)) for i in request.interfaces) * wide * size
-    raw = is_fitted * (positions * (raw + top + output * request.teacher_output) + held * (raw + output))
+    is_fitted = any(name in FITTED for name, _ in wanted)
+    return Sizes(
+        token=prefix * (request.cut is not None),
+        position=own + top + target + output * request.teacher_output,
+        heldout=target + output,
+        raw=is_fitted * (raw + top + output * request.teacher_output),
+        raw_heldout=is_fitted * (raw + output),
+    )
+
+
+def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -> dict[str, Any]:
+    """Bytes of the cache from arithmetic (`record_sizes`); memory and seconds from the probe, scaled to all rows.
+
+    While a fitted map waits for all rows, the teacher's own states lie beside the cache (disk_bytes).
+    """
+    sizes = record_sizes(*request_of(config, plan), inputs.teacher.hidden_size, inputs.student.hidden_size)
+    tokens, held_tokens = (sum(len(s.input_ids) for s in rows) for rows in (inputs.train, inputs.heldout))
+    positions, held = (sum(s.supervised for s in rows) for rows in (inputs.train, inputs.heldout))
+    cache = tokens * sizes.token + positions * sizes.position + held * sizes.heldout
+    raw = positions * sizes.raw + held * sizes.raw_heldout
     rate = costs.seconds
     attributed = sum(len(s.input_ids) for s in inputs.train[: config.attribution.rows])
     trained = config.train.num_train_epochs * tokens
@@ -179,8 +199,8 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
         trained = config.train.max_steps * rows * tokens / len(inputs.train)
     trainings = 1 + len(config.evaluation.baselines)
     return {
-        "cache_bytes": int(cache),
-        "disk_bytes": int(cache + raw),
+        "cache_bytes": cache,
+        "disk_bytes": cache + raw,
         "free_bytes": shutil.disk_usage(_existing(Path(config.output_dir))).free,
         "peak_bytes": costs.peak_bytes,
         "seconds": {

@@ -1,0 +1,457 @@
+"""What a transfer between published models takes: memory per device, bytes of the cache, hours, and the launch.
+
+Only shapes are read: both models are built on the meta device from their sizes. Cache bytes come from the estimator of
+`semalign check`; memory and time from counting numbers and operations, on hardware described by `Machine`.
+
+    python scripts/plan.py                       prints the tables
+    python scripts/plan.py --write docs/scale.md puts them between the page's markers
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from semalign.config import (
+    AttributionConfig,
+    CacheConfig,
+    DataConfig,
+    ModelConfig,
+    PairingConfig,
+    TrainConfig,
+    TransferConfig,
+)
+from semalign.signals import LOGIT_CHUNK
+from semalign.steps.cache import request_of
+from semalign.steps.check import Sizes, record_sizes
+from semalign.steps.pair import Plan, pair_layers
+
+BEGIN, END = "<!-- plan: begin, written by scripts/plan.py -->", "<!-- plan: end -->"
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A node, with rates that programs reach, not peak rates."""
+
+    devices: int = 8
+    device_bytes: float = 80 * GB
+    bf16_flops: float = 400e12
+    """Multiplications and additions a second and device, in bfloat16."""
+    host_bytes: float = 2000 * GB
+    host_to_device: float = 20 * GB
+    """Bytes a second and device, from host memory (or the page cache) to the device."""
+    disk: float = 5 * GB
+    """Bytes a second of the node's disk."""
+    host_float64_flops: float = 2e12
+    """Of all the node's CPU cores together."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The rows, and how they are taken."""
+
+    rows: int = 20_000
+    tokens_a_row: int = 512
+    supervised_a_row: int = 200
+    heldout_rows: int = 500
+    epochs: float = 3.0
+    cache_batch: int = 64
+    train_batch: int = 8
+    """Rows per device and step."""
+    attribution_batch: int = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Counts of a model."""
+
+    name: str
+    width: int
+    inner: int
+    layers: int
+    vocabulary: int
+    layer_parameters: int
+    parameters: int
+
+    @property
+    def outer_parameters(self) -> int:
+        """Embedding, final norm and head."""
+        return self.parameters - self.layers * self.layer_parameters
+
+    def forward_flops(self, tokens: int, layers: int, length: int) -> float:
+        """Operations of layers in one forward pass: 2 a parameter and token, and attention's 4 D a token and position."""
+        return tokens * layers * (2 * self.layer_parameters + 4 * self.width * length)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models and their published sizes."""
+
+    title: str
+    folder: str
+    teacher: tuple[str, dict[str, Any]]
+    student: tuple[str, dict[str, Any]]
+
+
+def sizes(width: int, inner: int, layers: int, heads: int, groups: int, vocabulary: int) -> dict[str, Any]:
+    """Fields of a Llama configuration."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "vocab_size": vocabulary,
+    }
+
+
+PAIRS = (
+    Pair(
+        "Llama-2-70B to Llama-2-7B",
+        "llama-2-70b-to-7b",
+        ("meta-llama/Llama-2-70b-chat-hf", sizes(8192, 28672, 80, 64, 8, 32000)),
+        ("meta-llama/Llama-2-7b-chat-hf", sizes(4096, 11008, 32, 32, 32, 32000)),
+    ),
+    Pair(
+        "Llama-3.1-405B to Llama-3.1-8B",
+        "llama-3.1-405b-to-8b",
+        ("meta-llama/Llama-3.1-405B-Instruct", sizes(16384, 53248, 126, 128, 8, 128256)),
+        ("meta-llama/Llama-3.1-8B-Instruct", sizes(4096, 14336, 32, 32, 8, 128256)),
+    ),
+)
+
+
+def shape_of(name: str, fields: dict[str, Any]) -> Shape:
+    """Parameters counted on the meta device: no weight is allocated."""
+    config = AutoConfig.for_model("llama", tie_word_embeddings=False, **fields)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    return Shape(
+        name,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+        config.vocab_size,
+        sum(p.numel() for p in model.model.layers[0].parameters()),
+        sum(p.numel() for p in model.parameters()),
+    )
+
+
+def layer_numbers(shape: Shape) -> int:
+    """Numbers a token that one recomputed layer keeps for its backward pass: 9 of the stream's width, 4 of the MLP's."""
+    return 9 * shape.width + 4 * shape.inner
+
+
+class Case:
+    """A pair on a machine: its shapes, the run's config, and what follows by arithmetic."""
+
+    def __init__(self, pair: Pair, work: Work, machine: Machine) -> None:
+        self.pair, self.work, self.machine = pair, work, machine
+        self.teacher, self.student = shape_of(*pair.teacher), shape_of(*pair.student)
+        self.config = TransferConfig(
+            teacher=ModelConfig(self.teacher.name, offload="disk"),
+            student=ModelConfig(self.student.name),
+            data=DataConfig("rows.jsonl", max_length=work.tokens_a_row, heldout_rows=work.heldout_rows),
+            output_dir=pair.folder,
+            attribution=AttributionConfig(batch_size=work.attribution_batch, activation_checkpointing=True),
+            cache=CacheConfig(prefix_dtype="fp8", batch_size=work.cache_batch),
+            train=TrainConfig(
+                num_train_epochs=work.epochs,
+                per_device_train_batch_size=work.train_batch,
+                bf16=True,
+                activation_checkpointing=True,
+            ),
+        )
+        pairs = pair_layers([], self.teacher.layers, self.student.layers, PairingConfig())
+        self.plan = Plan(tuple(pairs), tuple(p.student for p in pairs))
+        self.request, self.wanted = request_of(self.config, self.plan)
+        self.sizes: Sizes = record_sizes(self.request, self.wanted, self.teacher.width, self.student.width)
+        self.tokens, self.positions = work.rows * work.tokens_a_row, work.rows * work.supervised_a_row
+        self.held_tokens = work.heldout_rows * work.tokens_a_row
+        self.held_positions = work.heldout_rows * work.supervised_a_row
+        self.trained = len(self.plan.trained_layers)
+
+    # bytes
+
+    def cache_bytes(self) -> float:
+        """What stays."""
+        s = self.sizes
+        return self.tokens * s.token + self.positions * s.position + self.held_positions * s.heldout
+
+    def raw_bytes(self) -> float:
+        """What lies beside it until the maps are fitted."""
+        return self.positions * self.sizes.raw + self.held_positions * self.sizes.raw_heldout
+
+    def activations(self, shape: Shape, tokens: int) -> float:
+        """One layer's at work without gradient, and the captured streams, in bfloat16; a chunk of logits twice."""
+        at_work = tokens * (4 * shape.width + 3 * shape.inner) * 2
+        captured = (len(self.plan.pairs) + 1) * tokens * shape.width * 2
+        return at_work + captured + 2 * LOGIT_CHUNK * shape.vocabulary * 4
+
+    def device_attribute(self) -> float:
+        """Embedding, head (once more in float32) and one layer; streams and head values of all layers with gradients."""
+        t, tokens = self.teacher, self.work.attribution_batch * self.work.tokens_a_row
+        weights = 2 * (t.outer_parameters + t.layer_parameters) + 4 * t.vocabulary * t.width
+        return weights + 4 * t.layers * tokens * t.width * 2 + tokens * layer_numbers(t) * 2
+
+    def device_student(self) -> float:
+        """The whole student in bfloat16."""
+        return 2 * self.student.parameters + self.activations(self.student, self.batch_tokens())
+
+    def device_teacher(self) -> float:
+        """Embedding, head and one layer; the student's head."""
+        t, s = self.teacher, self.student
+        weights = 2 * (t.outer_parameters + t.layer_parameters + s.vocabulary * s.width)
+        return weights + self.activations(t, self.batch_tokens())
+
+    def device_train(self, trained: int | None = None) -> float:
+        """The student, its trained layers with optimiser, streams that are kept, one layer recomputed in float32."""
+        s, layers = self.student, self.trained if trained is None else trained
+        own = layers * s.layer_parameters
+        tokens = self.work.train_batch * self.work.tokens_a_row
+        kept = tokens * (layers * s.width + layer_numbers(s)) * 4
+        gathered = self.work.train_batch * self.work.supervised_a_row * 2 * self.request.top_k * s.width * 4
+        return 2 * (s.parameters - own) + TRAINED_BYTES * own + kept + gathered
+
+    def host_fit(self) -> float:
+        """Running sums of every map, in float64, in each process."""
+        t, s = self.teacher.width, self.student.width
+        return self.machine.devices * len(self.plan.pairs) * (t * t + t * s) * 8
+
+    def batch_tokens(self) -> int:
+        """Tokens of a batch in caching."""
+        return self.work.cache_batch * self.work.tokens_a_row
+
+    # seconds
+
+    def link(self) -> float:
+        """Bytes a second at which weights reach a device: from the page cache, or all devices from one disk."""
+        is_cached = 2 * self.teacher.parameters <= self.machine.host_bytes
+        return self.machine.host_to_device if is_cached else self.machine.disk / self.machine.devices
+
+    def seconds_first_read(self) -> float:
+        """The checkpoint from the disk, once."""
+        return 2 * self.teacher.parameters / self.machine.disk
+
+    def seconds_attribute(self) -> float:
+        """Forward, recomputed, backward without weight gradients, on one device; weights come twice a batch."""
+        t, rows = self.teacher, self.config.attribution.rows
+        flops = 3 * t.forward_flops(rows * self.work.tokens_a_row, t.layers, self.work.tokens_a_row)
+        moved = 2 * rows / self.work.attribution_batch * 2 * t.layers * t.layer_parameters
+        return flops / self.machine.bf16_flops + moved / self.link()
+
+    def seconds_student(self) -> float:
+        """One forward pass over the training rows."""
+        s = self.student
+        return s.forward_flops(self.tokens, s.layers, self.work.tokens_a_row) / self.all_flops()
+
+    def seconds_teacher(self) -> float:
+        """One forward pass over all rows; every batch brings all layers to its device."""
+        t, tokens = self.teacher, self.tokens + self.held_tokens
+        batches = tokens / self.batch_tokens() / self.machine.devices
+        moved = batches * 2 * t.layers * t.layer_parameters / self.link()
+        return t.forward_flops(tokens, t.layers, self.work.tokens_a_row) / self.all_flops() + moved
+
+    def seconds_maps(self) -> float:
+        """Sums over all positions and a Cholesky factor a pair, in float64 on the CPU; the raw states written and read."""
+        t, s = self.teacher.width, self.student.width
+        flops = len(self.plan.pairs) * (2 * self.positions * (t * t + t * s) + t**3 / 3 + 2 * t * t * s)
+        moved = 2 * self.raw_bytes() + self.cache_bytes()
+        return flops / self.machine.host_float64_flops + moved / self.machine.disk
+
+    def seconds_train(self) -> float:
+        """Forward, recomputed, and twice a forward pass backward, through the trained layers."""
+        tokens = int(self.work.epochs * self.tokens)
+        return 4 * self.student.forward_flops(tokens, self.trained, self.work.tokens_a_row) / self.all_flops()
+
+    def all_flops(self) -> float:
+        """Of all devices."""
+        return self.machine.devices * self.machine.bf16_flops
+
+
+# Weight, gradient, two moments and the bucket that processes exchange in float32; a copy in bfloat16 to multiply with.
+TRAINED_BYTES = 4 + 4 + 8 + 4 + 2
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit, value in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= value:
+            return f"{count / value:.{0 if count >= 100 * value else 1}f} {unit}"
+    return f"{count:.0f} B"
+
+
+def span(seconds: float) -> str:
+    """Seconds as people read them."""
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds >= 3600
+        else f"{seconds / 60:.0f} min"
+        if seconds >= 60
+        else f"{seconds:.0f} s"
+    )
+
+
+def fits(needed: float, given: float) -> str:
+    """Bytes, and whether they are there."""
+    return f"{size(needed)}{'' if needed <= given else ' (too much)'}"
+
+
+def bits(case: Case) -> str:
+    """What holding the teacher takes."""
+    shape, device = case.teacher, case.machine.device_bytes
+    outer, layers = 2 * shape.outer_parameters, shape.layers * shape.layer_parameters
+    ways = {
+        "bfloat16": 2 * layers,
+        "load_in_8bit": layers,
+        "load_in_4bit": layers / 2,
+        "offload": 2 * shape.layer_parameters,
+    }
+    return table(
+        ("teacher on one device", "weights"), [(f"`{n}`", fits(outer + b, device)) for n, b in ways.items()]
+    )
+
+
+def memory(case: Case) -> str:
+    """Peak of every step."""
+    device, host = case.machine.device_bytes, case.machine.host_bytes
+    rows = [
+        ("attribute (one device)", fits(case.device_attribute(), device)),
+        ("cache, student's pass", fits(case.device_student(), device)),
+        ("cache, teacher's pass", fits(case.device_teacher(), device)),
+        (f"train, last {case.trained} layers", fits(case.device_train(), device)),
+        (f"train, all {case.student.layers} layers", fits(case.device_train(case.student.layers), device)),
+        (
+            "node's memory: sums of the maps, and the checkpoint in the page cache",
+            fits(case.host_fit() + 2 * case.teacher.parameters, host),
+        ),
+    ]
+    return table(("memory", "a device"), rows)
+
+
+def disk(case: Case) -> str:
+    """The cache a token and in all."""
+    s = case.sizes
+    rows = [
+        ("a token: prefix stream in fp8", size(s.token)),
+        ("a supervised position: own states, targets, top-k", size(s.position)),
+        ("a supervised position while maps are fitted", size(s.raw)),
+        (
+            f"all {case.tokens / 1e6:.1f} M tokens, {case.positions / 1e6:.1f} M supervised",
+            size(case.cache_bytes()),
+        ),
+        ("at its largest, before the raw states go", size(case.cache_bytes() + case.raw_bytes())),
+        (
+            "for comparison: full teacher logits in bfloat16",
+            size(case.positions * case.teacher.vocabulary * 2),
+        ),
+    ]
+    return table(("cache", "bytes"), rows)
+
+
+def hours(case: Case) -> str:
+    """Time of every step."""
+    parts = {
+        "first read of the teacher's checkpoint": case.seconds_first_read(),
+        "attribute": case.seconds_attribute(),
+        "cache, student's pass": case.seconds_student(),
+        "cache, teacher's pass": case.seconds_teacher(),
+        "cache, maps and raw states": case.seconds_maps(),
+        f"train {case.work.epochs:g} epochs": case.seconds_train(),
+    }
+    rows = [(name, span(s)) for name, s in parts.items()]
+    return table(
+        ("time", f"{case.machine.devices} devices"),
+        [*rows, ("**in all**", f"**{span(sum(parts.values()))}**")],
+    )
+
+
+def run_file(case: Case) -> str:
+    """The config to launch, as a YAML block."""
+    c = case.config
+    lines = [
+        f"# {case.pair.folder}.yaml",
+        "teacher:",
+        f"  model_name_or_path: {c.teacher.model_name_or_path}",
+        f"  offload: {c.teacher.offload}",
+        "student:",
+        f"  model_name_or_path: {c.student.model_name_or_path}",
+        f"data: {{dataset_name: {c.data.dataset_name}, max_length: {c.data.max_length}, heldout_rows: {c.data.heldout_rows}}}",
+        f"output_dir: {c.output_dir}",
+        f"attribution: {{batch_size: {c.attribution.batch_size}, activation_checkpointing: true}}",
+        f"cache: {{prefix_dtype: {c.cache.prefix_dtype}, batch_size: {c.cache.batch_size}}}",
+        "train:",
+        f"  num_train_epochs: {c.train.num_train_epochs:g}",
+        f"  per_device_train_batch_size: {c.train.per_device_train_batch_size}",
+        "  bf16: true",
+        "  activation_checkpointing: true",
+    ]
+    return "\n".join(["```yaml", *lines, "```"])
+
+
+def section(case: Case) -> str:
+    """One pair."""
+    t, s = case.teacher, case.student
+    what = (
+        f"{t.parameters / 1e9:.1f} billion parameters in {t.layers} layers of width {t.width}, to {s.parameters / 1e9:.1f} "
+        f"billion in {s.layers} of {s.width}. The last {case.trained} student layers are trained, "
+        f"{case.trained * s.layer_parameters / 1e9:.1f} billion parameters."
+    )
+    launch = f"accelerate launch --multi_gpu --num_processes {case.machine.devices} -m semalign transfer {case.pair.folder}.yaml"
+    command = f"<!-- not run: needs {case.machine.devices} accelerators and the weights -->\n\n```bash\n{launch}\n```"
+    tables = (bits(case), memory(case), disk(case), hours(case))
+    return "\n\n".join([f"## {case.pair.title}", what, *tables, run_file(case), command])
+
+
+def page(work: Work, machine: Machine) -> str:
+    """Everything between the page's markers."""
+    lead = (
+        f"Rows: {work.rows} of {work.tokens_a_row} tokens, {work.supervised_a_row} of them supervised, {work.epochs:g} epochs. "
+        f"Machine: {machine.devices} devices of {size(machine.device_bytes)} that reach {machine.bf16_flops / 1e12:.0f} "
+        f"TFLOP/s in bfloat16, {size(machine.host_bytes)} of memory from which a device takes "
+        f"{size(machine.host_to_device)}/s, a disk of {size(machine.disk)}/s, cores that reach "
+        f"{machine.host_float64_flops / 1e12:.0f} TFLOP/s in float64."
+    )
+    return "\n\n".join([lead, *(section(Case(pair, work, machine)) for pair in PAIRS)])
+
+
+def replaced(text: str, tables: str) -> str:
+    """A page's text with the part between the markers made anew."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """See the module."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--write", type=Path, help="a page with the markers")
+    options.add_argument("--rows", type=int, default=Work.rows)
+    options.add_argument("--tokens_a_row", type=int, default=Work.tokens_a_row)
+    options.add_argument("--supervised_a_row", type=int, default=Work.supervised_a_row)
+    options.add_argument("--devices", type=int, default=Machine.devices)
+    given = options.parse_args()
+    work = Work(given.rows, given.tokens_a_row, given.supervised_a_row)
+    tables = page(work, Machine(given.devices))
+    if given.write is None:
+        print(tables)
+    else:
+        given.write.write_text(replaced(given.write.read_text(encoding="utf-8"), tables), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
