@@ -117,10 +117,20 @@ def alone(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: pytes
 
 @pytest.fixture(scope="module")
 def together(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes."""
+    """Two processes, all steps, as a user launches them."""
     config = write_config(tmp_path_factory.mktemp("together") / "x", tiny_pair, rows_file)
-    done = launch(config, 2)
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "semalign", "transfer", str(config), "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
+    (printed,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert json.loads(printed)["kl_gap_closed"] is not None, "one process alone prints the result"
     return config.parent / "run"
 
 
@@ -128,6 +138,7 @@ def test_two_processes_train_what_one_does(alone: Path, together: Path) -> None:
     assert len(losses(alone)) == 9, "17 rows make 3 steps of up to 8 rows an epoch"
     assert_same(together, alone)
     assert json.loads((together / "train.json").read_text())["processes"] == 2
+    assert (together / "report.html").exists() and not (together / ".lock").exists()
 
 
 def test_both_processes_wrote_their_shards(alone: Path, together: Path) -> None:
