@@ -72,7 +72,7 @@ def launch(
         env={**os.environ, "OMP_NUM_THREADS": "1", "STEPS": steps, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -126,7 +126,7 @@ def together(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: py
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     (printed,) = [line for line in done.stdout.splitlines() if line.startswith("{")]

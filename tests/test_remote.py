@@ -99,3 +99,4 @@ def test_a_store_that_cannot_be_reached_is_named_before_anything_is_loaded(
     config = config_of(tiny_pair, rows_file, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"cache\.folder.*pip"):
         open_run(replace(config, cache=replace(config.cache, folder=url)))
+    assert not (tmp_path / "run" / "config.yaml").exists(), "another address may be given in the same folder"

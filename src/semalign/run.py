@@ -57,13 +57,13 @@ def open_run(config: TransferConfig) -> RunFolder:
             raise ConfigError(
                 f"{run.root}: holds a run with another config ({'; '.join(changed)}); choose another output_dir or delete the folder."
             )
+    _place_cache(config, run)
     try:
         write_atomic(run.config, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise ConfigError(
             f"output_dir: {run.root} cannot be written ({error.strerror}); choose another folder."
         ) from error
-    _place_cache(config, run)
     if not run.environment.exists():
         write_json(run.environment, environment())
     return run
@@ -79,6 +79,7 @@ def _place_cache(config: TransferConfig, run: RunFolder) -> None:
     elif not run.targets.exists():
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
+            run.root.mkdir(parents=True, exist_ok=True)
             run.targets.symlink_to(Path(folder).absolute(), target_is_directory=True)
         except OSError as error:
             raise ConfigError(

@@ -21,6 +21,7 @@ from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
 from semalign.maths.pairing import LayerPair
 from semalign.maths.similarity import mean_cosine
 from semalign.models import Head
+from semalign.remote import is_remote
 from semalign.signals import Request
 from semalign.steps.cache import FITTED, error_figures, head_maps, request_of
 from semalign.steps.inputs import Inputs, load_inputs, split_rows
@@ -201,7 +202,7 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
     return {
         "cache_bytes": cache,
         "disk_bytes": cache + raw,
-        "free_bytes": shutil.disk_usage(_existing(Path(config.output_dir))).free,
+        "free_bytes": shutil.disk_usage(_existing(_cache_place(config))).free,
         "peak_bytes": costs.peak_bytes,
         "seconds": {
             "attribute": round(rate["load_teacher"] + attributed * rate["attribute"], 1),
@@ -215,6 +216,12 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
             "train": round(trained * rate["train"] + trainings * rate["load_student"], 1),
         },
     }
+
+
+def _cache_place(config: TransferConfig) -> Path:
+    """Where shards are written, first of all where the cache is remote."""
+    folder = config.cache.folder
+    return Path(config.output_dir if folder is None or is_remote(folder) else folder)
 
 
 def _existing(path: Path) -> Path:
