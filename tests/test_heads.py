@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from captum.attr import LayerGradientXActivation
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
 from tiny import tiny_model, tiny_tokenizer
 
 from semalign.capture import Point, capture
@@ -34,6 +36,7 @@ from semalign.run import transfer
 from semalign.signals import labels_of, state_mask, states_at
 from semalign.steps.attribute import attribute_all
 from semalign.steps.cache import Stores
+from semalign.steps.check import check
 from semalign.steps.inputs import load_inputs
 from semalign.steps.pair import read_plan
 from semalign.supervision import Maps
@@ -222,3 +225,17 @@ def test_a_plan_without_heads_names_the_option(
     config = config_of(tiny_pair, rows_file, tmp_path / "run", pairing=PairingConfig(num_layers=2))
     with pytest.raises(ConfigError, match=r"set pairing\.heads"):
         transfer(config, STEPS)
+
+
+def test_an_estimate_counts_as_many_heads_as_there_are(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    config = config_of(tiny_pair, rows_file, tmp_path / "run", pairing=PairingConfig(num_layers=2, heads=99))
+    found = check(config, Console(file=io.StringIO()))
+    assert [line["pair"] for line in found["pair_figures"]][:4] == [
+        "3h1 -> 2h1",
+        "3h2 -> 2h2",
+        "3h3 -> 2h3",
+        "3h4 -> 2h4",
+    ]
+    assert len(found["pair_figures"]) == 8 and found["pairs_are_provisional"] is False

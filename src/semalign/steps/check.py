@@ -94,10 +94,9 @@ def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
         config.pairing, match="depth", selection="all" if config.pairing.selection == "all" else "last"
     )
     pairs = pair_layers([], inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers, options)
+    most = min(options.heads, inputs.teacher.num_attention_heads, inputs.student.num_attention_heads)
     heads = tuple(
-        replace(p, fraction=0.0, teacher_head=n, student_head=n)
-        for p in pairs
-        for n in range(1, options.heads + 1)
+        replace(p, fraction=0.0, teacher_head=n, student_head=n) for p in pairs for n in range(1, most + 1)
     )
     return Plan(tuple(pairs), tuple(p.student for p in pairs), heads), (
         config.pairing.selection == "attribution" or config.pairing.match != "depth"
