@@ -90,7 +90,7 @@ def _end(name: str, title: str, meaning: str, pair: str, least: float | None, *o
     )
 
 
-REAL_END = ("--layers", "12", "--max-rows", "64", "--peer-learning-rate", "3e-4", "--repetitions", "1")
+REAL_END = ("--layers", "6", "--max-rows", "128", "--peer-learning-rate", "3e-4", "--repetitions", "1")
 
 FULL = (
     _epoch("gkd-last", "Real pair, last layer, against trl's GKDTrainer", "gkd", 1, "real", 20),

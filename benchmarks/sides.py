@@ -85,7 +85,7 @@ def config_of(task: Task, folder: str | Path, **changes: Any) -> TransferConfig:
             "max_length": task.max_length,
         },
         "output_dir": str(folder),
-        "attribution": {"rows": 8, "batch_size": 1},
+        "attribution": {"rows": 8, "batch_size": 2},
         "pairing": {"selection": "last", "num_layers": task.layers},
         "recipe": {"name": task.recipe, "learning_rate": task.learning_rate},
         "cache": {"batch_size": 8, "shard_rows": 32},
