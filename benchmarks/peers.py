@@ -2,17 +2,16 @@
 
     python benchmarks/peers.py --quick                              # embedded pair, against trl's GKDTrainer
     python benchmarks/peers.py --teacher DIR --student DIR --rows mbpp_train.jsonl --against gkd --layers 6
-    python benchmarks/peers.py ... --to-same-kl                     # end to end to the same held-out KL
+    python benchmarks/peers.py ... --to-same-kl peer                # end to end to the same held-out KL
 
 The ratio is the peer's seconds per epoch over SemAlign's. Each side runs in a process of its own, in turn, and its
-peak memory is its process's. With --to-same-kl the ratio is the peer's training time until its held-out KL is SemAlign's
-over SemAlign's attribution, caching and training together.
+peak memory is its process's. With --to-same-kl one side's whole training sets a held-out KL; the ratio is the peer's training
+time over SemAlign's attribution, caching and training together, both to that KL.
 """
 
 import argparse
-import shutil
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from common import Result, Worker, arguments, finish, ratios
 from sides import EMBEDDED, PEERS, SemAlign, Task
@@ -74,43 +73,69 @@ def epochs(task: Task, against: str, repetitions: int) -> Result:
     }
 
 
-def to_same_kl(task: Task, against: str, most_epochs: int) -> Result:
-    """End to end, once: SemAlign from attribution to the saved student, then the peer until its KL is as low.
+def to_same_kl(task: Task, options: argparse.Namespace) -> Result:
+    """End to end, once: one side's whole training sets a held-out KL, the other side trains until it is as low.
 
-    Both students are measured by one function, outside what is timed; SemAlign's run has no held-out rows to cache.
+    SemAlign's seconds are attribution, caching, one whole schedule and saving, loading included; the peer's are those of its
+    training alone. Whoever follows tries whole schedules of growing length, each from the untouched student, and only the
+    first that reaches the goal counts. Both students are measured by one function, outside what is timed; SemAlign's run
+    has no held-out rows to cache.
     """
-    with Worker(SemAlign, task, {"data": {"heldout_name": None, "heldout_rows": 0}}) as ours:
+    with (
+        Worker(SemAlign, task, {"data": {"heldout_name": None, "heldout_rows": 0}}) as ours,
+        Worker(PEERS[options.against], task) as theirs,
+    ):
+        untouched = theirs.call("heldout_kl")
+        if options.to_same_kl == "peer":
+            followed = [theirs.call("schedule", options.peer_epochs)]
         spent = ours.call("prepare")
-        spent["train"] = ours.call("whole_training")
-        peak = ours.peak_bytes()
-        student = ours.call("student")
-    try:
-        with Worker(PEERS[against], task) as theirs:
-            untouched = theirs.call("heldout_kl")
-            kl = theirs.call("kl_of", student)
-            lines = theirs.call("until", kl, most_epochs)
-            memory = {"memory_ours": peak, "memory_theirs": theirs.peak_bytes()}
-    finally:
-        shutil.rmtree(Path(student).parent, ignore_errors=True)
-    seconds_ours, seconds_theirs = sum(spent.values()), lines[-1]["seconds"]
+        prepared = sum(spent.values())
+
+        def train(epochs: float) -> Result:
+            seconds = ours.call("whole_training", epochs)
+            return {
+                "epochs": epochs,
+                "seconds": prepared + seconds,
+                "kl": theirs.call("kl_of", ours.call("student")),
+            }
+
+        if options.to_same_kl == "peer":
+            own = reach(followed[0]["kl"], train, options.most_epochs)
+        else:
+            own = [train(task.epochs)]
+            followed = reach(own[0]["kl"], lambda n: theirs.call("schedule", n), options.most_epochs)
+        memory = {"memory_ours": ours.peak_bytes(), "memory_theirs": theirs.peak_bytes()}
+        ours.call("close")
+    goal, last = (followed[0], own[-1]) if options.to_same_kl == "peer" else (own[0], followed[-1])
     return {
-        "ratio": seconds_theirs / seconds_ours,
-        "reached": lines[-1]["kl"] <= kl,
+        "ratio": followed[-1]["seconds"] / own[-1]["seconds"],
+        "reached": last["kl"] <= goal["kl"],
         "kl_untouched": untouched,
-        "kl_ours": kl,
-        "kl_theirs": min(line["kl"] for line in lines),
-        "ours": seconds_ours,
-        "theirs": seconds_theirs,
+        "kl_ours": own[-1]["kl"],
+        "kl_theirs": followed[-1]["kl"],
+        "epochs_ours": own[-1]["epochs"],
+        "epochs_theirs": followed[-1]["epochs"],
+        "ours": own[-1]["seconds"],
+        "theirs": followed[-1]["seconds"],
         "spent": spent,
-        "curve": lines,
+        "curve_ours": own,
+        "curve_theirs": followed,
         **memory,
         "memory_share": memory["memory_ours"] / memory["memory_theirs"],
     }
 
 
+def reach(kl: float, train: Callable[[int], Result], most_epochs: int) -> list[Result]:
+    """Schedules of 1, 2, ... epochs until one ends at most at `kl`."""
+    lines: list[Result] = []
+    while len(lines) < most_epochs and (not lines or lines[-1]["kl"] > kl):
+        lines.append(train(len(lines) + 1))
+    return lines
+
+
 def end_to_end(task: Task, options: argparse.Namespace) -> Result:
     """`to_same_kl`, repeated: the run of the median ratio, with the spread of all."""
-    runs = [to_same_kl(task, options.against, options.most_epochs) for _ in range(options.repetitions)]
+    runs = [to_same_kl(task, options) for _ in range(options.repetitions)]
     each = sorted(run["ratio"] for run in runs)
     middle = min(runs, key=lambda run: abs(run["ratio"] - each[len(each) // 2]))
     return {**middle, "low": each[0], "high": each[-1], "repetitions": len(runs)}
@@ -120,12 +145,19 @@ def main() -> None:
     """Parse, run, print."""
     parser = add_pair(arguments(__doc__))
     parser.add_argument("--against", choices=sorted(PEERS), default="gkd")
-    parser.add_argument("--most-epochs", type=int, default=12, help="of the peer, with --to-same-kl")
+    parser.add_argument(
+        "--to-same-kl",
+        choices=("ours", "peer"),
+        help="end to end instead, to the held-out KL that this side ends at",
+    )
+    parser.add_argument(
+        "--peer-epochs", type=int, default=3, help="of the peer's whole training; trl's own default"
+    )
+    parser.add_argument("--most-epochs", type=int, default=8, help="of the side that follows")
     parser.add_argument(
         "--every", type=int, default=2, help="the peer's steps between measurements of its KL"
     )
     parser.add_argument("--peer-learning-rate", type=float, help="none: SemAlign's")
-    parser.add_argument("--to-same-kl", action="store_true")
     options = parser.parse_args()
     task = replace(task_of(options), peer_learning_rate=options.peer_learning_rate)
     if options.to_same_kl:

@@ -1,13 +1,11 @@
 """The contestants on one pair and the same rows, tokens and supervised positions, each behind the same few methods.
 
-`epoch()` trains one epoch from the untouched student and returns the training's own seconds; `until(kl, ...)` goes on,
-epoch by epoch, until the held-out KL to the teacher is reached. Peers see the samples that SemAlign's own data
-code made, so no side tokenises, masks or truncates differently.
+`epoch()` trains one epoch from the untouched student and returns the training's own seconds. Peers see the samples that
+SemAlign's own data code made, so no side tokenises, masks or truncates differently.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import tempfile
@@ -25,7 +23,7 @@ from semalign.capture import Point, capture
 from semalign.config import ModelConfig, TransferConfig
 from semalign.config_file import build_config
 from semalign.data import Sample, collate
-from semalign.folder import RunFolder
+from semalign.folder import RunFolder, free_memory
 from semalign.loading import load
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.pairing import depth_pairs
@@ -87,7 +85,7 @@ def config_of(task: Task, folder: str | Path, **changes: Any) -> TransferConfig:
             "max_length": task.max_length,
         },
         "output_dir": str(folder),
-        "attribution": {"rows": 8, "batch_size": 4},
+        "attribution": {"rows": 8, "batch_size": 2},
         "pairing": {"selection": "last", "num_layers": task.layers},
         "recipe": {"name": task.recipe, "learning_rate": task.learning_rate},
         "cache": {"batch_size": 8, "shard_rows": 32},
@@ -122,7 +120,7 @@ class SemAlign:
             start = time.perf_counter()
             run_step(step, self.config, self.run, self.inputs)
             spent[step] = time.perf_counter() - start
-        gc.collect()
+        free_memory()
         return spent
 
     def epoch(self) -> float:
@@ -136,17 +134,17 @@ class SemAlign:
             self.run,
             self.inputs,
         )
-        gc.collect()
+        free_memory()
         return json.loads((self.folder / "train.json").read_text())
 
     def last_loss(self) -> float:
         """Mean loss of the last training."""
         return json.loads((self.folder / "train.json").read_text())["loss"]
 
-    def whole_training(self) -> float:
-        """Seconds of the planned epochs, with loading, merging and saving."""
+    def whole_training(self, epochs: float | None = None) -> float:
+        """Seconds of a schedule (none: of the planned epochs), with loading, merging and saving."""
         start = time.perf_counter()
-        self._train(self.config.train.num_train_epochs)
+        self._train(epochs or self.config.train.num_train_epochs)
         return time.perf_counter() - start
 
     def student(self) -> str:
@@ -194,7 +192,7 @@ class Peer:
         """Take LoRA off again, leaving the untouched student."""
         self.student.model = model.unload()
         self.student.model.load_state_dict(self.untouched)
-        gc.collect()
+        free_memory()
 
     def arguments(self, epochs: float, folder: str, **options: Any) -> dict[str, Any]:
         """Training arguments that all peers share with SemAlign's own."""
@@ -226,14 +224,11 @@ class Peer:
         """Seconds of one epoch's training."""
         return self._train(1, [])
 
-    def until(self, kl: float, most_epochs: int) -> list[dict[str, float]]:
-        """Whole schedules of 1, 2, ... epochs, each from the untouched student, until one ends at most at `kl`."""
-        lines: list[dict[str, float]] = []
-        while len(lines) < most_epochs and (not lines or lines[-1]["kl"] > kl):
-            watch = _Measure(self)
-            seconds = self._train(len(lines) + 1, [watch])
-            lines.append({"epochs": len(lines) + 1, "seconds": seconds, "kl": watch.kl})
-        return lines
+    def schedule(self, epochs: int) -> dict[str, float]:
+        """A whole training from the untouched student: its seconds, and the held-out KL at its end."""
+        measure = _Measure(self)
+        seconds = self._train(epochs, [measure])
+        return {"epochs": epochs, "seconds": seconds, "kl": measure.kl}
 
     def _train(self, epochs: float, callbacks: list[Any]) -> float:
         with tempfile.TemporaryDirectory() as folder:
