@@ -390,3 +390,13 @@ def test_a_local_path_shows_only_its_name() -> None:
 @pytest.mark.parametrize("config", ["", "[1, 2]", "teacher: 3", ": : :", "teacher: {a: 1}"])
 def test_an_odd_config_does_not_stop_the_page(config: str) -> None:
     assert view(RunFiles(name="r", metrics={}, config_text=config)).teacher == "teacher"
+
+
+def test_the_error_of_eight_bit_streams_is_told_where_there_is_one(
+    make_run: RunMaker, edit_json: Edit
+) -> None:
+    run = make_run()
+    assert "eight-bit" not in build_report(run).read_text(encoding="utf-8")
+    error = {"mean": 0.0227, "worst": 0.0299}
+    edit_json(run / "targets" / "manifest.json", lambda m: m.update(prefix_error=error))
+    assert "2.27% on average, 2.99% at worst" in build_report(run).read_text(encoding="utf-8")
