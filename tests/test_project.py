@@ -83,7 +83,7 @@ def test_the_guide_names_every_module_and_nothing_that_is_not_there() -> None:
     guide = text("CONTRIBUTING.md")
     table = guide.split("## Where things are")[1].split("## Add a method")[0]
     named = set(re.findall(r"`([\w]+)(?:\.py|/)`", table))
-    assert set(ORDER) - named <= {"progress", "callbacks", "__main__", "comparison"}
+    assert set(ORDER) - named <= {"progress", "callbacks", "__main__"}
     for path in re.findall(r"`((?:src|tests|docs)/[\w./]*)`", guide):
         assert (ROOT / path).exists(), path
 

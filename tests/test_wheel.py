@@ -69,7 +69,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site,) = home.glob("lib/python*/site-packages")
     install = [sys.executable, "-m", "pip", "--python", str(interpreter), "install", "--quiet"]
     subprocess.run(
-        [*install, "--no-deps", "--no-index", "--disable-pip-version-check", str(wheel)], check=True
+        [*install, "--no-deps", "--no-index", "--disable-pip-version-check", str(wheel)],
+        check=True,
+        env=own_environment(),
     )
     (installed,) = metadata.distributions(path=[str(site)], name="semalign")
     for distribution in closure([r for r in installed.requires or [] if "extra ==" not in r]):
@@ -82,10 +84,15 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return interpreter
 
 
+def own_environment() -> dict[str, str]:
+    """What this test's own process can import must neither help nor pass for installed."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+
+
 def run(python: Path, *arguments: str) -> str:
-    # What this test's own process can import must not help.
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run([python, *arguments], env=kept, capture_output=True, text=True, cwd=python.parent)
+    done = subprocess.run(
+        [python, *arguments], env=own_environment(), capture_output=True, text=True, cwd=python.parent
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -23,7 +23,6 @@ from semalign.recipe import Recipe
 __all__ = ["method", "methods", "named", "resolve", "starts"]
 
 
-@cache
 def _files() -> list[ModuleType]:
     names = sorted(file.name for file in pkgutil.iter_modules(__path__))
     return [importlib.import_module(f"{__name__}.{name}") for name in names]
