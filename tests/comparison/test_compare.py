@@ -80,11 +80,24 @@ def results(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-def untimed(lines: list[dict[str, Any]]) -> list[str]:
+def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Lines at equal rows without what a clock or a memory counter says."""
     noisy = ("_seconds", "seconds", "_bytes")
     kept = [x for x in lines if x.get("budget") != "time" and x["kind"] != "comparison"]
-    return [json.dumps({k: v for k, v in x.items() if not k.endswith(noisy)}) for x in kept]
+    # Sums may differ in their last bits from process to process.
+    return [
+        {
+            k: pytest.approx(v, abs=1e-4) if isinstance(v, float) else v
+            for k, v in x.items()
+            if not k.endswith(noisy)
+        }
+        for x in kept
+    ]
+
+
+def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same lines with plain numbers."""
+    return [{k: getattr(v, "expected", v) for k, v in x.items()} for x in untimed(lines)]
 
 
 @pytest.fixture(scope="module")
@@ -176,24 +189,31 @@ def test_a_comparison_killed_in_the_middle_goes_on_to_the_same_results(
     process = subprocess.Popen(
         [sys.executable, "-m", "semalign", "compare", str(path), "--quiet"], start_new_session=True
     )
-    deadline = time.monotonic() + 300
-    while len(list(out.rglob("cell.json"))) < 4 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 600
+    try:
+        while len(finished(out)) < 3 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+    finally:
+        process.kill()
     assert process.wait() == -signal.SIGKILL
     while _alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _alive(process.pid), "workers end with their parent"
-    done = {p: p.stat().st_mtime_ns for p in out.rglob("cell.json")}
-    assert 4 <= len(done) < 10
+    done = {p: p.stat().st_mtime_ns for p in finished(out)}
+    assert 3 <= len(done) < 8
     trained: list[Path] = []
     original = cells.train_student
     monkeypatch.setattr(cells, "train_student", lambda *a: trained.append(a[-1]) or original(*a))
     monkeypatch.setattr(run, "run_jobs", here)
     assert main(["compare", str(path), "--quiet"]) == 0
     assert {p: p.stat().st_mtime_ns for p in done} == done
-    assert not {p.parent for p in done} & set(trained) and len(trained) == 10 - len(done)
-    assert untimed(results(out)) == untimed(results(straight.parent / "out"))
+    assert not {p.parent for p in done} & set(trained) and len(trained) == 8 - len(done)
+    assert timeless(results(out)) == untimed(results(straight.parent / "out"))
+
+
+def finished(out: Path) -> list[Path]:
+    """Results of trained cells; looks into no folder whose contents come and go."""
+    return list((out / "cells").glob("*/*/*/cell.json"))
 
 
 def _alive(session: int) -> bool:
