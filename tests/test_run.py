@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -79,6 +80,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     ]
     assert [line["step"] for line in logs[1]] == list(range(1, 31))
     assert [line["loss"] for line in logs[1]] == pytest.approx([line["loss"] for line in logs[0]])
+    losses = [json.loads((r / "train.json").read_text())["loss"] for r in (straight, run)]
+    assert losses[1] == pytest.approx(losses[0]) == pytest.approx(fmean(line["loss"] for line in logs[0]))
     assert not list(run.glob("checkpoint-*")), "checkpoints are removed once the student is saved"
 
 

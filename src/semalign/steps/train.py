@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -243,9 +244,17 @@ class _Training:
                 )
         return {
             "steps": trainer.state.global_step,
-            "loss": output.training_loss,
+            "loss": mean_loss(trainer.state.log_history, output.training_loss),
             "train_seconds": round(output.metrics["train_runtime"], 3),
         }
+
+
+def mean_loss(logged: Sequence[Mapping[str, Any]], otherwise: float) -> float:
+    """Mean loss over the logged steps, those before a resume included; the Trainer's own figure counts only what it ran."""
+    lines = [(line["step"], line["loss"]) for line in logged if "loss" in line]
+    starts = [0, *(step for step, _ in lines)]
+    total = sum(loss * (step - start) for (step, loss), start in zip(lines, starts, strict=False))
+    return total / lines[-1][0] if lines else otherwise
 
 
 def _supervision(
