@@ -116,7 +116,6 @@ class ShardStore:
         self.folder, self.plan, self.remote = folder, [list(p) for p in plan], remote
         self.fingerprint = json.loads(json.dumps(fingerprint))
         self._made_from = hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()
-        self._entries: dict[int, dict[str, Any]] = {}
         self.refresh()
         self._where = {
             sample: (n, i) for n, samples in enumerate(self.plan) for i, sample in enumerate(samples)
@@ -131,7 +130,7 @@ class ShardStore:
         self._written_for = index.get("fingerprint")
         # Indexes from before each shard had an entry of its own hold the entries themselves.
         listed = index.get("shards", {}) if self._written_for == self.fingerprint else {}
-        self._entries = {int(number): entry for number, entry in listed.items()}
+        self._entries: dict[int, dict[str, Any]] = {int(number): entry for number, entry in listed.items()}
         for number in range(len(self.plan)):
             entry = json.loads(texts.get(self._path(number).with_suffix(".json").name, "{}"))
             if entry.get("made_from") == self._made_from:

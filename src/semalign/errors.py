@@ -3,6 +3,8 @@
 Every class carries the exit code that the command line returns for it.
 """
 
+import difflib
+from collections.abc import Collection
 from importlib import import_module
 from types import ModuleType
 
@@ -59,3 +61,11 @@ def require(package: str, extra: str) -> ModuleType:
         raise SemAlignError(
             f"{package} is needed here and is not installed; run: pip install 'semalign[{extra}]'"
         ) from error
+
+
+def suggestion(
+    name: object, known: Collection[str], *, cutoff: float = 0.6, otherwise: str = "choose from"
+) -> str:
+    """The end of a sentence about a name that is not known: the one most like it, or else all there are."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(known)}."

@@ -168,6 +168,11 @@ class Decoder:
                 "methods that read the teacher's weights do not work with this architecture."
             ) from None
 
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the layers' linear maps hold something else than floating-point weights."""
+        return any(not module.weight.is_floating_point() for module in self.projections(1).values())
+
     def out_projection(self, layer: int) -> nn.Module:
         """The map of layer 1..L from its heads' values (H * head_dim) to the stream."""
         return self.layers[layer - 1].get_submodule(self.layout.out)

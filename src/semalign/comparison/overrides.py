@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import difflib
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from semalign.config import TransferConfig
-from semalign.errors import ConfigError
+from semalign.config_file import keys
+from semalign.errors import ConfigError, suggestion
+
+CUTOFF = 0.5  # of likeness: dotted names share their groups
 
 
 def flatten(values: Any, where: str, fixed: typing.Collection[str] = ()) -> dict[str, Any]:
@@ -21,12 +21,12 @@ def flatten(values: Any, where: str, fixed: typing.Collection[str] = ()) -> dict
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected fields of a run's config, got {values!r}; write {{}} for none.")
-    known = list(_paths(TransferConfig))
+    known = fields()
     flat = dict(_leaves(values))
     for name in flat:
         if name not in known:
             raise ConfigError(
-                f"{where}: expected fields of a run's config, got {name!r}; {nearest(name, known)}"
+                f"{where}: expected fields of a run's config, got {name!r}; {suggestion(name, known, cutoff=CUTOFF)}"
             )
         if any(name == f or name.startswith(f"{f}.") for f in fixed):
             raise ConfigError(f"{where}: {name} is the same for all cells of a comparison; take it out here.")
@@ -42,14 +42,11 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield name, value
 
 
-def _paths(kind: type, prefix: str = "") -> Iterator[str]:
-    hints = typing.get_type_hints(kind)
-    for f in dataclasses.fields(kind):
-        inner = hints[f.name]
-        if dataclasses.is_dataclass(inner):
-            yield from _paths(typing.cast(type, inner), f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}"
+def fields() -> list[str]:
+    """Dotted names of a run's fields, without the groups that hold them."""
+    names = keys()
+    groups = {name.rpartition(".")[0] for name in names}
+    return [name for name in names if name not in groups]
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,9 +59,3 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(parent, {})
         inner[last] = copy.deepcopy(value)
     return values
-
-
-def nearest(name: object, known: typing.Collection[str]) -> str:
-    """The end of a sentence about a name that is not known."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}."

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from semalign.comparison.overrides import flatten, nearest, nested
+from semalign.comparison.overrides import CUTOFF, flatten, nested
 from semalign.config import ModelConfig, TransferConfig, to_dict
 from semalign.config_file import build_config, read_yaml
-from semalign.errors import ConfigError
+from semalign.errors import ConfigError, suggestion
 from semalign.folder import RunFolder, hash_of
 from semalign.methods import named
 from semalign.recipe import Recipe
@@ -79,7 +79,7 @@ class CompareConfig:
         for label in (self.default, *self.equal_time):
             if label not in self.methods:
                 raise ConfigError(
-                    f"expected one of the methods, got {label!r}; {nearest(label, self.methods)}"
+                    f"expected one of the methods, got {label!r}; {suggestion(label, self.methods, cutoff=CUTOFF)}"
                 )
 
 
@@ -143,7 +143,7 @@ class Comparison:
         for label in labels or ():
             if label not in self.options.methods:
                 raise ConfigError(
-                    f"--methods: expected labels of the file, got {label!r}; {nearest(label, self.options.methods)}"
+                    f"--methods: expected labels of the file, got {label!r}; {suggestion(label, self.options.methods, cutoff=CUTOFF)}"
                 )
         wanted = set(labels or self.options.methods) | {self.options.default}
         return [label for label in self.options.methods if label in wanted]
@@ -160,7 +160,7 @@ def read_comparison(path: Path, **changes: Any) -> Comparison:
     for name in values:
         if name not in fields:
             raise ConfigError(
-                f"{path}: expected fields of a comparison, got {name!r}; {nearest(name, fields)}"
+                f"{path}: expected fields of a comparison, got {name!r}; {suggestion(name, fields, cutoff=CUTOFF)}"
             )
     values |= changes
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]

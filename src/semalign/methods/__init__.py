@@ -7,7 +7,6 @@ teacher's weights, STARTS says how to make that.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from semalign.config import RecipeConfig
-from semalign.errors import ConfigError
+from semalign.errors import ConfigError, suggestion
 from semalign.recipe import Recipe
 
 __all__ = ["method", "methods", "named", "resolve", "starts"]
@@ -48,9 +47,8 @@ def method(name: str, option: str = "recipe.name") -> Recipe:
     """
     known = methods()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}."
-        raise ConfigError(f"{option}: expected the name of a method, got {name!r}; {hint}")
+        advice = suggestion(name, known, otherwise="choose one of")
+        raise ConfigError(f"{option}: expected the name of a method, got {name!r}; {advice}")
     return known[name]
 
 
@@ -63,10 +61,8 @@ def named(label: str, fields: Mapping[str, Any], option: str) -> Recipe:
     known = [f.name for f in dataclasses.fields(RecipeConfig)]
     for field in fields:
         if field not in known:
-            near = difflib.get_close_matches(field, known, n=1)
             raise ConfigError(
-                f"{option}.{label}: expected fields of recipe, got {field!r}; "
-                + (f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}.")
+                f"{option}.{label}: expected fields of recipe, got {field!r}; {suggestion(field, known)}"
             )
     return replace(resolve(RecipeConfig(**{"name": label, **fields}), option), name=label)
 

@@ -227,7 +227,7 @@ def start(
         ModelError: an architecture that single neurons cannot be added to, or a quantised model.
     """
     for decoder in (teacher, student):
-        if any(not m.weight.is_floating_point() for m in decoder.projections(1).values()):
+        if decoder.is_quantised:
             raise ModelError(f"{decoder.name}: laten needs weights in floating point, got quantised ones.")
     located = samples[:LOCATED_ROWS]
     theirs = locate(teacher, located, frozen_scale=variant.frozen_scale)

@@ -191,7 +191,7 @@ def _targets(student: Decoder, config: TransferConfig) -> list[str]:
 
 def _check_floating(teacher: Decoder, student: Decoder) -> None:
     for decoder in (teacher, student):
-        if any(not m.weight.is_floating_point() for m in decoder.projections(1).values()):
+        if decoder.is_quantised:
             raise ModelError(
                 f"{decoder.name}: seeking needs weights in floating point, got quantised ones; load without load_in_8bit and "
                 "load_in_4bit."

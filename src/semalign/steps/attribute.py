@@ -22,7 +22,7 @@ from semalign.progress import bar
 from semalign.signals import state_mask, sum_of_row_means
 from semalign.steps.inputs import Inputs
 
-__all__ = ["Scores", "attribute", "attribute_all", "attribute_layers"]
+__all__ = ["Scores", "attribute", "attribute_all", "attribute_as", "attribute_layers"]
 SCHEMA = 2  # of scores.json; 2 has heads
 
 
@@ -122,6 +122,18 @@ def attribute_all(
     return scores
 
 
+def attribute_as(config: TransferConfig, teacher: Decoder, samples: Sequence[Sample]) -> Scores:
+    """`attribute_all` with a run's options."""
+    options = config.attribution
+    return attribute_all(
+        teacher,
+        samples,
+        batch_size=options.batch_size,
+        aggregate=options.aggregate,
+        activation_checkpointing=options.activation_checkpointing or config.teacher.offload is not None,
+    )
+
+
 def _batch_scores(
     teacher: Decoder,
     samples: Sequence[Sample],
@@ -161,13 +173,7 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         samples = inputs.train[: options.rows]
         teacher = load(config.teacher)
         share_vocabulary(inputs.vocabulary, teacher)
-        scores = attribute_all(
-            teacher,
-            samples,
-            batch_size=options.batch_size,
-            aggregate=options.aggregate,
-            activation_checkpointing=options.activation_checkpointing or config.teacher.offload is not None,
-        )
+        scores = attribute_as(config, teacher, samples)
     result |= {
         "rows": len(samples),
         "layers": [{"layer": n, "score": s} for n, s in enumerate(scores.layers, start=1)],

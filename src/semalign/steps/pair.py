@@ -6,17 +6,17 @@ By relative depth no model is read; else both run over a few training rows, one 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from semalign.cache import read_json
 from semalign.capture import Point
-from semalign.config import PairingConfig, TransferConfig
+from semalign.config import ModelConfig, PairingConfig, TransferConfig
 from semalign.data import Sample
 from semalign.errors import ConfigError
 from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
@@ -28,6 +28,8 @@ from semalign.methods import resolve
 from semalign.models import Decoder
 from semalign.signals import layer_states, states_at
 from semalign.steps.inputs import Inputs
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,26 @@ def pair_layers(
     return [p for p in ranked if p.student > student_layers - reach][-count:]
 
 
+def _read(model: ModelConfig, measure: Callable[[Decoder], T]) -> T:
+    """What is measured on a model, which is gone from memory afterwards."""
+    decoder = load(model)
+    found = measure(decoder)
+    del decoder
+    free_memory()
+    return found
+
+
 def layer_figures(config: TransferConfig, inputs: Inputs) -> Tensor:
     """How well each teacher layer goes with each student layer (L_T, L_S), 1 at best, on streams at supervised positions.
 
     Linear CKA, or 1 - error of a ridge map on rows it was not fitted on. One model is in memory at a time.
     """
     rows = inputs.train[: config.pairing.rows]
-    states: list[list[Tensor]] = []
-    for model in (config.teacher, config.student):
-        decoder = load(model)
-        states.append([x.float() for x in layer_states(decoder, rows).values()])
-        del decoder
-        free_memory()
-    teacher, student = states
+
+    def states(decoder: Decoder) -> list[Tensor]:
+        return [x.float() for x in layer_states(decoder, rows).values()]
+
+    teacher, student = _read(config.teacher, states), _read(config.student, states)
     if config.pairing.match == "ridge_error":
         return torch.tensor(
             [ridge_scores(x, student, penalty=config.cache.ridge_penalty) for x in teacher],
@@ -113,18 +122,15 @@ def pair_heads(
     Alike is the linear CKA of what the two heads contribute to their streams, at supervised positions of a few rows.
     """
     rows = inputs.train[: config.pairing.rows]
-    grams: list[dict[int, Tensor]] = []
-    for model, layers in (
-        (config.teacher, {p.teacher for p in pairs}),
-        (config.student, {p.student for p in pairs}),
-    ):
-        decoder = load(model)
-        grams.append({layer: _head_grams(decoder, rows, layer) for layer in sorted(layers)})
-        del decoder
-        free_memory()
+
+    def grams(layers: set[int]) -> Callable[[Decoder], dict[int, Tensor]]:
+        return lambda decoder: {layer: _head_grams(decoder, rows, layer) for layer in sorted(layers)}
+
+    teacher = _read(config.teacher, grams({p.teacher for p in pairs}))
+    student = _read(config.student, grams({p.student for p in pairs}))
     found = []
     for p in pairs:
-        figures = grams[0][p.teacher] @ grams[1][p.student].T
+        figures = teacher[p.teacher] @ student[p.student].T
         for theirs, own in match_heads(scores[p.teacher], figures, config.pairing.heads):
             found.append(replace(p, fraction=0.0, teacher_head=theirs, student_head=own))
     return found

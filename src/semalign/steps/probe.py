@@ -27,7 +27,7 @@ from semalign.loading import load
 from semalign.models import Decoder, Head, head_options, share_vocabulary
 from semalign.recipe import Recipe
 from semalign.signals import Request, student_signals, teacher_signals
-from semalign.steps.attribute import attribute_layers
+from semalign.steps.attribute import attribute_as
 from semalign.steps.cache import recipes_of
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan
@@ -121,20 +121,10 @@ def probe_teacher(
         teacher = _load(config.teacher, inputs, costs, "load_teacher")
         rows = inputs.train[: options.rows]
 
-        def attribute(batch: Sequence[Sample]) -> None:
-            attribute_layers(
-                teacher,
-                batch,
-                batch_size=options.batch_size,
-                aggregate=options.aggregate,
-                activation_checkpointing=options.activation_checkpointing
-                or config.teacher.offload is not None,
-            )
-
-        attribute(longest_rows(rows, options.batch_size))
+        attribute_as(config, teacher, longest_rows(rows, options.batch_size))
         batch = typical_rows(rows, options.batch_size)
         with costs.clock("attribute", batch):
-            attribute(batch)
+            attribute_as(config, teacher, batch)
         size = config.cache.batch_size
         longest = teacher_signals(
             teacher, longest_rows(inputs.train, size), request, student.longest, student.head
