@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,14 @@ import torch
 from captum.attr import LayerGradientXActivation
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
-from tiny import tiny_model, tiny_tokenizer
+from tiny import STEPS, tiny_config, tiny_model, tiny_tokenizer
 
 from semalign.capture import Point, capture
 from semalign.config import (
     AttributionConfig,
-    CacheConfig,
-    DataConfig,
-    ModelConfig,
     PairingConfig,
     RecipeConfig,
     TrainConfig,
-    TransferConfig,
 )
 from semalign.data import Sample, prepare
 from semalign.errors import ConfigError
@@ -41,7 +37,6 @@ from semalign.steps.inputs import load_inputs
 from semalign.steps.pair import read_plan
 from semalign.supervision import Maps
 
-STEPS = ("attribute", "pair", "cache", "train")
 KINDS = ("llama", "qwen2", "gemma3_text", "phi3", "gpt2")
 
 
@@ -134,19 +129,13 @@ def test_heads_are_matched_in_order_of_score_each_to_the_most_alike_that_is_free
     assert len(match_heads([1.0, 3.0, 2.0], figures, 9)) == 3
 
 
-def config_of(pair: tuple[Path, Path], rows: Path, out: Path, **changes: Any) -> TransferConfig:
-    config = TransferConfig(
-        teacher=ModelConfig(str(pair[0])),
-        student=ModelConfig(str(pair[1])),
-        data=DataConfig(str(rows), max_length=128, heldout_rows=4),
-        output_dir=str(out),
-        attribution=AttributionConfig(rows=4),
-        pairing=PairingConfig(num_layers=2, heads=2, rows=4),
-        recipe=RecipeConfig(interface="head", layer_weight=1.0),
-        cache=CacheConfig(shard_rows=8, dtype="float32", top_k=8),
-        train=TrainConfig(num_train_epochs=4, per_device_train_batch_size=4),
-    )
-    return replace(config, **changes)
+config_of = partial(
+    tiny_config,
+    attribution=AttributionConfig(rows=4),
+    pairing=PairingConfig(num_layers=2, heads=2, rows=4),
+    recipe=RecipeConfig(interface="head", layer_weight=1.0),
+    train=TrainConfig(num_train_epochs=4, per_device_train_batch_size=4),
+)
 
 
 @pytest.mark.parametrize("map_name", ["ridge", "logit"])

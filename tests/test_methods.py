@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import save_model, tiny_model
+from tiny import STEPS, CutError, cut_at, save_model, tiny_config, tiny_model
 from torch.nn.functional import kl_div, log_softmax, mse_loss, softmax
 from transformers import AutoModelForCausalLM
 
 from semalign.cache import read_json, read_tensors
 from semalign.config import (
-    CacheConfig,
-    DataConfig,
     EvaluationConfig,
     ModelConfig,
     PairingConfig,
@@ -39,7 +38,6 @@ from semalign.steps.inputs import load_inputs
 from semalign.steps.pair import read_plan
 from semalign.supervision import ShuffledSupervision
 
-STEPS = ("attribute", "pair", "cache", "train")
 LAYERS = 4
 FRONTIER = RecipeConfig(name="acl")
 
@@ -52,17 +50,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return teacher, save_model(tiny_model("llama", layers=LAYERS, wide=False, seed=2), root / "student")
 
 
-def config_of(pair: tuple[Path, Path], rows: Path, out: Path, **changes: Any) -> TransferConfig:
-    config = TransferConfig(
-        teacher=ModelConfig(str(pair[0])),
-        student=ModelConfig(str(pair[1])),
-        data=DataConfig(str(rows), max_length=128),
-        output_dir=str(out),
-        pairing=PairingConfig(num_layers=3),
-        cache=CacheConfig(shard_rows=8, dtype="float32", top_k=8),
-        train=TrainConfig(num_train_epochs=6, per_device_train_batch_size=5, save_steps=2),
-    )
-    return replace(config, **changes)
+config_of = partial(
+    tiny_config,
+    heldout_rows=0,
+    pairing=PairingConfig(num_layers=3),
+    train=TrainConfig(num_train_epochs=6, per_device_train_batch_size=5, save_steps=2),
+)
 
 
 @pytest.fixture(scope="module")
@@ -131,22 +124,11 @@ def test_a_frontier_run_cut_off_anywhere_ends_with_the_same_weights(
     optimise = step._Training._optimise
     count = 0
 
-    class CutError(Exception):
-        pass
-
     def cut(self: Any, *arguments: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
         if count == stage and during:
-            saved = step.LineLog.on_log
-
-            def stop(log: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                saved(log, args, state, control, **kwargs)
-                if state.global_step == 5:
-                    raise CutError
-
-            with monkeypatch.context() as patch:
-                patch.setattr(step.LineLog, "on_log", stop)
+            with cut_at(monkeypatch, 5):
                 return optimise(self, *arguments, **options)
         if count == stage + 1 or (count == stage == 3 and not during):
             raise CutError

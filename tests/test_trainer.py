@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import STEPS, tiny_config
 from torch.nn.functional import cosine_similarity, kl_div, log_softmax, one_hot
 from transformers import AutoModelForCausalLM
 
 from semalign.cache import read_tensors
 from semalign.config import (
     CacheConfig,
-    DataConfig,
     EvaluationConfig,
-    ModelConfig,
     PairingConfig,
     RecipeConfig,
     TrainConfig,
@@ -36,21 +36,15 @@ from semalign.steps.pair import read_plan
 from semalign.steps.train import _supervision, read_teacher_head
 from semalign.trainer import Collator, SuffixModel
 
-STEPS = ("attribute", "pair", "cache", "train")
 TRAIN = TrainConfig(num_train_epochs=2, per_device_train_batch_size=4)
 
 
-def config_of(pair: tuple[Path, Path], rows: Path, out: Path, **changes: Any) -> TransferConfig:
-    config = TransferConfig(
-        teacher=ModelConfig(str(pair[0])),
-        student=ModelConfig(str(pair[1])),
-        data=DataConfig(str(rows), heldout_rows=4, max_length=128),
-        output_dir=str(out),
-        pairing=PairingConfig(num_layers=2, interpolate=True),
-        cache=CacheConfig(shard_rows=6, dtype="float32", top_k=8),
-        train=TRAIN,
-    )
-    return replace(config, **changes)
+config_of = partial(
+    tiny_config,
+    pairing=PairingConfig(num_layers=2, interpolate=True),
+    cache=CacheConfig(shard_rows=6, dtype="float32", top_k=8),
+    train=TRAIN,
+)
 
 
 def losses(run: RunFolder) -> list[float]:

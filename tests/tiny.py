@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from semalign.callbacks import LineLog
+from semalign.config import CacheConfig, DataConfig, ModelConfig, TransferConfig
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -103,3 +110,39 @@ def save_model(model: PreTrainedModel, folder: Path) -> Path:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+STEPS = ("attribute", "pair", "cache", "train")
+
+
+def tiny_config(
+    pair: tuple[Path, Path], rows: Path, out: Path, *, heldout_rows: int = 4, **changes: Any
+) -> TransferConfig:
+    """A run between two folders on a file of rows, exact in what it stores; changes are whole fields of the config."""
+    config = TransferConfig(
+        teacher=ModelConfig(str(pair[0])),
+        student=ModelConfig(str(pair[1])),
+        data=DataConfig(str(rows), max_length=128, heldout_rows=heldout_rows),
+        output_dir=str(out),
+        cache=CacheConfig(shard_rows=8, dtype="float32", top_k=8),
+    )
+    return replace(config, **changes)
+
+
+class CutError(Exception):
+    """A training was cut off by its test."""
+
+
+@contextmanager
+def cut_at(monkeypatch: pytest.MonkeyPatch, last: int) -> Iterator[None]:
+    """Inside, a training stops with CutError once this step is logged."""
+    logged = LineLog.on_log
+
+    def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logged(self, args, state, control, **kwargs)
+        if state.global_step == last:
+            raise CutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LineLog, "on_log", stop)
+        yield

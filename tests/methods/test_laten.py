@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer
+from tiny import STEPS, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from semalign.cache import read_json
 from semalign.config import (
-    CacheConfig,
-    DataConfig,
     EvaluationConfig,
     ModelConfig,
     RecipeConfig,
     TrainConfig,
-    TransferConfig,
 )
 from semalign.errors import ConfigError, ModelError
 from semalign.loading import load
@@ -32,21 +29,12 @@ from semalign.signals import batch_inputs
 from semalign.steps.inputs import Inputs, load_inputs
 from semalign.steps.student import add_deltas
 
-STEPS = ("attribute", "pair", "cache", "train")
-
-
-def config_of(pair: tuple[Path, Path], rows: Path, out: Path, **changes: Any) -> TransferConfig:
-    config = TransferConfig(
-        teacher=ModelConfig(str(pair[0])),
-        student=ModelConfig(str(pair[1])),
-        data=DataConfig(str(rows), max_length=128, heldout_rows=4),
-        output_dir=str(out),
-        recipe=RecipeConfig(name="laten"),
-        cache=CacheConfig(shard_rows=8, dtype="float32", top_k=8),
-        train=TrainConfig(max_steps=4, per_device_train_batch_size=4),
-        evaluation=EvaluationConfig(cka_rows=0),
-    )
-    return replace(config, **changes)
+config_of = partial(
+    tiny_config,
+    recipe=RecipeConfig(name="laten"),
+    train=TrainConfig(max_steps=4, per_device_train_batch_size=4),
+    evaluation=EvaluationConfig(cka_rows=0),
+)
 
 
 @pytest.fixture(scope="module")

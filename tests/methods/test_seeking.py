@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import save_model, tiny_model
+from tiny import STEPS, CutError, cut_at, save_model, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 
 from semalign.cache import read_tensors
 from semalign.config import (
     AttributionConfig,
-    CacheConfig,
-    DataConfig,
     EvaluationConfig,
-    ModelConfig,
     RecipeConfig,
     TrainConfig,
     TransferConfig,
@@ -31,29 +28,21 @@ from semalign.methods.seeking import sensitivities
 from semalign.models import PROJECTIONS, Decoder
 from semalign.run import transfer
 from semalign.signals import batch_inputs, labels_of
-from semalign.steps import train as step
 from semalign.steps.inputs import Inputs, load_inputs
 from semalign.steps.pair import Plan
 from semalign.steps.student import prepared
 from semalign.steps.train import with_recipe
 
-STEPS = ("attribute", "pair", "cache", "train")
 VARIANTS = ("seeking", "seeking_corrected")
 
 
-def config_of(pair: tuple[Path, Path], rows: Path, out: Path, **changes: Any) -> TransferConfig:
-    config = TransferConfig(
-        teacher=ModelConfig(str(pair[0])),
-        student=ModelConfig(str(pair[1])),
-        data=DataConfig(str(rows), max_length=128, heldout_rows=4),
-        output_dir=str(out),
-        attribution=AttributionConfig(rows=3),
-        recipe=RecipeConfig(name="seeking"),
-        cache=CacheConfig(shard_rows=8, dtype="float32", top_k=8),
-        train=TrainConfig(num_train_epochs=2, per_device_train_batch_size=4, save_steps=2),
-        evaluation=EvaluationConfig(cka_rows=0),
-    )
-    return replace(config, **changes)
+config_of = partial(
+    tiny_config,
+    attribution=AttributionConfig(rows=3),
+    recipe=RecipeConfig(name="seeking"),
+    train=TrainConfig(num_train_epochs=2, per_device_train_batch_size=4, save_steps=2),
+    evaluation=EvaluationConfig(cka_rows=0),
+)
 
 
 @pytest.fixture(scope="module")
@@ -209,21 +198,8 @@ def test_a_killed_training_keeps_its_start_and_ends_with_the_same_weights(
 ) -> None:
     straight = transfer(config_of(tiny_pair, rows_file, tmp_path / "straight"), STEPS)
     config = config_of(tiny_pair, rows_file, tmp_path / "split")
-
-    class CutError(Exception):
-        pass
-
-    logged = step.LineLog.on_log
-
-    def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        logged(self, args, state, control, **kwargs)
-        if state.global_step == 5:
-            raise CutError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step.LineLog, "on_log", stop)
-        with pytest.raises(CutError):
-            transfer(config, STEPS)
+    with cut_at(monkeypatch, 5), pytest.raises(CutError):
+        transfer(config, STEPS)
     kept = tmp_path / "split" / "start.safetensors"
     changed = kept.stat().st_mtime_ns
     run = transfer(config, STEPS)
