@@ -104,6 +104,8 @@ class Worker:
 
 
 def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    # Peers print their progress; standard output is the result's alone.
+    os.dup2(2, 1)
     made: Any = None
     while True:
         try:

@@ -172,7 +172,6 @@ class Peer:
         self.teacher = self._load(self.config.teacher) if self.needs_teacher else None
         self.student = self._load(self.config.student)
         self.taught: list[Tensor] = []
-        self.untouched = {k: v.detach().clone() for k, v in self.student.model.state_dict().items()}
 
     def _load(self, config: ModelConfig) -> Decoder:
         decoder = load(config)
@@ -189,9 +188,8 @@ class Peer:
         return get_peft_model(self.student.model, lora)
 
     def restore(self, model: Any) -> None:
-        """Take LoRA off again, leaving the untouched student."""
+        """Take LoRA off again, leaving the untouched student: its own weights were frozen."""
         self.student.model = model.unload()
-        self.student.model.load_state_dict(self.untouched)
         free_memory()
 
     def arguments(self, epochs: float, folder: str, **options: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from semalign.data import Sample
 from semalign.methods import methods
 from semalign.models import Decoder
 from semalign.signals import Request, teacher_signals
-from semalign.trainer import SuffixModel
+from semalign.suffix import SuffixModel
 
 WIDTH, INNER = 896, 4864
 

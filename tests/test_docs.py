@@ -7,6 +7,7 @@ above it: `<!-- not run: reason -->`. A page that needs another one's files says
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -101,6 +102,17 @@ def test_every_block_of_a_page_runs(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     written = [b for b in blocks_of(page) if b.kind in ("python", "yaml", "bash")]
     assert run_page(page, workplace) == sum(b.why_not is None for b in written)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_cell_of_the_notebook_runs(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    cells = json.loads((ROOT / "examples" / "transfer.ipynb").read_text(encoding="utf-8"))["cells"]
+    names = {"__name__": "__main__"}
+    for number, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
+        assert not cell["outputs"], "clear the outputs before committing"
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    assert names["end"]["eval_kl"] < names["start"]["eval_kl"]
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

@@ -34,7 +34,7 @@ from semalign.steps.cache import Stores
 from semalign.steps.inputs import load_inputs
 from semalign.steps.pair import read_plan
 from semalign.steps.train import _supervision, read_teacher_head
-from semalign.trainer import Collator, SuffixModel
+from semalign.suffix import Collator, SuffixModel
 
 TRAIN = TrainConfig(num_train_epochs=2, per_device_train_batch_size=4)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from semalign.run import transfer
     from semalign.steps.attribute import attribute_layers
     from semalign.steps.pair import pair_layers
-    from semalign.trainer import SemAlignTrainer
+    from semalign.trainer import SemAlignConfig, SemAlignTrainer, cache_targets
 
 _WHERE = {
     "TransferConfig": "semalign.config",
@@ -31,15 +31,19 @@ _WHERE = {
     "transfer": "semalign.run",
     "attribute_layers": "semalign.steps.attribute",
     "pair_layers": "semalign.steps.pair",
+    "SemAlignConfig": "semalign.trainer",
     "SemAlignTrainer": "semalign.trainer",
+    "cache_targets": "semalign.trainer",
     "load_config": "semalign.config_file",
 }
 __all__ = [
     "Decoder",
+    "SemAlignConfig",
     "SemAlignError",
     "SemAlignTrainer",
     "TransferConfig",
     "attribute_layers",
+    "cache_targets",
     "load",
     "load_config",
     "pair_layers",

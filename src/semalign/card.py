@@ -74,6 +74,8 @@ def eval_results(config: Json, metrics: Json) -> list[EvalResult]:
     tasks = _short(config["evaluation"]["tasks"] or "")
     for task, entry in metrics.get("tasks", {}).items():
         found.append(_result(tasks, task, "accuracy", entry["after"]["accuracy"]))
+    for entry in metrics.get("harness", ()):
+        found.append(_result(entry["task"], entry["task"], entry["metric"], entry["after"]["value"]))
     near = metrics.get("closeness", {})
     rows = _short(config["data"]["heldout_name"] or ", ".join(_weights(config)))
     for key in ("kl", "top1_agreement", "nll"):
@@ -130,19 +132,23 @@ def _training(run: RunFolder, config: Json) -> str:
     pairs = ", ".join(
         f"{p['teacher'] + p.get('fraction', 0):g} -> {p['student']}" for p in plan.get("pairs", ())
     )
-    layers = ", ".join(str(m["layer"]) for m in result.get("movement", ()))
+    moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())
+    layers = ", ".join(map(str, moved))
     rank = train["lora_r"] if recipe.lora_r is None else recipe.lora_r
+    adapter = _json(run.training() / "student" / "adapter_config.json")
+    kind = f"LoRA, rank {rank}, merged" if rank else "full weights"
+    kind = f"a LoRA adapter of rank {adapter.get('r')}" if adapter else kind
     rows = {
         "recipe": recipe.name,
         "teacher layer -> student layer": pairs,
-        "trained layers": f"{layers} ({f'LoRA rank {rank}, merged' if rank else 'full weights'})",
+        "trained layers": f"{layers} ({kind})",
         "steps": result.get("steps"),
         "rows a step": train["per_device_train_batch_size"] * train["gradient_accumulation_steps"],
         "learning rate": f"{recipe.learning_rate:g} ({train['lr_scheduler_type']})",
         "seconds of training": result.get("train_seconds"),
         "seed": config["seed"],
     }
-    table = "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+    table = "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items() if v is not None)])
     return f"{table}\n\n{_formula(recipe)}"
 
 
@@ -168,6 +174,10 @@ def _results(metrics: Json) -> str:
     lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for task, entry in metrics["tasks"].items():
         lines.append(f"| {task} (n={entry['n']}) | {' | '.join(_accuracy(entry.get(n)) for n in names)} |")
+    for entry in metrics.get("harness", ()):
+        cells = [f"{entry[n]['value']:.3f}" if n in entry else "" for n in names]
+        how = "" if entry["filter"] == "none" else f", {entry['filter']}"
+        lines.append(f"| {entry['task']} {entry['metric']}{how} (n={entry['n']}) | {' | '.join(cells)} |")
     near = metrics.get("closeness", {})
     for key, label in _LABELS.items():
         cells = [f"{near[n][key]:.3f}" if key in near.get(n, {}) else "" for n in names]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import semalign
 from semalign import ranks
 from semalign.config import TransferConfig
 from semalign.config_file import build_config, load_config
@@ -52,7 +54,12 @@ DEMO = Path(__file__).parent / "embedded" / "demo.yaml"
 def parser() -> Root:
     """All commands; each config command takes CONFIG and dotted overrides."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    root = Root(prog="semalign", description=DESCRIPTION, usage="semalign COMMAND [CONFIG] [OPTIONS]")
+    root = Root(
+        prog="semalign",
+        description=DESCRIPTION,
+        usage="semalign COMMAND [CONFIG] [OPTIONS] | semalign --version",
+        version=semalign.__version__,
+    )
     commands = root.add_subcommands(dest="command")
     own = {
         "report": _report_parser,
@@ -108,8 +115,13 @@ def _compare_parser() -> Parser:
 
 
 def _report_parser() -> Parser:
-    sub = _common("report RUN")
-    sub.add_argument("run", type=str, help="the run folder")
+    sub = _common("report RUN [RUN ...] [--open]")
+    sub.description = (
+        "One run: its page, from the files of the folder. Several: a page that sets them side by side."
+    )
+    sub.add_argument("runs", nargs="+", type=str, help="run folders")
+    sub.add_argument("--output", type=str | None, help="file of the page; of several runs: runs.html")
+    sub.add_argument("--open", action="store_true", help="show the page in the browser")
     return sub
 
 
@@ -203,11 +215,7 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
     if not ranks.is_main() and (command == "report" or command not in RESUMABLE):
         return {}
     if command == "report":
-        from semalign.report import build_report
-
-        page = build_report(Path(options.run))
-        console.print(f"report: {page}")
-        return {"report": str(page)}
+        return _report(options, console)
     if command == "compare":
         return _compare(options, console)
     if command == "push":
@@ -252,6 +260,20 @@ def _compare(options: Any, console: Console) -> dict[str, Any]:
         Console().print(table(figures))
         Console().print(f"page: {figures['output_dir']}/page.html", soft_wrap=True)
     return figures
+
+
+def _report(options: Any, console: Console) -> dict[str, Any]:
+    from semalign.report import build_comparison, build_report
+
+    folders = [Path(run) for run in options.runs]
+    if len(folders) == 1:
+        page = build_report(folders[0], options.output and Path(options.output))
+    else:
+        page = build_comparison(folders, Path(options.output or "runs.html"))
+    console.print(f"report: {page}", soft_wrap=True)
+    if options.open:
+        webbrowser.open(page.resolve().as_uri())
+    return {"report": str(page)}
 
 
 def _push(options: Any) -> dict[str, Any]:
@@ -301,6 +323,9 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for task, entry in metrics["tasks"].items():
         table.add_row(f"{task} (n={entry['n']})", *(f"{100 * entry[n]['accuracy']:.1f}%" for n in names))
+    for entry in metrics["harness"]:
+        label = f"{harness_name(entry)} (n={entry['n']})"
+        table.add_row(label, *(f"{entry[n]['value']:.3f}" if n in entry else "-" for n in names))
     if metrics["tasks"]:
         table.add_row(
             "average accuracy", *(f"{100 * metrics['accuracy'][n]:.1f}%" for n in names), style="bold"
@@ -318,6 +343,13 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
     seconds, memory = metrics["wall_seconds"], metrics["peak_rss_bytes"] / 2**30
     console.print(
         f"{seconds:.0f} s in all, training {metrics['train_seconds']:.0f} s, peak memory {memory:.2f} GiB"
+    )
+
+
+def harness_name(entry: dict[str, Any]) -> str:
+    """A figure of the harness in words: task, metric, and how the answer was read off."""
+    return f"{entry['task']} {entry['metric']}" + (
+        f", {entry['filter']}" if entry["filter"] != "none" else ""
     )
 
 

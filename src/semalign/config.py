@@ -160,6 +160,8 @@ class PairingConfig:
     """attribution: students of the highest-scoring teacher layers; last: the deepest; all: every layer."""
     num_layers: int | None = None
     """How many student layers to train; null with cost null: a quarter of them, rounded up."""
+    layers: tuple[int, ...] = ()
+    """These student layers (the first is 1), in place of selection, num_layers and cost."""
     cost: float | None = None
     """Budget instead of num_layers: training may cost this many times what the last layer alone costs."""
     interpolate: bool = False
@@ -181,6 +183,18 @@ class PairingConfig:
         )
         _require(self.cost is None or self.cost >= 1, "pairing.cost", "at least 1", self.cost)
         _require(self.num_layers is None or self.cost is None, "pairing.cost", "num_layers or cost", "both")
+        _require(
+            not self.layers or (self.num_layers is None and self.cost is None),
+            "pairing.layers",
+            "layers, num_layers or cost",
+            "several",
+        )
+        _require(
+            len(set(self.layers)) == len(self.layers) and all(n > 0 for n in self.layers),
+            "pairing.layers",
+            "different layers, counted from 1",
+            list(self.layers),
+        )
         _require(self.rows > 0, "pairing.rows", "a positive count", self.rows)
         _require(self.heads >= 0, "pairing.heads", "a count of heads", self.heads)
         _require(
@@ -299,6 +313,8 @@ class TrainConfig:
     """Run the teacher in every step instead of reading cached targets (needs no disk, costs time and memory)."""
     logging_steps: int = 1
     """Steps between lines of train.jsonl."""
+    report_to: str = "none"
+    """Tracker that transformers knows and that is installed: tensorboard, trackio, wandb, mlflow."""
     save_steps: int = 200
     """Steps between checkpoints to resume from."""
 
@@ -335,6 +351,10 @@ class EvaluationConfig:
     """Methods trained and measured beside the chosen one, on the same rows: names, or names with recipe fields of their own."""
     allow_code_execution: bool = False
     """Run generated code in the sandbox; code tasks need it."""
+    harness: tuple[str, ...] | dict[str, dict[str, Any]] = ()
+    """Tasks of lm-evaluation-harness (gsm8k, mmlu, ...), zero-shot: names, or names with fields in place of their own."""
+    harness_path: str | None = None
+    """Folder of further task files that the harness reads."""
     cka_rows: int = 64
     """Held-out rows for the CKA heat maps; 0: none."""
 
@@ -392,6 +412,11 @@ class TransferConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain dict of a config dataclass, tuples as lists, for YAML, JSON and fingerprints."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def plain(config: TransferConfig) -> dict[str, Any]:
+    """A run's config as nested plain values."""
+    return {k: to_dict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in vars(config).items()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +114,37 @@ def _unreachable(config: ModelConfig, error: Exception) -> str:
     return f"{name}: cannot be loaded ({reason}); without a network fetch it before with: hf download {name}"
 
 
-def load(config: ModelConfig, *, device: str | None = None) -> Decoder:
-    """Load, check every weight for NaN and infinity, and run the self-test."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """One of the two models: what is known of it before its weights are read, and how to have them."""
+
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    identity: dict[str, Any]
+    open: Callable[[], Decoder]
+
+
+def named(config: ModelConfig) -> Checkpoint:
+    """A model that is read whenever it is needed."""
+    return Checkpoint(load_config(config), load_tokenizer(config), identity(config), partial(load, config))
+
+
+def in_memory(decoder: Decoder) -> Checkpoint:
+    """A model that is loaded already; a sample of every tensor tells it from others."""
+    hashed = hashlib.sha256(str(decoder.config.to_dict()).encode())
+    for name, tensor in decoder.model.named_parameters():
+        flat = tensor.detach().flatten()
+        hashed.update(name.encode() + flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
+    assert decoder.tokenizer is not None
+    return Checkpoint(
+        decoder.config, decoder.tokenizer, {"weights": hashed.hexdigest()[:16]}, lambda: decoder
+    )
+
+
+def load(config: ModelConfig | str, *, device: str | None = None) -> Decoder:
+    """Load, check every weight for NaN and infinity, and run the self-test; a string is a model_name_or_path."""
+    if isinstance(config, str):
+        config = ModelConfig(config)
     load_config(config)
     where, extra = locate(config)
     is_gguf = "gguf_file" in extra
@@ -140,7 +172,11 @@ def load(config: ModelConfig, *, device: str | None = None) -> Decoder:
         _keep_backward(model)
     if not (config.load_in_8bit or config.load_in_4bit or config.offload):
         model = model.to(target)
-    decoder = Decoder(model, load_tokenizer(config), config.model_name_or_path)
+    return checked(Decoder(model, load_tokenizer(config), config.model_name_or_path))
+
+
+def checked(decoder: Decoder) -> Decoder:
+    """The same model, with finite weights and logits that SemAlign knows how to make."""
     _check_finite(decoder)
     decoder.self_test()
     return decoder

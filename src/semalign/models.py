@@ -289,6 +289,12 @@ def share_vocabulary(size: int, *decoders: Decoder) -> None:
         decoder.shared_vocab = size
 
 
+def linear_names(decoder: Decoder) -> list[str]:
+    """Last names of all modules of a layer that LoRA can adapt."""
+    weights = {n: getattr(m, "weight", None) for n, m in decoder.layers[0].named_modules()}
+    return sorted({n.rsplit(".", 1)[-1] for n, w in weights.items() if w is not None and w.dim() == 2})
+
+
 def lora_modules(decoder: Decoder, layers: Sequence[int], targets: Sequence[str]) -> list[str]:
     """Full names of the linear modules inside the given layers whose last name is a target; none may miss."""
     wanted = tuple(targets) or decoder.layout.lora

@@ -36,9 +36,10 @@ def origin(config: ModelConfig) -> dict[str, Any]:
         texts = {file: _read(Path(where) / file) for file in ("README.md", *FILES)}
     else:
         shown = name
-        texts = {file: _from_hub(name, file, config.model_revision) for file in ("README.md", "LICENSE")}
+        files = ("README.md", "LICENSE") if HUB_ID.fullmatch(name) else ()
+        texts = {file: _from_hub(name, file, config.model_revision) for file in files}
     license_text = next((texts[f] for f in FILES if texts.get(f)), None)
-    license, license_name = _named(texts["README.md"])
+    license, license_name = _named(texts.get("README.md"))
     if license is None and "gguf_file" in extra:
         license = _gguf_license(Path(name))
     is_hub = not Path(where).is_dir() and HUB_ID.fullmatch(name)

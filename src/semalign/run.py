@@ -18,7 +18,7 @@ import yaml
 from semalign import ranks
 from semalign.cache import write_atomic, write_json
 from semalign.card import write_card
-from semalign.config import TransferConfig, differences, to_dict
+from semalign.config import TransferConfig, differences, plain
 from semalign.errors import ConfigError
 from semalign.folder import RunFolder
 from semalign.hub import push
@@ -40,11 +40,6 @@ SHARED_STEPS = (
     "train",
 )  # what all processes of a launch work on; for the others the main one suffices
 Progress = Callable[[str], None]
-
-
-def plain(config: TransferConfig) -> dict[str, Any]:
-    """The config as nested plain values."""
-    return {k: to_dict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in vars(config).items()}
 
 
 def open_run(config: TransferConfig) -> RunFolder:

@@ -120,6 +120,15 @@ def metrics(teacher_layers: int, student_layers: int, pairs: list[dict[str, Any]
             for p in pairs
         ],
         "cka": {"before": cka(0.0), "after": cka(0.08)},
+        "harness": [
+            {"task": "gsm8k", "metric": "exact_match", "filter": "strict-match", "n": 200,
+             "before": {"value": 0.21, "low": 0.15, "high": 0.27}, "after": {"value": 0.34, "low": 0.27, "high": 0.41},
+             "teacher": {"value": 0.52, "low": 0.45, "high": 0.59}},
+            {"task": "mmlu", "metric": "acc", "filter": "none", "n": 400,
+             "before": {"value": 0.441, "low": None, "high": None}, "after": {"value": 0.438, "low": None, "high": None},
+             "teacher": {"value": 0.6, "low": None, "high": None}},
+        ],
+        "tokens": [token_row(student_layers, n) for n in range(2)],
         "movement": [{"layer": p["student"], "relative_change": 0.02 + 0.05 * rng.random()} for p in pairs],
         "steps": [
             {"name": "attribute", "seconds": 6.2, "peak_rss_bytes": 1_210_000_000},
@@ -134,6 +143,31 @@ def metrics(teacher_layers: int, student_layers: int, pairs: list[dict[str, Any]
             for task, prompt, gold, (t, b, a) in samples
         ],
     }  # fmt: skip
+
+
+def token_row(layers: int, number: int) -> dict[str, Any]:
+    """The token view of one row: the untouched student misses every third token, the trained one every sixth."""
+    expected = [" the", " answer", " is", " ", "4", "2", "\n", "<|end|>"] * 2
+    wrong = [" a"] * len(expected)
+
+    def student(every: int) -> dict[str, Any]:
+        top = [w if n % every == 0 else t for n, (t, w) in enumerate(zip(expected, wrong, strict=True))]
+        lens = [wrong if layer < layers - 1 else top for layer in range(layers)]
+        return {
+            "top": top,
+            "kl": [2.5 if n % every == 0 else 0.01 for n in range(len(expected))],
+            "lens": lens,
+        }
+
+    teacher = {"top": expected, "p": [0.9] * len(expected)}
+    row = {"id": f"row-{number}", "prompt": "What is <b>6 * 7</b>?", "expected": expected}
+    return row | {"teacher": teacher, "before": student(3), "after": student(6)}
+
+
+@pytest.fixture
+def row() -> Callable[[int, int], dict[str, Any]]:
+    """Makes the token view of one row, from layers and a number."""
+    return token_row
 
 
 def _log(steps: int, start: float, end: float, parts: bool) -> str:

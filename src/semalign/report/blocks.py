@@ -77,6 +77,44 @@ class Table:
 
 
 @dataclass(frozen=True)
+class GridCell:
+    """A token: its text, a shade from 0 to 20, whether it is marked, and words for who points at it."""
+
+    text: str
+    shade: int | None = None
+    same: bool = False
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """A named row of tokens."""
+
+    name: str
+    cells: Sequence[GridCell]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tokens side by side, one column each; with `summary` it is folded under that line."""
+
+    type: ClassVar[str] = "grid"
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[GridRow]
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A short text with a heading."""
+
+    type: ClassVar[str] = "text"
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """Names and values."""
 

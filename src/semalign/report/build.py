@@ -9,26 +9,27 @@ from pathlib import Path, PurePosixPath
 import jinja2
 import yaml
 
-from semalign.report import geometry, outcome, process, top, words
+from semalign.report import geometry, outcome, process, tokens, top, words
 from semalign.report.blocks import Report
 from semalign.report.files import Json, RunFiles, read_run
 from semalign.report.words import recipe_name
 
 
-def build_report(run_dir: Path) -> Path:
-    """Write `run_dir`/report.html from the files in `run_dir` alone, and return its path.
+def build_report(run_dir: Path, path: Path | None = None) -> Path:
+    """Write `run_dir`/report.html (or `path`) from the files in `run_dir` alone, and return its path.
 
     Raises CacheError when metrics.json is missing or a file is damaged. An older report stays whole until the new
     one is complete.
     """
     page = render(view(read_run(Path(run_dir))))
-    return _replace(Path(run_dir) / "report.html", page)
+    return replace_file(path or Path(run_dir) / "report.html", page)
 
 
 def view(files: RunFiles) -> Report:
     """The view model of a run: every number, sentence and drawing of the page."""
     metrics, environment = files.metrics, files.environment or {}
-    names = _models(files.config_text)
+    names = model_names(files.config_text)
+    harness = outcome.harness_section(metrics)
     return Report(
         name=files.name,
         teacher=names["teacher"],
@@ -42,12 +43,14 @@ def view(files: RunFiles) -> Report:
         tiles=top.tiles(files),
         sections=[
             outcome.tasks_section(metrics),
+            *([harness] if harness is not None else []),
             outcome.closeness_section(metrics),
             geometry.layers_section(files),
             geometry.alignment_section(files),
             geometry.cka_section(files),
             process.training_section(files),
             process.cost_section(metrics),
+            tokens.tokens_section(metrics),
             outcome.samples_section(metrics),
             process.setup_section(files),
         ],
@@ -63,7 +66,7 @@ def render(report: Report) -> str:
     return environment.get_template("page.jinja").render(report=report)
 
 
-def _models(config_text: str | None) -> dict[str, str]:
+def model_names(config_text: str | None) -> dict[str, str]:
     """Names of teacher and student from the config; of a local path only the last part."""
     try:
         config: Json = yaml.safe_load(config_text or "") or {}
@@ -76,7 +79,7 @@ def _models(config_text: str | None) -> dict[str, str]:
     }
 
 
-def _replace(path: Path, page: str) -> Path:
+def replace_file(path: Path, page: str) -> Path:
     """Write beside `path`, then rename, so that readers see the old page or the new one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
     temporary = Path(name)

@@ -147,6 +147,34 @@ def _task_table(tasks: Mapping[str, Json], runs: list[Contender]) -> Table:
     return Table("Accuracy of every model on every task", columns, rows, summary="All numbers")
 
 
+def harness_section(metrics: Json) -> Section | None:
+    """Figures of lm-evaluation-harness for every contender; None where it was not asked for."""
+    entries = metrics.get("harness") or []
+    if not entries:
+        return None
+    rows = []
+    for entry in entries:
+        for run in contenders(metrics):
+            result: Json = entry.get(run.key) or {}
+            value, low, high = (finite(result.get(key)) for key in ("value", "low", "high"))
+            if value is None:
+                continue
+            interval = words.DASH if low is None or high is None else f"{number(low, 3)} to {number(high, 3)}"
+            how = "" if entry["filter"] == "none" else f", {entry['filter']}"
+            cells = [entry["task"], f"{entry['metric']}{how}", number(value, 3), interval, str(entry["n"])]
+            rows.append(Row(run.label, [Cell(text) for text in cells], run.kind))
+    gained = [e for e in entries if _value(e, "after") > _value(e, "before")]
+    finding = f"Higher than before in {len(gained)} of {len(entries)} figure{'s' * (len(entries) > 1)}."
+    note = "Zero-shot, with the chat template where the model has one; intervals are 1.96 standard errors either way."
+    columns = ["Model", "Task", "Metric", "Value", "95% interval", "Items"]
+    table = Table("Figures of lm-evaluation-harness", columns, rows)
+    return Section("harness", "lm-evaluation-harness", finding, note, [table])
+
+
+def _value(entry: Json, key: str) -> float:
+    return finite((entry.get(key) or {}).get("value")) or 0.0
+
+
 _CLOSENESS = (
     ("kl", "KL to the teacher", False),
     ("top1_agreement", "Same next token", True),

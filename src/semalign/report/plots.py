@@ -156,8 +156,8 @@ def _dumbbell(row: tuple[str, float | None, float | None], scale: Scale, y: floa
     return el("g", {}, *parts)
 
 
-def curves(series: Sequence[Series], name: str, *, height: int = 170) -> str:
-    """Curves over the steps, on a logarithmic scale when the values are positive and span a factor of 20."""
+def curves(series: Sequence[Series], name: str, *, height: int = 170, unit: str = "step") -> str:
+    """Curves over the steps (or another unit), on a logarithmic scale when the values are positive and span a factor of 20."""
     thinned = [_thin(one) for one in series]
     values = [value for one in thinned for value in one.values]
     steps = [step for one in thinned for step in one.steps]
@@ -174,14 +174,14 @@ def curves(series: Sequence[Series], name: str, *, height: int = 170) -> str:
         anchor = "end" if x_scale.at(tick) > 95 else "mid"
         parts.append(
             svg.label(
-                f"{tick:,.0f}" if index else f"step {tick:,.0f}",
+                f"{tick:,.0f}" if index else f"{unit} {tick:,.0f}",
                 pct(x_scale.at(tick)),
                 height + 17,
                 f"tick {anchor}",
             )
         )
     parts += [_curve(one, x_scale, y_scale, height) for one in thinned]
-    parts.append(_hover_columns(thinned, x_scale, height))
+    parts.append(_hover_columns(thinned, x_scale, height, unit))
     return svg.drawing(
         parts, height=height + 22, name=name + (", logarithmic" if log else ""), margin=(46, 6)
     )
@@ -214,7 +214,7 @@ def _curve(series: Series, x_scale: Scale, y_scale: Scale, height: int) -> str:
     return el("svg", box | {"overflow": "visible"}, line)
 
 
-def _hover_columns(series: Sequence[Series], x_scale: Scale, height: int) -> str:
+def _hover_columns(series: Sequence[Series], x_scale: Scale, height: int, unit: str) -> str:
     """Invisible columns, one per step of the longest curve, that carry the values as hover text."""
     longest = max(series, key=lambda one: len(one.steps))
     known = [(one.label, dict(zip(one.steps, one.values, strict=True))) for one in series]
@@ -229,7 +229,7 @@ def _hover_columns(series: Sequence[Series], x_scale: Scale, height: int) -> str
             "height": height,
             "class": "hover",
         }
-        parts.append(el("rect", box, svg.title(f"step {step:,.0f}: {words}")))
+        parts.append(el("rect", box, svg.title(f"{unit} {step:,.0f}: {words}")))
     return el("g", {}, *parts)
 
 

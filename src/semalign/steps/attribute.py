@@ -15,9 +15,8 @@ from semalign.config import TransferConfig
 from semalign.data import Sample, collate, length_batches
 from semalign.errors import ModelError
 from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
-from semalign.loading import load
 from semalign.maths.attribution import head_scores
-from semalign.models import Decoder, Head, let_checkpoint, share_vocabulary
+from semalign.models import Decoder, Head, let_checkpoint
 from semalign.progress import bar
 from semalign.signals import state_mask, sum_of_row_means
 from semalign.steps.inputs import Inputs
@@ -171,8 +170,7 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     result: dict = {"aggregate": options.aggregate}
     with measured(result):
         samples = inputs.train[: options.rows]
-        teacher = load(config.teacher)
-        share_vocabulary(inputs.vocabulary, teacher)
+        teacher = inputs.load_teacher()
         scores = attribute_as(config, teacher, samples)
     result |= {
         "rows": len(samples),

@@ -21,12 +21,11 @@ from semalign.config import Interface, MapName, TransferConfig
 from semalign.data import Sample, length_batches
 from semalign.errors import CacheError, ConfigError
 from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
-from semalign.loading import load
 from semalign.maths.bases import logit_map, semantic_map
 from semalign.maths.regression import RidgeFit
 from semalign.maths.similarity import mean_cosine
 from semalign.methods import named, resolve
-from semalign.models import Decoder, Head, share_vocabulary
+from semalign.models import Decoder, Head
 from semalign.progress import bar
 from semalign.recipe import Recipe
 from semalign.remote import Remote, is_remote
@@ -272,8 +271,7 @@ def _limit(config: TransferConfig, run: RunFolder) -> Callable[[], None]:
 def _student_pass(
     config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores
 ) -> tuple[Head, Tensor]:
-    student = load(config.student)
-    share_vocabulary(inputs.vocabulary, student)
+    student = inputs.load_student()
     fill(
         stores.student,
         lambda batch: student_signals(student, [inputs.train[i] for i in batch], stores.request),
@@ -288,8 +286,7 @@ def _teacher_pass(
     config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, student: tuple[Head, Tensor]
 ) -> None:
     """The teacher over training and held-out rows, its activations mapped into the student's space."""
-    teacher = load(config.teacher)
-    share_vocabulary(inputs.vocabulary, teacher)
+    teacher = inputs.load_teacher()
     quiet = replace(stores.request, top_k=0, teacher_output=True)
 
     def train_rows(batch: list[int]) -> list[Record]:

@@ -16,6 +16,7 @@ from semalign.config import ModelConfig, TransferConfig, to_dict
 from semalign.data import length_batches
 from semalign.errors import DataError
 from semalign.evaluation.generate import generate
+from semalign.evaluation.harness import harness_figures
 from semalign.evaluation.statistics import wilson_interval
 from semalign.evaluation.tasks import check_answers
 from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
@@ -29,6 +30,7 @@ from semalign.signals import batch_inputs, labels_of, layer_states
 from semalign.steps.cache import Stores
 from semalign.steps.inputs import Inputs, rows_named
 from semalign.steps.pair import read_plan
+from semalign.steps.tokens import teacher_view, token_view
 from semalign.steps.train import read_teacher_head
 
 SAMPLES_SHOWN = 3  # a task
@@ -56,8 +58,8 @@ def evaluate(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         measured_by_name = {
             name: _measure(name, model, config, run, inputs) for name, model in models.items()
         }
-        if config.evaluation.tasks:
-            measured_by_name["teacher"] = {"answers": answer_items(load(config.teacher), config)}
+        if config.evaluation.tasks or config.evaluation.harness:
+            measured_by_name["teacher"] = _outcomes(load(config.teacher), config)
     result |= summarise(config, run, inputs, measured_by_name)
     save_result(run.metrics, wanted, result)
 
@@ -70,10 +72,21 @@ def _measure(
     found: dict[str, Any] = {}
     if inputs.heldout:
         found |= heldout_figures(decoder, config, run, inputs, name)
-    if config.evaluation.tasks:
-        found["answers"] = answer_items(decoder, config)
+        if name in ("before", "after"):
+            found["tokens"] = token_view(decoder, config, run, inputs)
+    found |= _outcomes(decoder, config)
     del decoder
     free_memory()
+    return found
+
+
+def _outcomes(decoder: Decoder, config: TransferConfig) -> dict[str, Any]:
+    """What a model answers: to the run's own items, and in the harness."""
+    found: dict[str, Any] = {}
+    if config.evaluation.tasks:
+        found["answers"] = answer_items(decoder, config)
+    if config.evaluation.harness:
+        found["harness"] = harness_figures(decoder, config.evaluation)
     return found
 
 
@@ -88,7 +101,7 @@ def heldout_batches(
 ) -> Iterator[tuple[list[int], list[Record], dict[str, Tensor], dict[Point, Tensor]]]:
     """Batches of held-out rows: their numbers, stored signals, closeness to the teacher per token, captured states."""
     store = Stores(config, run, inputs, read_plan(run)).heldout
-    head, teacher = decoder.head(), read_teacher_head(run, inputs)
+    head, teacher = decoder.head(), read_teacher_head(run, inputs).to(decoder.device)
     lengths = [len(s.input_ids) for s in inputs.heldout]
     batches = length_batches(lengths, max_tokens=None, batch_size=config.cache.batch_size)
     progress = bar(len(lengths), f"held-out {name}")
@@ -216,11 +229,11 @@ def summarise(
 ) -> dict[str, Any]:
     """metrics.json without its fingerprint: headline figures, baselines, tasks, closeness, alignment, CKA, costs."""
     tasks = _tasks(found)
-    accuracy = (
-        {name: sum(t[name]["accuracy"] for t in tasks.values()) / len(tasks) for name in found}
-        if tasks
-        else {}
-    )
+    accuracy = {
+        name: sum(t[name]["accuracy"] for t in tasks.values()) / len(tasks)
+        for name, figures in found.items()
+        if "answers" in figures
+    }
 
     def closed(name: str) -> dict[str, float | None]:
         near = {n: f["closeness"]["kl"] for n, f in found.items() if "closeness" in f}
@@ -240,8 +253,15 @@ def summarise(
     summary["train_seconds"] = results["after"]["train_seconds"]
     summary["movement"] = results["after"]["movement"]
     summary["accuracy"], summary["tasks"] = accuracy, tasks
+    summary["harness"] = _harness(found)
     if inputs.heldout:
         summary |= _closeness(config, run, inputs, found)
+        summary["tokens"] = [
+            {k: row[k] for k in ("id", "prompt", "expected")}
+            | {"teacher": {k: row[k] for k in ("top", "p")}}
+            | {name: found[name]["tokens"][n] for name in ("before", "after")}
+            for n, row in enumerate(teacher_view(config, run, inputs))
+        ]
     summary["samples"] = _samples(found)
     return summary
 
@@ -263,6 +283,17 @@ def _tasks(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 "extraction_failures": failures,
             }
     return tasks
+
+
+def _harness(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per task, metric and filter of the harness, with every model's value beside the others'."""
+    entries: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for name, figures in found.items():
+        for line in figures.get("harness", ()):
+            key = line["task"], line["metric"], line["filter"]
+            entry = entries.setdefault(key, {k: line[k] for k in ("task", "metric", "filter", "n")})
+            entry[name] = {k: line[k] for k in ("value", "low", "high")}
+    return list(entries.values())
 
 
 def _closeness(

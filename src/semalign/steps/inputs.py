@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from semalign.data.mixture import Drawn, mix
 from semalign.embedded.splits import TASKS
 from semalign.errors import CacheError, DataError
 from semalign.folder import hash_of
-from semalign.loading import check_pair, identity, load_config, load_tokenizer
+from semalign.loading import Checkpoint, check_pair, named
+from semalign.models import Decoder, share_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +44,24 @@ class Inputs:
     """The teacher's configuration."""
     student: Any
     """The student's configuration."""
+    open_teacher: Callable[[], Decoder]
+    open_student: Callable[[], Decoder]
     fingerprint: dict[str, Any]
     """Identity of the models and the tokenised rows."""
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per dataset: weight, rows it holds, rows given to training and held out."""
+
+    def load_teacher(self) -> Decoder:
+        """The teacher, its head sliced to the shared ids; it is the caller's to drop."""
+        return self._sliced(self.open_teacher())
+
+    def load_student(self) -> Decoder:
+        """The untouched student, its head sliced to the shared ids."""
+        return self._sliced(self.open_student())
+
+    def _sliced(self, decoder: Decoder) -> Decoder:
+        share_vocabulary(self.vocabulary, decoder)
+        return decoder
 
     def counts(self) -> dict[str, Any]:
         """Rows and tokens that a run starts from, for data.json."""
@@ -144,35 +160,52 @@ def load_inputs(config: TransferConfig, generated: Path | None = None) -> Inputs
     Args:
         generated: the file that the generate step wrote, where `data` asks for the teacher's answers.
     """
-    teacher, student = load_config(config.teacher), load_config(config.student)
-    check_pair(teacher, student, allow_smaller_teacher=config.allow_smaller_teacher)
-    tokenizer = load_tokenizer(config.student)
+    teacher, student = named(config.teacher), named(config.student)
+    drawn = draw_rows(config.data)
+    if config.data.is_generated:
+        drawn = replace(drawn, train=_generated_rows(config.data, drawn.train, generated))
+    return inputs_of(config, teacher, student, drawn)
+
+
+def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, drawn: Drawn) -> Inputs:
+    """Two models and rows as every step wants them; `data` says how rows become tokens."""
+    check_pair(teacher.config, student.config, allow_smaller_teacher=config.allow_smaller_teacher)
+    tokenizer = student.tokenizer
     shared = shared_vocabulary(
-        load_tokenizer(config.teacher), tokenizer, teacher.vocab_size, student.vocab_size
+        teacher.tokenizer, tokenizer, teacher.config.vocab_size, student.config.vocab_size
     )
     if shared.teacher_extra or shared.student_extra:
         logger.info("heads sliced to the %d shared ids", shared.size)
-    drawn = draw_rows(config.data)
-    rows, heldout_rows = drawn.train, drawn.heldout
-    if config.data.is_generated:
-        rows = _generated_rows(config.data, rows, generated)
-    length = min(effective_max_length(tokenizer, c, config.data.max_length) for c in (teacher, student))
+    length = min(
+        effective_max_length(tokenizer, m.config, config.data.max_length) for m in (teacher, student)
+    )
     options: dict[str, Any] = {
         "max_length": length,
         "supervise": config.data.supervise,
         "max_dropped": config.data.max_dropped,
     }
-    train = prepare(rows, tokenizer, source=_source(config.data), **options)
-    heldout = prepare(heldout_rows, tokenizer, source="held-out rows", **options) if heldout_rows else []
+    train = prepare(drawn.train, tokenizer, source=_source(config.data), **options)
+    heldout = prepare(drawn.heldout, tokenizer, source="held-out rows", **options) if drawn.heldout else []
     check_shared([*train, *heldout], shared, tokenizer)
     known = {
-        "teacher": identity(config.teacher),
-        "student": identity(config.student),
+        "teacher": teacher.identity,
+        "student": student.identity,
         "data": to_dict(config.data) | {"dataset_name": None, "heldout_name": None},
         "train": hash_of([s.sha for s in train]),
         "heldout": hash_of([s.sha for s in heldout]),
     }
-    return Inputs(train, heldout, tokenizer, shared.size, teacher, student, known, drawn.sources)
+    return Inputs(
+        train,
+        heldout,
+        tokenizer,
+        shared.size,
+        teacher.config,
+        student.config,
+        teacher.open,
+        student.open,
+        known,
+        drawn.sources,
+    )
 
 
 def _source(data: DataConfig) -> str:

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from semalign.cache import read_json
 from semalign.capture import Point
-from semalign.config import ModelConfig, PairingConfig, TransferConfig
+from semalign.config import PairingConfig, TransferConfig
 from semalign.data import Sample
 from semalign.errors import ConfigError
 from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
-from semalign.loading import load
 from semalign.maths.pairing import LayerPair, best_path, depth_pairs, match_heads, nearest, pair_critical
 from semalign.maths.regression import ridge_scores
 from semalign.maths.similarity import cka_matrix, unit_gram
@@ -63,6 +62,8 @@ def pair_layers(
     A budget by cost counts layers from the top: training layers k..L costs as much as L - k + 1 single layers, because
     the gradient has to pass through all of them.
     """
+    if options.layers:
+        return _paired(sorted(options.layers), teacher_layers, student_layers, options, teachers)
     reach = student_layers if options.cost is None else min(student_layers, int(options.cost))
     count = options.num_layers or (reach if options.cost is not None else math.ceil(student_layers / 4))
     if count > student_layers:
@@ -73,9 +74,7 @@ def pair_layers(
     if options.selection == "all":
         last = list(range(1, student_layers + 1))
     if options.selection != "attribution":
-        if teachers is not None:
-            return [LayerPair(teachers[k - 1], k) for k in last]
-        return depth_pairs(last, teacher_layers, student_layers, interpolate=options.interpolate)
+        return _paired(last, teacher_layers, student_layers, options, teachers)
     critical = partial(
         pair_critical, scores, student_layers, interpolate=options.interpolate, teachers=teachers
     )
@@ -86,9 +85,26 @@ def pair_layers(
     return [p for p in ranked if p.student > student_layers - reach][-count:]
 
 
-def _read(model: ModelConfig, measure: Callable[[Decoder], T]) -> T:
+def _paired(
+    students: Sequence[int],
+    teacher_layers: int,
+    student_layers: int,
+    options: PairingConfig,
+    teachers: Sequence[int] | None,
+) -> list[LayerPair]:
+    """Given student layers, each with its teacher layer."""
+    if students[-1] > student_layers:
+        raise ConfigError(
+            f"pairing.layers: the student has {student_layers} layers, got {students[-1]}; choose among 1 to {student_layers}."
+        )
+    if teachers is not None:
+        return [LayerPair(teachers[k - 1], k) for k in students]
+    return depth_pairs(students, teacher_layers, student_layers, interpolate=options.interpolate)
+
+
+def _read(open_model: Callable[[], Decoder], measure: Callable[[Decoder], T]) -> T:
     """What is measured on a model, which is gone from memory afterwards."""
-    decoder = load(model)
+    decoder = open_model()
     found = measure(decoder)
     del decoder
     free_memory()
@@ -105,7 +121,7 @@ def layer_figures(config: TransferConfig, inputs: Inputs) -> Tensor:
     def states(decoder: Decoder) -> list[Tensor]:
         return [x.float() for x in layer_states(decoder, rows).values()]
 
-    teacher, student = _read(config.teacher, states), _read(config.student, states)
+    teacher, student = _read(inputs.load_teacher, states), _read(inputs.load_student, states)
     if config.pairing.match == "ridge_error":
         return torch.tensor(
             [ridge_scores(x, student, penalty=config.cache.ridge_penalty) for x in teacher],
@@ -126,8 +142,8 @@ def pair_heads(
     def grams(layers: set[int]) -> Callable[[Decoder], dict[int, Tensor]]:
         return lambda decoder: {layer: _head_grams(decoder, rows, layer) for layer in sorted(layers)}
 
-    teacher = _read(config.teacher, grams({p.teacher for p in pairs}))
-    student = _read(config.student, grams({p.student for p in pairs}))
+    teacher = _read(inputs.load_teacher, grams({p.teacher for p in pairs}))
+    student = _read(inputs.load_student, grams({p.student for p in pairs}))
     found = []
     for p in pairs:
         figures = teacher[p.teacher] @ student[p.student].T

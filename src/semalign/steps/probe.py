@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,11 +20,10 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from semalign.cache import Record
-from semalign.config import ModelConfig, TransferConfig
+from semalign.config import TransferConfig
 from semalign.data import Sample
 from semalign.folder import free_memory, peak_rss, reset_peak
-from semalign.loading import load
-from semalign.models import Decoder, Head, head_options, share_vocabulary
+from semalign.models import Decoder, Head, head_options
 from semalign.recipe import Recipe
 from semalign.signals import Request, student_signals, teacher_signals
 from semalign.steps.attribute import attribute_as
@@ -33,8 +32,8 @@ from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan
 from semalign.steps.student import prepared
 from semalign.steps.train import arguments, stages, trained_plan, with_recipe
+from semalign.suffix import Collator, SuffixModel, SuffixTrainer
 from semalign.supervision import wanted_keys
-from semalign.trainer import Collator, SemAlignTrainer, SuffixModel
 
 REPEATS = 2
 
@@ -92,7 +91,7 @@ def probe_student(
     """The student: caching, then a few training steps of every recipe."""
     size = config.cache.batch_size
     with costs.watch():
-        student = _load(config.student, inputs, costs, "load_student")
+        student = _load(inputs.load_student, costs, "load_student")
         longest = student_signals(student, longest_rows(inputs.train, size), request)
         batch = typical_rows(inputs.train, size)
         with costs.clock("cache_student", batch, REPEATS):
@@ -118,7 +117,7 @@ def probe_teacher(
     """The teacher: attribution and caching."""
     options = config.attribution
     with costs.watch():
-        teacher = _load(config.teacher, inputs, costs, "load_teacher")
+        teacher = _load(inputs.load_teacher, costs, "load_teacher")
         rows = inputs.train[: options.rows]
 
         attribute_as(config, teacher, longest_rows(rows, options.batch_size))
@@ -135,11 +134,9 @@ def probe_teacher(
     return Shown(longest, typical, teacher.head().detached(), teacher.norm_weight().clone())
 
 
-def _load(config: ModelConfig, inputs: Inputs, costs: Costs, name: str) -> Decoder:
+def _load(open_model: Callable[[], Decoder], costs: Costs, name: str) -> Decoder:
     with costs.clock(name):
-        decoder = load(config)
-    share_vocabulary(inputs.vocabulary, decoder)
-    return decoder
+        return open_model()
 
 
 def _training(
@@ -170,10 +167,9 @@ def _training(
     with (
         tempfile.TemporaryDirectory() as folder,
         prepared(student, plan, config, recipe.start) as model,
-        student.span(cut, student.num_layers, norm=True),
     ):
         suffix = SuffixModel(student, cut, recipe, plan.at(recipe.interface), head)
-        trainer = SemAlignTrainer(
+        trainer = SuffixTrainer(
             suffix,
             arguments(replace(config, train=once), recipe, Path(folder)),
             samples,

@@ -12,9 +12,8 @@ from semalign import ranks
 from semalign.cache import Record, read_json, read_tensors, write_atomic, write_tensors
 from semalign.config import TransferConfig
 from semalign.folder import free_memory, is_done, save_result
-from semalign.loading import load
 from semalign.methods import starts
-from semalign.models import Decoder, share_vocabulary
+from semalign.models import Decoder
 from semalign.recipe import Recipe
 from semalign.steps.inputs import Inputs
 
@@ -38,8 +37,7 @@ def make_start(
     tensors, facts = folder / "start.safetensors", folder / "start.json"
     if ranks.is_main() and not (is_done(facts, wanted) and tensors.exists()):
         begin = time.perf_counter()
-        teacher = load(config.teacher)
-        share_vocabulary(inputs.vocabulary, teacher)
+        teacher = inputs.load_teacher()
         made, found = make(teacher, student, inputs.train, config, recipe)
         write_tensors(tensors, made)
         save_result(facts, wanted, found | {"start_seconds": round(time.perf_counter() - begin, 3)})

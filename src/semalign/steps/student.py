@@ -33,7 +33,7 @@ def prepared(
     factors: Record | None = None,
 ) -> Iterator[Any]:
     """Inside, exactly the plan's layers (or LoRA modules in them) take gradients, in float32; LoRA starts at `factors`."""
-    original = {name: p.dtype for name, p in student.model.named_parameters()}
+    original = types_of(student)
     student.model.requires_grad_(False)
     model: Any = student.model
     if config.train.lora_r:
@@ -60,20 +60,37 @@ def prepared(
     else:
         for layer in plan.trained_layers:
             student.layers[layer - 1].requires_grad_(True)
-    for module in student.layers[plan.cut if config.train.cache_prefix else 0 :]:
-        # Trained weights are float32 masters; frozen ones stay half only where autocast multiplies in half anyway.
-        for parameter in module.parameters():
-            if parameter.is_floating_point() and (parameter.requires_grad or not config.train.bf16):
-                parameter.data = parameter.data.float()
-    student.final_norm.float()
+    to_float32(student, plan.cut if config.train.cache_prefix else 0, keep_frozen=config.train.bf16)
     if config.train.activation_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
     yield model
     if config.train.activation_checkpointing:
         student.model.gradient_checkpointing_disable()
+    to_types(student, original)
+
+
+def types_of(student: Decoder) -> dict[str, torch.dtype]:
+    """The type of every parameter by name."""
+    return {name: p.dtype for name, p in student.model.named_parameters()}
+
+
+def to_float32(student: Decoder, cut: int, *, keep_frozen: bool) -> None:
+    """Layers above the cut and the final norm in float32, so that trained weights are exact masters.
+
+    Frozen weights may stay as they are only where autocast multiplies in half precision anyway.
+    """
+    for module in student.layers[cut:]:
+        for parameter in module.parameters():
+            if parameter.is_floating_point() and (parameter.requires_grad or not keep_frozen):
+                parameter.data = parameter.data.float()
+    student.final_norm.float()
+
+
+def to_types(student: Decoder, types: dict[str, torch.dtype]) -> None:
+    """Back to the types of `types_of`; what was not there then stays."""
     for name, parameter in student.model.named_parameters():
-        if name in original:
-            parameter.data = parameter.data.to(original[name])
+        if name in types:
+            parameter.data = parameter.data.to(types[name])
 
 
 @torch.no_grad()

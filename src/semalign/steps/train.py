@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from semalign import ranks
 from semalign.cache import Record, ShardStore, read_json, read_tensors, write_tensors
 from semalign.callbacks import GradientCheck, LineLog, StopOnSignal, complete_checkpoint
 from semalign.config import TransferConfig, to_dict
+from semalign.errors import ConfigError
 from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
-from semalign.loading import load
-from semalign.models import Decoder, Head, head_options, share_vocabulary
+from semalign.models import Decoder, Head, head_options
 from semalign.progress import LossProgress
 from semalign.recipe import Recipe
 from semalign.signals import extended_prefix, stream_of
@@ -29,8 +30,8 @@ from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
 from semalign.steps.start import make_start
 from semalign.steps.student import add_deltas, merge, movement, prepared, save_student, weights_of
+from semalign.suffix import Collator, SuffixModel, SuffixTrainer
 from semalign.supervision import CachedSupervision, LiveSupervision, Maps, ShuffledSupervision, Supervision
-from semalign.trainer import Collator, SemAlignTrainer, SuffixModel
 
 
 class Interrupted(KeyboardInterrupt):
@@ -60,8 +61,7 @@ def train_student(
     ranks.wait()
     result: dict[str, Any] = {}
     with measured(result):
-        student = load(config.student)
-        share_vocabulary(inputs.vocabulary, student)
+        student = inputs.load_student()
         plan = trained_plan(written, recipe, student.num_layers)
         before = {k: weights_of(student, k) for k in plan.trained_layers}
         start, made = make_start(config, inputs, recipe, student, folder, wanted)
@@ -146,7 +146,9 @@ class _Training:
     ) -> None:
         self.config, self.inputs, self.stores, self.recipe = config, inputs, stores, recipe
         self.student, self.folder = student, folder
-        self.teacher_head = read_teacher_head(run, inputs) if recipe.needs_teacher_head else None
+        self.teacher_head = (
+            read_teacher_head(run, inputs).to(student.device) if recipe.needs_teacher_head else None
+        )
         self.supervision = _supervision(config, run, inputs, stores, recipe)
         self.cut = 0  # layers whose output is read instead of computed
         self.prefixes: ShardStore | None = None  # and from where
@@ -222,11 +224,11 @@ class _Training:
     def _optimise(self, plan: Plan, folder: Path, steps: int, stages: int) -> dict[str, Any]:
         """Run the Trainer, from the newest complete checkpoint if there is one."""
         student, config = self.student, self.config
-        with student.span(self.cut, student.num_layers, norm=True), StopOnSignal().installed() as stopper:
+        with StopOnSignal().installed() as stopper:
             suffix = SuffixModel(
                 student, self.cut, self.recipe, plan.at(self.recipe.interface), self.teacher_head
             )
-            trainer = SemAlignTrainer(
+            trainer = SuffixTrainer(
                 suffix,
                 arguments(config, self.recipe, folder, stages),
                 self.inputs.train,
@@ -265,8 +267,7 @@ def _supervision(
         return ShuffledSupervision(stores.teacher, recipe, places, [s.supervised for s in inputs.train])
     if not config.train.live_teacher:
         return CachedSupervision(stores.teacher, recipe, places)
-    teacher, untouched = load(config.teacher), load(config.student)
-    share_vocabulary(inputs.vocabulary, teacher, untouched)
+    teacher, untouched = inputs.load_teacher(), inputs.load_student()
     untouched.model.requires_grad_(False)
     return LiveSupervision(
         teacher,
@@ -287,6 +288,12 @@ def read_teacher_head(run: RunFolder, inputs: Inputs) -> Head:
 def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int = 1) -> TrainingArguments:
     """The config's fields as transformers' own; several stages share the epochs or steps."""
     t = config.train
+    trackers = ["none", *get_available_reporting_integrations()]
+    if t.report_to not in trackers:
+        raise ConfigError(
+            f"train.report_to: expected one of {', '.join(trackers)}, which are installed here, got {t.report_to!r}; "
+            "install the tracker or choose none."
+        )
     given = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=t.num_train_epochs / stages,
@@ -307,7 +314,7 @@ def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int 
         # A NaN step must show, never be averaged away.
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
-        report_to="none",
+        report_to=t.report_to,
         dataloader_pin_memory=False,
         disable_tqdm=True,
         log_level="warning",

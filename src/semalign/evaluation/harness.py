@@ -1,0 +1,111 @@
+"""Tasks of lm-evaluation-harness, in this process, on a model that is loaded already: zero-shot, with the chat template.
+
+The embedded world's tasks are registered there too, as semalign_knowledge, semalign_arithmetic, semalign_code_complete and
+semalign_code_write, so that `lm_eval --include_path` on `TASKS` knows them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from semalign.config import EvaluationConfig
+from semalign.errors import ConfigError, require, suggestion
+from semalign.evaluation.statistics import Z95
+from semalign.models import Decoder
+
+TASKS = Path(__file__).parent / "harness_tasks"
+
+
+def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[str, Any]]:
+    """Every figure of the wanted tasks, a task group as one.
+
+    Returns:
+        Dicts of task, metric, filter (how the answer was read off, or none), n (items), value, and low and high, the
+        value +- 1.96 standard errors, or None where the harness gives no error.
+
+    Raises:
+        ConfigError: a task that the harness does not know, or that runs generated code without permission.
+        SemAlignError: the harness is not installed; or a task's rows cannot be had.
+    """
+    lm_eval = require("lm_eval", "harness")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    wanted = overrides(options)
+    paths = [TASKS, *([Path(options.harness_path)] if options.harness_path else [])]
+    manager = TaskManager(include_path=[str(path) for path in paths])
+    for name in wanted:
+        if name not in manager.all_tasks:
+            advice = suggestion(name, manager.all_tasks, otherwise="see `lm_eval ls tasks`;")[:200]
+            raise ConfigError(f"evaluation.harness: expected tasks of lm-eval, got {name!r}; {advice}")
+    model = HFLM(
+        pretrained=decoder.model,
+        tokenizer=decoder.tokenizer,
+        batch_size=options.batch_size,
+        max_length=getattr(decoder.config, "max_position_embeddings", None),
+    )
+    try:
+        found = lm_eval.simple_evaluate(
+            model=model,
+            tasks=[{"task": name, **fields} if fields else name for name, fields in wanted.items()],
+            num_fewshot=0,
+            limit=options.max_items,
+            apply_chat_template=bool(getattr(decoder.tokenizer, "chat_template", None)),
+            task_manager=manager,
+            confirm_run_unsafe_code=options.allow_code_execution,
+            log_samples=False,
+            bootstrap_iters=1000,
+        )
+    except ValueError as error:
+        if "unsafe" not in str(error):
+            raise
+        raise ConfigError(
+            f"evaluation.harness: {error}; set evaluation.allow_code_execution, or leave the task out."
+        ) from error
+    except (OSError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(
+            f"evaluation.harness: a task's rows cannot be had ({reason}); without a hub give files: "
+            "evaluation.harness.TASK.dataset_path: json and dataset_kwargs.data_files."
+        ) from error
+    return [line for name in wanted for line in _lines(name, found)]
+
+
+def overrides(options: EvaluationConfig) -> dict[str, dict[str, Any]]:
+    """Task name -> fields of its own in place of the harness's."""
+    given = options.harness
+    return (
+        {name: dict(fields or {}) for name, fields in given.items()}
+        if isinstance(given, Mapping)
+        else {name: {} for name in given}
+    )
+
+
+def _lines(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    metrics = found["results"].get(name) or found["groups"][name]
+    counts = found["n-samples"]
+    tasks = [name] if name in counts else _members(name, found["group_subtasks"])
+    n = sum(counts[task]["effective"] for task in tasks)
+    lines = []
+    for key, value in metrics.items():
+        known = re.fullmatch(r"(.+),(.+)", key)
+        if known is None or known[1].endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        error = metrics.get(f"{known[1]}_stderr,{known[2]}")
+        half = Z95 * error if isinstance(error, (int, float)) else None
+        lines.append(
+            {"task": name, "metric": known[1], "filter": known[2], "n": n, "value": float(value)}
+            | {
+                "low": None if half is None else value - half,
+                "high": None if half is None else value + half,
+            }
+        )
+    return lines
+
+
+def _members(group: str, subtasks: Mapping[str, list[str]]) -> list[str]:
+    """The single tasks below a group, whatever lies between."""
+    return [leaf for name in subtasks.get(group, []) for leaf in _members(name, subtasks)] or [group]

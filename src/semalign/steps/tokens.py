@@ -1,0 +1,105 @@
+"""What the models say at single tokens of a few held-out rows, at the end and after every layer (logit lens)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semalign.capture import Point, capture
+from semalign.config import TransferConfig
+from semalign.data import Sample
+from semalign.folder import RunFolder
+from semalign.maths.full_vocabulary import closeness
+from semalign.models import Decoder, Head
+from semalign.signals import batch_inputs, labels_of
+from semalign.steps.cache import Stores
+from semalign.steps.inputs import Inputs
+from semalign.steps.pair import read_plan
+from semalign.steps.train import read_teacher_head
+
+ROWS, TOKENS = 3, 48  # shown
+
+
+def shown_rows(inputs: Inputs) -> list[int]:
+    """Numbers of a few held-out rows, spread evenly, since rows of a task often stand together."""
+    count = len(inputs.heldout)
+    return sorted({n * count // ROWS for n in range(ROWS)}) if count else []
+
+
+@torch.no_grad()
+def token_view(
+    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs
+) -> list[dict[str, Any]]:
+    """Of every shown row's first supervised tokens: the student's likeliest token, KL(teacher || student) in nats, and
+    `lens`, per layer 1..L the token that final norm and head would say after it.
+    """
+    store, teacher = _stored(config, run, inputs), read_teacher_head(run, inputs).to(decoder.device)
+    head, points = decoder.head(), [Point(n, "block") for n in range(1, decoder.num_layers + 1)]
+    view = []
+    for number in shown_rows(inputs):
+        sample = inputs.heldout[number]
+        ids, attention, states = batch_inputs(decoder, [sample])
+        with capture(decoder, points) as found, decoder.span(0, decoder.num_layers, norm=True):
+            output_NE = decoder.forward(ids, attention)[states][:TOKENS]
+        theirs = store.read(number)["positions.teacher_output"][:TOKENS].to(output_NE.device)
+        labels = labels_of(sample)[:TOKENS].to(output_NE.device)
+        figures = closeness(
+            output_NE,
+            head.weight_VD,
+            theirs,
+            teacher.weight_VD,
+            labels,
+            student=head.options,
+            teacher=teacher.options,
+        )
+        lens = [likeliest(head, decoder.final_norm(found[p][states][:TOKENS]))[0] for p in points]
+        view.append(
+            {
+                "top": pieces(inputs, likeliest(head, output_NE)[0]),
+                "kl": [round(x, 4) for x in figures["kl"].tolist()],
+                "lens": [pieces(inputs, layer) for layer in lens],
+            }
+        )
+    return view
+
+
+@torch.no_grad()
+def teacher_view(config: TransferConfig, run: RunFolder, inputs: Inputs) -> list[dict[str, Any]]:
+    """The same rows: prompt, expected tokens, and the teacher's likeliest token with its probability."""
+    store, teacher, view = _stored(config, run, inputs), read_teacher_head(run, inputs), []
+    for number in shown_rows(inputs):
+        sample = inputs.heldout[number]
+        top, p = likeliest(teacher, store.read(number)["positions.teacher_output"][:TOKENS])
+        view.append(
+            {
+                "id": sample.id,
+                "prompt": _prompt(sample, inputs),
+                "expected": pieces(inputs, labels_of(sample)[:TOKENS].tolist()),
+                "top": pieces(inputs, top),
+                "p": p,
+            }
+        )
+    return view
+
+
+def _stored(config: TransferConfig, run: RunFolder, inputs: Inputs) -> Any:
+    return Stores(config, run, inputs, read_plan(run)).heldout
+
+
+def likeliest(head: Head, hidden_NE: Tensor) -> tuple[list[int], list[float]]:
+    """Ids of the likeliest tokens and their probabilities (N)."""
+    p, ids = head.logits(hidden_NE).softmax(-1).max(-1)
+    return ids.tolist(), [round(x, 4) for x in p.tolist()]
+
+
+def pieces(inputs: Inputs, ids: Sequence[int]) -> list[str]:
+    """Each token as text by itself."""
+    return [str(inputs.tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
+
+
+def _prompt(sample: Sample, inputs: Inputs) -> str:
+    """The text before the first supervised token."""
+    return str(inputs.tokenizer.decode(sample.input_ids[: sample.mask.index(True)], skip_special_tokens=True))

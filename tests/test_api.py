@@ -1,0 +1,341 @@
+"""The trainer as users of transformers and peft know one."""
+
+from __future__ import annotations
+
+import json
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import datasets
+import peft
+import pytest
+import torch
+from tiny import save_model, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+import semalign
+from semalign import SemAlignConfig, SemAlignTrainer, cache_targets
+from semalign.errors import ConfigError, DataError
+
+WORDS = ("two", "three", "five", "blue", "green", "sky")
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"add {a} and {b}"},
+            {"role": "assistant", "content": f"the answer is {a} {b}"},
+        ]
+    }
+    for a in WORDS
+    for b in WORDS
+]
+TRAIN, HELDOUT = ROWS[:20], ROWS[20:28]
+
+
+def models() -> tuple[Any, Any]:
+    """A student and a teacher in memory."""
+    return tiny_model("llama", layers=3, wide=False, seed=1), tiny_model("llama", layers=5, wide=True, seed=2)
+
+
+def arguments(folder: Path, **changes: Any) -> SemAlignConfig:
+    """Few steps on a CPU."""
+    return SemAlignConfig(
+        str(folder),
+        **{
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "pairing": {"num_layers": 1},
+            "cache": {"top_k": 8, "dtype": "float32"},
+            "attribution": {"rows": 4},
+        }
+        | changes,
+    )
+
+
+def made(folder: Path, student: Any = None, teacher: Any = None, **options: Any) -> SemAlignTrainer:
+    """A trainer on the tiny pair."""
+    own, theirs = models()
+    given = {"args": arguments(folder), "train_dataset": TRAIN, "eval_dataset": HELDOUT} | options
+    return SemAlignTrainer(student or own, teacher or theirs, processing_class=tiny_tokenizer(), **given)
+
+
+class Seen(TrainerCallback):
+    """Counts what a user's callback is told."""
+
+    def __init__(self) -> None:
+        self.steps, self.evaluations = 0, []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.steps += 1
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        self.evaluations.append(metrics)
+
+
+def test_training_moves_the_student_towards_the_teacher_and_only_its_paired_layer(tmp_path: Path) -> None:
+    student, teacher = models()
+    before = {n: p.detach().clone() for n, p in student.named_parameters()}
+    seen = Seen()
+    trainer = made(
+        tmp_path, student, teacher, args=arguments(tmp_path, eval_strategy="epoch"), callbacks=[seen]
+    )
+    first = trainer.evaluate()
+    trainer.train()
+    last = trainer.evaluate()
+    assert last["eval_kl"] < first["eval_kl"] and last["eval_loss"] == last["eval_kl"]
+    assert 0 <= last["eval_top1_agreement"] <= 1
+    assert seen.steps == 10 and len(seen.evaluations) == 4
+    changed = {n for n, p in student.named_parameters() if not torch.equal(p, before[n])}
+    assert changed and all(n.startswith("model.layers.2.") for n in changed)
+    assert any("eval_kl" in line for line in trainer.state.log_history)
+
+
+def test_the_measured_kl_is_that_of_the_models_own_logits(tmp_path: Path) -> None:
+    student, teacher = models()
+    measured = made(tmp_path, student, teacher).evaluate()["eval_kl"]
+    tokenizer, total, count = tiny_tokenizer(), 0.0, 0
+    for row in HELDOUT:
+        whole = tokenizer.apply_chat_template(row["messages"], return_dict=False)
+        prompt = tokenizer.apply_chat_template(
+            row["messages"][:1], add_generation_prompt=True, return_dict=False
+        )
+        ids = torch.tensor([whole])
+        with torch.no_grad():
+            p, q = (m(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for m in (teacher, student))
+        total, count = total + float((p.exp() * (p - q)).sum()), count + len(p)
+    assert measured == pytest.approx(total / count, rel=1e-4)
+
+
+def test_the_teacher_is_gone_when_the_trainer_is_made(tmp_path: Path) -> None:
+    student, teacher = models()
+    known = weakref.ref(teacher)
+    trainer = SemAlignTrainer(student, teacher, arguments(tmp_path), TRAIN, processing_class=tiny_tokenizer())
+    del teacher
+    assert known() is None
+    trainer.train()
+
+
+def test_targets_made_before_serve_a_trainer_without_teacher(tmp_path: Path) -> None:
+    student, teacher = models()
+    args = arguments(tmp_path)
+    targets = cache_targets(
+        student, teacher, args, TRAIN, eval_dataset=HELDOUT, processing_class=tiny_tokenizer()
+    )
+    assert [p.student for p in targets.plan.pairs] == [3]
+    trainer = SemAlignTrainer(student, args=args, targets=targets, processing_class=tiny_tokenizer())
+    first = trainer.evaluate()["eval_kl"]
+    trainer.train()
+    assert trainer.evaluate()["eval_kl"] < first
+
+
+def test_cached_signals_are_kept_for_the_same_models_and_made_anew_for_others(tmp_path: Path) -> None:
+    student, teacher = models()
+    made(tmp_path, student, teacher)
+    manifest = tmp_path / "targets" / "manifest.json"
+    time = manifest.stat().st_mtime_ns
+    made(tmp_path, student, teacher)
+    assert manifest.stat().st_mtime_ns == time
+    with torch.no_grad():
+        student.model.layers[0].mlp.up_proj.weight.mul_(1.01)
+    made(tmp_path, student, teacher)
+    assert manifest.stat().st_mtime_ns > time
+
+
+def test_it_gives_the_losses_of_the_command_line(tmp_path: Path) -> None:
+    student, teacher = models()
+    folders = [str(save_model(m, tmp_path / n)) for n, m in (("student", student), ("teacher", teacher))]
+    args = arguments(tmp_path / "api")
+    trainer = SemAlignTrainer(*folders, args, TRAIN)
+    trainer.train()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in TRAIN))
+    config = {
+        "student": {"model_name_or_path": folders[0]},
+        "teacher": {"model_name_or_path": folders[1]},
+        "data": {"dataset_name": str(rows)},
+        "output_dir": str(tmp_path / "run"),
+        "pairing": {"num_layers": 1},
+        "cache": {"top_k": 8, "dtype": "float32"},
+        "attribution": {"rows": 4},
+        "train": {"num_train_epochs": 2, "per_device_train_batch_size": 4},
+        "seed": 42,
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(config))
+    run = semalign.transfer(semalign.load_config(path), ("attribute", "pair", "cache", "train"))
+    lines = [json.loads(line) for line in (run.root / "train.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses == pytest.approx([line["loss"] for line in lines], rel=1e-5)
+
+
+def test_a_saved_student_loads_plainly(tmp_path: Path) -> None:
+    student, teacher = models()
+    trainer = made(tmp_path / "run", student, teacher)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    ids = torch.arange(10, 20)[None]
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, student(ids).logits, atol=1e-5)
+    assert (tmp_path / "saved" / "tokenizer.json").exists()
+
+
+def test_training_resumes_from_a_checkpoint_with_the_same_result(tmp_path: Path) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step == 6
+
+    straight = made(tmp_path / "straight")
+    straight.train()
+    args = arguments(tmp_path / "stopped", save_steps=5)
+    made(tmp_path, args=args, callbacks=[Stop()]).train()
+    resumed = made(tmp_path, args=args)
+    resumed.train(resume_from_checkpoint=True)
+    for (name, a), b in zip(straight.student.named_parameters(), resumed.student.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6), name
+
+
+def test_bfloat16_students_train_in_float32_and_keep_their_type(tmp_path: Path) -> None:
+    student, teacher = models()
+    trainer = made(tmp_path, student.bfloat16(), teacher, args=arguments(tmp_path, bf16=True))
+    types: set[torch.dtype] = set()
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            types.update(p.dtype for p in student.parameters() if p.requires_grad)
+
+    trainer.add_callback(Look())
+    trainer.train()
+    assert types == {torch.float32}
+    assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("form", ["config", "model"])
+def test_lora_trains_adapters_of_the_paired_layers_alone(tmp_path: Path, form: str) -> None:
+    student, teacher = models()
+    lora = peft.LoraConfig(r=4, target_modules=["up_proj", "o_proj"], task_type="CAUSAL_LM")
+    if form == "config":
+        trainer = made(tmp_path, student, teacher, peft_config=lora)
+    else:
+        lora.layers_to_transform = [2]
+        adapted = peft.get_peft_model(student, lora)
+        trainer = made(tmp_path, adapted, teacher, args=arguments(tmp_path, pairing={}))
+        assert trainer.student is adapted
+    assert trainer.cut == 2
+    before = {n: p.detach().clone() for n, p in trainer.student.named_parameters()}
+    first = trainer.evaluate()["eval_kl"]
+    trainer.train()
+    assert trainer.evaluate()["eval_kl"] < first
+    changed = {n for n, p in trainer.student.named_parameters() if not torch.equal(p, before[n])}
+    assert changed and all(".layers.2." in n and "lora_" in n for n in changed)
+    trainer.save_model(str(tmp_path / "adapter"))
+    fresh = peft.PeftModel.from_pretrained(models()[0], tmp_path / "adapter")
+    ids = torch.arange(10, 20)[None]
+    with torch.no_grad():
+        assert torch.allclose(fresh(ids).logits, trainer.student(ids).logits, atol=1e-5)
+
+
+def test_adapters_on_every_layer_train_every_layer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    student, teacher = models()
+    adapted = peft.get_peft_model(student, peft.LoraConfig(r=2, target_modules=["up_proj"]))
+    trainer = made(tmp_path, adapted, teacher, args=arguments(tmp_path, pairing={}))
+    assert trainer.cut == 0 and trainer.targets.plan.trained_layers == (1, 2, 3)
+    assert "adapters on every layer" in caplog.text
+
+
+def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
+    losses = []
+    for name, is_on in (("off", False), ("on", True)):
+        args = arguments(tmp_path / name, activation_checkpointing=is_on, gradient_accumulation_steps=2)
+        trainer = made(tmp_path, args=args)
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_it_works_outside_the_main_thread_as_in_a_notebook(tmp_path: Path) -> None:
+    found: list[Any] = []
+
+    def cell() -> None:
+        trainer = made(tmp_path, train_dataset=datasets.Dataset.from_list(TRAIN))
+        trainer.train()
+        found.append(trainer.state.global_step)
+
+    thread = threading.Thread(target=cell)
+    thread.start()
+    thread.join()
+    assert found == [10]
+
+
+def test_tensorboard_gets_losses_and_options(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    made(tmp_path, args=arguments(tmp_path / "run", report_to="tensorboard")).train()
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_pushing_uploads_the_student_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads: list[Path] = []
+
+    class Api:
+        def create_repo(self, name: str, **_: Any) -> str:
+            return f"https://hub/{name}"
+
+        def upload_folder(self, folder_path: Path, **_: Any) -> None:
+            uploads.extend(p.relative_to(folder_path) for p in Path(folder_path).rglob("*") if p.is_file())
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    trainer = made(tmp_path, args=arguments(tmp_path, hub_model_id="org/name"))
+    trainer.train()
+    assert trainer.push_to_hub() == "https://hub/org/name"
+    names = {str(p) for p in uploads}
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not any("targets" in n or "checkpoint" in n for n in names)
+
+
+def test_options_are_transformers_own_and_print_as_plain_values(tmp_path: Path) -> None:
+    args = SemAlignConfig(str(tmp_path), recipe="cosine", pairing={"num_layers": 2})
+    assert args.learning_rate == semalign.methods.resolve(args.recipe).learning_rate
+    assert json.loads(args.to_json_string())["pairing"]["num_layers"] == 2
+    assert SemAlignConfig(str(tmp_path), learning_rate=3e-4).learning_rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pairing": {"number": 2}}, "number"),
+        ({"recipe": "v2"}, "semalign.transfer"),
+        ({"recipe": "cross_entropy_lora"}, "peft_config"),
+        ({"pairing": {"num_layers": 9}}, "3 layers"),
+        ({"pairing": {"layers": (4,)}}, "3 layers"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_in_one_sentence(
+    tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        made(tmp_path, args=arguments(tmp_path, **options))
+
+
+def test_what_is_missing_or_wrong_is_said_in_one_sentence(tmp_path: Path) -> None:
+    student, _ = models()
+    with pytest.raises(ConfigError, match="teacher_model and train_dataset"):
+        SemAlignTrainer(student, args=arguments(tmp_path))
+    with pytest.raises(DataError, match="among the training rows"):
+        made(tmp_path, eval_dataset=TRAIN[:2])
+    with pytest.raises(DataError, match="rows as dicts"):
+        made(tmp_path, train_dataset=["text"])
+    trainer = made(tmp_path, eval_dataset=None)
+    with pytest.raises(ConfigError, match="give eval_dataset when the trainer is made"):
+        trainer.evaluate()
+    with pytest.raises(ConfigError, match="teacher is gone"):
+        made(tmp_path).evaluate(HELDOUT)
+    with pytest.raises(ConfigError, match=r"trainer\.student"):
+        trainer.predict(HELDOUT)
+    with pytest.raises(ConfigError, match="hub_model_id"):
+        trainer.push_to_hub()
+    adapted = peft.get_peft_model(student, peft.LoraConfig(r=2, target_modules=["up_proj"]))
+    with pytest.raises(ConfigError, match="whose adapters choose them"):
+        made(tmp_path, adapted)
