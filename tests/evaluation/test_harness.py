@@ -69,5 +69,7 @@ def test_unknown_tasks_and_code_without_permission_are_refused() -> None:
     student = load("embedded:student")
     with pytest.raises(ConfigError, match="did you mean gsm8k"):
         harness_figures(student, replace(CONFIG, harness=("gsm8kk",)))
+    with pytest.raises(ConfigError, match="got a group"):
+        harness_figures(student, replace(CONFIG, harness={"mmlu": {"dataset_path": "json"}}))
     with pytest.raises(ConfigError, match="allow_code_execution"):
         harness_figures(student, replace(CONFIG, harness=("semalign_code_write",)))

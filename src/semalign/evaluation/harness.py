@@ -7,9 +7,12 @@ semalign_code_write, so that `lm_eval --include_path` on `TASKS` knows them.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from semalign.config import EvaluationConfig
 from semalign.errors import ConfigError, require, suggestion
@@ -48,17 +51,18 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         max_length=getattr(decoder.config, "max_position_embeddings", None),
     )
     try:
-        found = lm_eval.simple_evaluate(
-            model=model,
-            tasks=[{"task": name, **fields} if fields else name for name, fields in wanted.items()],
-            num_fewshot=0,
-            limit=options.max_items,
-            apply_chat_template=bool(getattr(decoder.tokenizer, "chat_template", None)),
-            task_manager=manager,
-            confirm_run_unsafe_code=options.allow_code_execution,
-            log_samples=False,
-            bootstrap_iters=1000,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            found = lm_eval.simple_evaluate(
+                model=model,
+                tasks=[_task(name, fields, manager, Path(folder)) for name, fields in wanted.items()],
+                num_fewshot=0,
+                limit=options.max_items,
+                apply_chat_template=bool(getattr(decoder.tokenizer, "chat_template", None)),
+                task_manager=manager,
+                confirm_run_unsafe_code=options.allow_code_execution,
+                log_samples=False,
+                bootstrap_iters=1000,
+            )
     except ValueError as error:
         if "unsafe" not in str(error):
             raise
@@ -72,6 +76,20 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
             "evaluation.harness.TASK.dataset_path: json and dataset_kwargs.data_files."
         ) from error
     return [line for name in wanted for line in _lines(name, found)]
+
+
+def _task(name: str, fields: Mapping[str, Any], manager: Any, folder: Path) -> str:
+    """The task's name, or a task file that includes the harness's own and replaces fields of it."""
+    if not fields:
+        return name
+    path = manager.task_index[name].yaml_path
+    if path is None or name not in manager.all_subtasks:
+        raise ConfigError(
+            f"evaluation.harness.{name}: expected a single task to give fields to, got a group; name its tasks instead."
+        )
+    made = folder / f"{name}.yaml"
+    made.write_text(yaml.safe_dump({"include": str(path), **fields, "task": name}), encoding="utf-8")
+    return str(made)
 
 
 def overrides(options: EvaluationConfig) -> dict[str, dict[str, Any]]:
