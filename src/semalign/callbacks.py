@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from semalign import ranks
 from semalign.errors import SemAlignError
+from semalign.folder import free_memory
 
 
 class LineLog(TrainerCallback):
@@ -75,6 +77,27 @@ class GradientCheck(TrainerCallback):
                 raise SemAlignError(
                     f"{name}: its first gradient is zero, NaN or infinite; the loss does not depend on this parameter."
                 )
+
+
+class GiveBack(TrainerCallback):
+    """Gives freed memory back to the system now and then.
+
+    Batches of ever different lengths leave the allocator's heap full of holes: 9 GB instead of 5 after 100 steps of a
+    0.5B student on the CPU. A pass takes milliseconds, so every ten seconds cost nothing.
+    """
+
+    EVERY = 10.0  # seconds
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Trim."""
+        if time.monotonic() - self.last > self.EVERY:
+            free_memory(collect=False)
+            self.last = time.monotonic()
 
 
 class StopOnSignal(TrainerCallback):

@@ -150,9 +150,10 @@ def is_done(path: Path, wanted: Mapping[str, Any]) -> bool:
         return False
 
 
-def free_memory() -> None:
+def free_memory(*, collect: bool = True) -> None:
     """Collect what is unreachable and give freed pages back; glibc keeps blocks below 32 MB for itself otherwise."""
-    gc.collect()
+    if collect:
+        gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

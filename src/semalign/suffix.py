@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from semalign import ranks
+from semalign.callbacks import GiveBack
 from semalign.capture import Point, capture
 from semalign.data import Sample, collate
 from semalign.errors import SemAlignError
@@ -169,6 +170,7 @@ class SuffixTrainer(Trainer):
     ) -> None:
         numbers: Any = _Numbers(len(samples))
         super().__init__(model, args, train_dataset=numbers, data_collator=collator, **options)
+        self.add_callback(GiveBack())
         self.samples = samples
         self.objective: Objective = model.objective
         # Ask the Trainer for the number of supervised positions of the whole step, and normalise by it here.

@@ -16,7 +16,7 @@ pytest.importorskip("axe_core_python", reason="the browser tests need: pip insta
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 
-from semalign.report import build_report  # noqa: E402
+from semalign.report import build_comparison, build_report  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -27,6 +27,7 @@ SWITCHES = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+ACROSS = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
 SIZES = [(width, scheme) for width in (360, 1440) for scheme in ("light", "dark")]
 
 
@@ -81,13 +82,25 @@ def test_the_report_is_accessible_and_fits(browser, full_page, width, scheme):
     show(browser, full_page, width, scheme)
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
     assert findings(browser) == []
-    across = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    wide, seen = browser.execute_script(across)
+    wide, seen = browser.execute_script(ACROSS)
     assert wide <= seen
     links = [a.get_attribute("href") for a in browser.find_elements(By.CSS_SELECTOR, "a[href]")]
     for link in links:
         target = link.split("#", 1)[1]
         assert link.startswith(full_page.as_uri()) and browser.find_elements(By.ID, target), link
+
+
+@pytest.mark.parametrize(("width", "scheme"), SIZES)
+def test_several_runs_on_a_page_are_accessible_and_fit(browser, make_run, tmp_path, width, scheme):
+    first, second = make_run(), tmp_path / "second"
+    shutil.copytree(first, second)
+    config = (second / "config.yaml").read_text().replace("num_layers: 2", "num_layers: 3")
+    (second / "config.yaml").write_text(config)
+    show(browser, build_comparison([first, second], tmp_path / "runs.html"), width, scheme)
+    assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+    assert findings(browser) == []
+    wide, seen = browser.execute_script(ACROSS)
+    assert wide <= seen
 
 
 def test_axe_would_find_a_fault(browser, tmp_path):

@@ -6,9 +6,13 @@ semalign_code_write, so that `lm_eval --include_path` on `TASKS` knows them.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,8 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         if name not in manager.all_tasks:
             advice = suggestion(name, manager.all_tasks, otherwise="see `lm_eval ls tasks`;")[:200]
             raise ConfigError(f"evaluation.harness: expected tasks of lm-eval, got {name!r}; {advice}")
+    # Its advice is about options of its own command line.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model = HFLM(
         pretrained=decoder.model,
         tokenizer=decoder.tokenizer,
@@ -51,7 +57,7 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         max_length=getattr(decoder.config, "max_position_embeddings", None),
     )
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _quiet():
             found = lm_eval.simple_evaluate(
                 model=model,
                 tasks=[_task(name, fields, manager, Path(folder)) for name, fields in wanted.items()],
@@ -76,6 +82,24 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
             "evaluation.harness.TASK.dataset_path: json and dataset_kwargs.data_files."
         ) from error
     return [line for name in wanted for line in _lines(name, found)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Where no progress is wanted, nothing on standard error, which the harness and the git it calls write to."""
+    if logging.getLogger("semalign").isEnabledFor(logging.INFO):
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _task(name: str, fields: Mapping[str, Any], manager: Any, folder: Path) -> str:

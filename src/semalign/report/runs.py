@@ -55,7 +55,7 @@ def view(runs: Sequence[RunFiles], names: Sequence[str]) -> Report:
     """The view model: runs in the order given."""
     models = [model_names(run.config_text) for run in runs]
     notes = [
-        "One training each: repeat runs with other seeds, or use `semalign compare`, before relying on small differences."
+        "One training each: repeat runs with other seeds, or use semalign compare, before relying on small differences."
     ]
     if len({tuple(m.items()) for m in models}) > 1:
         notes.insert(0, "The runs have different models, so shares of a gap are shares of different gaps.")
