@@ -347,6 +347,8 @@ class EvaluationConfig:
     """Rows per generation batch."""
     max_new_tokens: int = 96
     """Longest answer."""
+    continuous_batching: bool = False
+    """Generate with transformers' continuous batching: where an answer ends the next prompt begins, without padding."""
     baselines: tuple[str, ...] | dict[str, dict[str, Any]] = ()
     """Methods trained and measured beside the chosen one, on the same rows: names, or names with recipe fields of their own."""
     allow_code_execution: bool = False

@@ -68,3 +68,19 @@ def test_shipped_settings_do_not_bend_greedy_decoding(
 
 def test_no_prompts(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:
     assert generate(*pair, [], max_new_tokens=3) == []
+
+
+def test_continuous_batching_is_greedy_too(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:
+    model, tokenizer = pair
+    prompts = [row["messages"][:1] for row in embedded.rows("validation")[::20]]
+    found = generate(model, tokenizer, prompts, max_new_tokens=12, is_continuous=True)
+    assert len(found) == len(prompts) and len(set(found)) > 3
+    for prompt, text in zip(prompts, found, strict=True):
+        start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(start + text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        first = len(tokenizer(start, add_special_tokens=False)["input_ids"])
+        with torch.no_grad():
+            logits = model(ids).logits[0, first - 1 : -1]
+        chosen = logits.gather(1, ids[0, first:, None])[:, 0]
+        # All but the likeliest token: attention is computed in another order.
+        assert float((logits.max(1).values - chosen).max()) < 0.05, text

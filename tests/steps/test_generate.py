@@ -103,11 +103,11 @@ def test_a_stopped_step_keeps_its_answers(
     straight = transfer(config_of(talking_pair, rows_file, tmp_path / "a", variants=2), ("generate",))
     config, calls, answers = config_of(talking_pair, rows_file, tmp_path / "b", variants=2), [], step.answers
 
-    def stopping(*arguments: object) -> object:
+    def stopping(*arguments: object, **options: object) -> object:
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return answers(*arguments)
+        return answers(*arguments, **options)
 
     monkeypatch.setattr(step, "answers", stopping)
     with pytest.raises(KeyboardInterrupt):

@@ -9,6 +9,7 @@ from rich.progress import Progress
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from semalign.data import encode_prompt
+from semalign.errors import ModelError
 
 
 def generate(
@@ -19,13 +20,17 @@ def generate(
     max_new_tokens: int = 128,
     batch_size: int = 64,
     progress: bool = False,
+    is_continuous: bool = False,
 ) -> list[str]:
     """The model's greedy continuation of each chat, in the order of ``prompts``.
 
-    Batches hold prompts of similar length, padded on the left, and stop when every row has reached an end token.
+    Batches hold prompts of similar length, padded on the left, and stop when every row has reached an end token; with
+    `is_continuous` transformers' continuous batching puts the next prompt where one has ended, without padding. Where two
+    tokens are all but equally likely, the two ways may differ.
     The model's mode and generation settings are as before afterwards.
     """
-    return [text for text, _ in answers(model, tokenizer, prompts, max_new_tokens, batch_size, progress)]
+    found = answers(model, tokenizer, prompts, max_new_tokens, batch_size, progress, is_continuous)
+    return [text for text, _ in found]
 
 
 def answers(
@@ -35,9 +40,13 @@ def answers(
     max_new_tokens: int,
     batch_size: int,
     progress: bool = False,
+    is_continuous: bool = False,
 ) -> list[tuple[str, bool]]:
     """As `generate`, with whether each answer came to its end or was cut off at ``max_new_tokens``."""
     encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    if is_continuous:
+        with _plain_greedy(model, tokenizer, max_new_tokens) as settings:
+            return _generate_continuously(model, tokenizer, encoded, settings)
     order = sorted(range(len(encoded)), key=lambda n: (len(encoded[n]), n))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     completions = [("", False)] * len(encoded)
@@ -79,6 +88,25 @@ def _plain_greedy(
         model.train(was_training)
 
 
+def _generate_continuously(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], settings: GenerationConfig
+) -> list[tuple[str, bool]]:
+    found = list(model.generate_batch(rows, generation_config=settings).values())
+    failed = next((output.error for output in found if output.error), None)
+    if failed or len(found) < len(rows):
+        raise ModelError(
+            f"continuous batching: expected {len(rows)} answers, got {len(found)} ({failed or 'its thread ended'}); set "
+            "evaluation.continuous_batching: false."
+        )
+    ends = set(settings.eos_token_id or [])
+    return [_until_end(output.generated_tokens, ends, tokenizer) for output in found]
+
+
+def _until_end(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+    stop = next((n for n, token in enumerate(ids) if token in ends), len(ids))
+    return str(tokenizer.decode(ids[:stop], skip_special_tokens=True)), stop < len(ids)
+
+
 @torch.inference_mode()
 def _generate_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]
@@ -94,8 +122,4 @@ def _generate_batch(
     generator: Any = model
     output = generator.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
     ends = set(model.generation_config.eos_token_id or [])
-    texts = []
-    for row in output[:, longest:].tolist():
-        stop = next((n for n, token in enumerate(row) if token in ends), len(row))
-        texts.append((str(tokenizer.decode(row[:stop], skip_special_tokens=True)), stop < len(row)))
-    return texts
+    return [_until_end(row, ends, tokenizer) for row in output[:, longest:].tolist()]

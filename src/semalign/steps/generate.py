@@ -101,7 +101,14 @@ def _answers(
         progress.update(len(done))
         for start in range(len(done), len(prompts), size):
             batch = prompts[start : start + size]
-            found = answers(teacher.model, teacher.tokenizer, batch, config.data.max_new_tokens, size)
+            found = answers(
+                teacher.model,
+                teacher.tokenizer,
+                batch,
+                config.data.max_new_tokens,
+                size,
+                is_continuous=config.evaluation.continuous_batching,
+            )
             texts = [text if has_ended and text.strip() else None for text, has_ended in found]
             file.write("".join(map(_line, texts)))
             file.flush()
