@@ -90,6 +90,8 @@ def page(results: dict[str, dict[str, Result]]) -> str:
 def _ratio(result: Result) -> str:
     if "failed" in result:
         return "FAILED"
+    if result.get("reached") is False:
+        return "not reached"
     return f"{result['ratio']:.3g} ({result['low']:.3g} - {result['high']:.3g})"
 
 

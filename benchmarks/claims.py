@@ -54,7 +54,6 @@ END = (
 )
 CURVE = ("epochs", "seconds", "kl")
 TO_PEER = "The peer trains three epochs, its own default; SemAlign trains until its held-out KL is as low."
-TO_OURS = "SemAlign trains its schedule; the peer trains until its held-out KL is as low."
 QUANTITIES = {"quantities": ("quantity", "estimated", "used", "ratio")}
 CURVES = {"exponents": ("loss", "seconds_exponent", "memory_exponent")}
 
@@ -104,18 +103,6 @@ FULL = (
         *REAL_END,
         "--to-same-kl",
         "peer",
-    ),
-    _end(
-        "gkd-to-ours",
-        "Real pair, end to end to SemAlign's KL, against trl's GKDTrainer",
-        TO_OURS,
-        "real",
-        None,
-        *REAL_END,
-        "--epochs",
-        "3",
-        "--to-same-kl",
-        "ours",
     ),
     _epoch(
         "sft-last",

@@ -54,6 +54,7 @@ class Task:
     peer_learning_rate: float | None = None
     """None: the same as SemAlign's."""
     recipe: str = "aligned"
+    attribution_rows: int = 8
 
     @property
     def name(self) -> str:
@@ -69,6 +70,7 @@ EMBEDDED = Task(
     max_rows=512,
     dtype="float32",
     batch=32,
+    attribution_rows=64,
 )
 
 
@@ -85,7 +87,7 @@ def config_of(task: Task, folder: str | Path, **changes: Any) -> TransferConfig:
             "max_length": task.max_length,
         },
         "output_dir": str(folder),
-        "attribution": {"rows": 8, "batch_size": 2},
+        "attribution": {"rows": task.attribution_rows, "batch_size": 2},
         "pairing": {"selection": "last", "num_layers": task.layers},
         "recipe": {"name": task.recipe, "learning_rate": task.learning_rate},
         "cache": {"batch_size": 8, "shard_rows": 32},

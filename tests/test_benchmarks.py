@@ -66,6 +66,26 @@ def test_the_page_shows_ratio_bar_and_failure(module, tmp_path):
     assert "25 (20 - 30)" not in (tmp_path / "page.md").read_text()
 
 
+def test_what_a_worker_prints_stays_out_of_the_result(module, capfd):
+    with module("common").Worker(Loud) as worker:
+        assert worker.call("speak") == 3
+    assert capfd.readouterr().out == ""
+
+
+class Loud:
+    """A side that prints, as trl does."""
+
+    def speak(self):
+        print("a line for people")
+        return 3
+
+
+def test_a_kl_that_was_not_reached_has_no_ratio(module):
+    result = {"ratio": 2.0, "low": 2.0, "high": 2.0, "reached": False}
+    assert module("all")._ratio(result) == "not reached"
+    assert module("all")._ratio(result | {"reached": True}) == "2 (2 - 2)"
+
+
 def test_a_script_prints_one_json_object_with_its_ratio():
     words = [sys.executable, str(FOLDER / "bases.py"), "--quick", "--json", "--repetitions", "1"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)

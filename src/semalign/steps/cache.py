@@ -154,9 +154,10 @@ def fill(
                 records += source(batch)
                 progress.update(len(batch))
             store.write(number, records)
-            # Pages that many small activations left half empty would add up from shard to shard.
+            # Pages that many small activations left half empty would add up from shard to shard. Nothing here is a cycle, and
+            # a collection takes as long as a small shard.
             del records
-            free_memory()
+            free_memory(collect=False)
             limit()
     ranks.wait()
     store.refresh()

@@ -61,7 +61,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     shown = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True)
     costs = Costs()
     student = probe_student(config, inputs, plan, shown, costs)
-    free_memory()
+    with costs.clock("collect"):
+        free_memory()
     teacher = probe_teacher(config, inputs, shown, student, costs)
     found: dict[str, Any] = {
         **counts,
@@ -204,15 +205,16 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
         "free_bytes": shutil.disk_usage(_existing(_cache_place(config))).free,
         "peak_bytes": costs.peak_bytes,
         "seconds": {
-            "attribute": round(rate["load_teacher"] + attributed * rate["attribute"], 1),
+            "attribute": round(rate["load_teacher"] + attributed * rate["attribute"], 2),
             "cache": round(
                 rate["load_teacher"]
                 + rate["load_student"]
                 + tokens * rate["cache_student"]
-                + (tokens + held_tokens) * rate["cache_teacher"],
-                1,
+                + (tokens + held_tokens) * rate["cache_teacher"]
+                + 3 * rate["collect"],
+                2,
             ),
-            "train": round(trained * rate["train"] + trainings * rate["load_student"], 1),
+            "train": round(trained * rate["train"] + trainings * (rate["load_student"] + rate["collect"]), 2),
         },
     }
 

@@ -43,7 +43,8 @@ class Costs:
     """What was measured so far."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """load_teacher and load_student in all; attribute, cache_teacher, cache_student and train a token."""
+    """load_teacher, load_student and collect (freeing memory between models) in all; attribute, cache_teacher,
+    cache_student and train a token."""
     peak_bytes: int = 0
     """Largest resident memory of any part."""
 
@@ -122,8 +123,9 @@ def probe_teacher(
 
         attribute_as(config, teacher, longest_rows(rows, options.batch_size))
         batch = typical_rows(rows, options.batch_size)
-        with costs.clock("attribute", batch):
-            attribute_as(config, teacher, batch)
+        with costs.clock("attribute", batch, REPEATS):
+            for _ in range(REPEATS):
+                attribute_as(config, teacher, batch)
         size = config.cache.batch_size
         longest = teacher_signals(
             teacher, longest_rows(inputs.train, size), request, student.longest, student.head
