@@ -23,6 +23,7 @@ Trained = Literal["pairs", "all", "none"]
 Start = Literal["untouched", "pissa", "seeking", "seeking_corrected", "laten", "laten_corrected"]
 Match = Literal["depth", "cka", "ridge_error", "nearest"]
 Signals = Literal["teacher", "shuffled"]
+Engine = Literal["padded", "continuous", "vllm"]
 
 
 def _require(condition: bool, field_name: str, expected: str, got: object) -> None:
@@ -347,8 +348,9 @@ class EvaluationConfig:
     """Rows per generation batch."""
     max_new_tokens: int = 96
     """Longest answer."""
-    continuous_batching: bool = False
-    """Generate with transformers' continuous batching: where an answer ends the next prompt begins, without padding."""
+    engine: Engine = "padded"
+    """What generates: transformers on padded batches (padded), or with its continuous batching (continuous: where an answer
+    ends the next prompt begins); or vllm."""
     baselines: tuple[str, ...] | dict[str, dict[str, Any]] = ()
     """Methods trained and measured beside the chosen one, on the same rows: names, or names with recipe fields of their own."""
     allow_code_execution: bool = False

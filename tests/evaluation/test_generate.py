@@ -1,13 +1,16 @@
 """Batched generation equals one-by-one greedy decoding and leaves the model as it was."""
 
 import copy
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from semalign import embedded
-from semalign.evaluation.generate import generate
+from semalign.errors import SemAlignError
+from semalign.evaluation.generate import answers, generate
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def test_no_prompts(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> N
 def test_continuous_batching_is_greedy_too(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:
     model, tokenizer = pair
     prompts = [row["messages"][:1] for row in embedded.rows("validation")[::20]]
-    found = generate(model, tokenizer, prompts, max_new_tokens=12, is_continuous=True)
+    found = generate(model, tokenizer, prompts, max_new_tokens=12, engine="continuous")
     assert len(found) == len(prompts) and len(set(found)) > 3
     for prompt, text in zip(prompts, found, strict=True):
         start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
@@ -84,3 +87,53 @@ def test_continuous_batching_is_greedy_too(pair: tuple[LlamaForCausalLM, PreTrai
         chosen = logits.gather(1, ids[0, first:, None])[:, 0]
         # All but the likeliest token: attention is computed in another order.
         assert float((logits.max(1).values - chosen).max()) < 0.05, text
+
+
+class FakeEngine:
+    """vLLM's interface over transformers: reads the folder it is given and decodes greedily."""
+
+    def __init__(self, model: str, max_model_len: int) -> None:
+        self.model = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.most = max_model_len
+
+    def generate(
+        self, prompts: list[dict[str, list[int]]], wanted: SimpleNamespace, use_tqdm: bool
+    ) -> list[SimpleNamespace]:
+        assert wanted.temperature == 0.0 and not use_tqdm
+        found = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt["prompt_token_ids"]])
+            assert ids.shape[1] + wanted.max_tokens <= self.most
+            with torch.no_grad():
+                new = self.model.generate(
+                    ids,
+                    do_sample=False,
+                    max_new_tokens=wanted.max_tokens,
+                    eos_token_id=wanted.stop_token_ids,
+                    pad_token_id=0,
+                )[0, ids.shape[1] :].tolist()
+            reason = "stop" if new[-1] in wanted.stop_token_ids else "length"
+            found.append(
+                SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(new), finish_reason=reason)])
+            )
+        return found
+
+
+def test_vllm_gets_a_folder_that_gives_the_same_answers(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = pair
+    prompts = [row["messages"][:1] for row in embedded.rows("validation")[::40]]
+    fake = SimpleNamespace(LLM=FakeEngine, SamplingParams=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    wanted = answers(model, tokenizer, prompts, 12, 8)
+    assert answers(model, tokenizer, prompts, 12, 8, engine="vllm") == wanted
+    assert {has_ended for _, has_ended in wanted} == {True, False}
+
+
+def test_without_vllm_one_sentence_says_how_to_get_it(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(SemAlignError, match=r"pip install 'semalign\[vllm\]'"):
+        generate(*pair, [[{"role": "user", "content": "2 + 2"}]], engine="vllm")

@@ -1,5 +1,7 @@
 """Greedy answers to chats, for any causal language model of the transformers library."""
 
+import gc
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,8 +10,9 @@ import torch
 from rich.progress import Progress
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from semalign.config import Engine
 from semalign.data import encode_prompt
-from semalign.errors import ModelError
+from semalign.errors import ModelError, require
 
 
 def generate(
@@ -20,16 +23,16 @@ def generate(
     max_new_tokens: int = 128,
     batch_size: int = 64,
     progress: bool = False,
-    is_continuous: bool = False,
+    engine: Engine = "padded",
 ) -> list[str]:
     """The model's greedy continuation of each chat, in the order of ``prompts``.
 
-    Batches hold prompts of similar length, padded on the left, and stop when every row has reached an end token; with
-    `is_continuous` transformers' continuous batching puts the next prompt where one has ended, without padding. Where two
-    tokens are all but equally likely, the two ways may differ.
+    Batches hold prompts of similar length, padded on the left, and stop when every row has reached an end token. With
+    `continuous` transformers puts the next prompt where one has ended, without padding; with `vllm` that package generates from
+    a copy of the model. Where two tokens are all but equally likely, the engines may differ.
     The model's mode and generation settings are as before afterwards.
     """
-    found = answers(model, tokenizer, prompts, max_new_tokens, batch_size, progress, is_continuous)
+    found = answers(model, tokenizer, prompts, max_new_tokens, batch_size, progress, engine)
     return [text for text, _ in found]
 
 
@@ -40,13 +43,14 @@ def answers(
     max_new_tokens: int,
     batch_size: int,
     progress: bool = False,
-    is_continuous: bool = False,
+    engine: Engine = "padded",
 ) -> list[tuple[str, bool]]:
     """As `generate`, with whether each answer came to its end or was cut off at ``max_new_tokens``."""
     encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
-    if is_continuous:
+    if engine != "padded":
+        run = _generate_continuously if engine == "continuous" else _generate_with_vllm
         with _plain_greedy(model, tokenizer, max_new_tokens) as settings:
-            return _generate_continuously(model, tokenizer, encoded, settings)
+            return run(model, tokenizer, encoded, settings)
     order = sorted(range(len(encoded)), key=lambda n: (len(encoded[n]), n))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     completions = [("", False)] * len(encoded)
@@ -96,10 +100,41 @@ def _generate_continuously(
     if failed or len(found) < len(rows):
         raise ModelError(
             f"continuous batching: expected {len(rows)} answers, got {len(found)} ({failed or 'its thread ended'}); set "
-            "evaluation.continuous_batching: false."
+            "evaluation.engine: padded."
         )
     ends = set(settings.eos_token_id or [])
     return [_until_end(output.generated_tokens, ends, tokenizer) for output in found]
+
+
+def _generate_with_vllm(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], settings: GenerationConfig
+) -> list[tuple[str, bool]]:
+    """vLLM reads a folder, so the model is written to one; it wants the device for itself, so the model waits in memory."""
+    vllm, device, ends = require("vllm", "vllm"), model.device, list(settings.eos_token_id or [])
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        model.to("cpu")
+        _empty_device()
+        longest = max(map(len, rows)) + int(settings.max_new_tokens or 0)
+        engine = vllm.LLM(model=folder, max_model_len=longest)
+        wanted = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens, stop_token_ids=ends)
+        prompts = [{"prompt_token_ids": row} for row in rows]
+        found = [output.outputs[0] for output in engine.generate(prompts, wanted, use_tqdm=False)]
+        del engine
+        _empty_device()
+        model.to(device)
+    answers = []
+    for output in found:
+        text, has_ended = _until_end(list(output.token_ids), set(ends), tokenizer)
+        answers.append((text, has_ended or output.finish_reason == "stop"))
+    return answers
+
+
+def _empty_device() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _until_end(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:

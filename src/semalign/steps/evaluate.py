@@ -210,7 +210,7 @@ def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = No
         prompts,
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
-        is_continuous=options.continuous_batching,
+        engine=options.engine,
     )
     verdicts = check_answers(rows, texts, allow_code_execution=options.allow_code_execution)
     return [

@@ -107,7 +107,7 @@ def _answers(
                 batch,
                 config.data.max_new_tokens,
                 size,
-                is_continuous=config.evaluation.continuous_batching,
+                engine=config.evaluation.engine,
             )
             texts = [text if has_ended and text.strip() else None for text, has_ended in found]
             file.write("".join(map(_line, texts)))
