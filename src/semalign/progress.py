@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -21,6 +22,8 @@ def quieten(quiet: bool, verbose: bool = False) -> None:
     if verbose:
         hf_logging.set_verbosity_info()
         return
+    # Calls between other libraries, which nobody here can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     for name in ("httpx", "accelerate", "torch", "datasets", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
     hf_logging.set_verbosity_error()
