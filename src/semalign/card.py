@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from semalign.cache import write_atomic
 from semalign.config import RecipeConfig
-from semalign.folder import RunFolder
+from semalign.folder import RunFolder, figure_name
 from semalign.formula import formula
 from semalign.methods import resolve
 from semalign.origin import HUB_ID
@@ -176,8 +176,7 @@ def _results(metrics: Json) -> str:
         lines.append(f"| {task} (n={entry['n']}) | {' | '.join(_accuracy(entry.get(n)) for n in names)} |")
     for entry in metrics.get("harness", ()):
         cells = [f"{entry[n]['value']:.3f}" if n in entry else "" for n in names]
-        how = "" if entry["filter"] == "none" else f", {entry['filter']}"
-        lines.append(f"| {entry['task']} {entry['metric']}{how} (n={entry['n']}) | {' | '.join(cells)} |")
+        lines.append(f"| {entry['task']} {figure_name(entry)} (n={entry['n']}) | {' | '.join(cells)} |")
     near = metrics.get("closeness", {})
     for key, label in _LABELS.items():
         cells = [f"{near[n][key]:.3f}" if key in near.get(n, {}) else "" for n in names]

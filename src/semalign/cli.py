@@ -317,6 +317,8 @@ def _config(options: Any) -> TransferConfig:
 
 def final_table(metrics: dict[str, Any], console: Console) -> None:
     """Before, baselines, after and teacher side by side, with the shares of the gaps closed."""
+    from semalign.folder import figure_name
+
     names = ["before", *metrics["baselines"], "after", "teacher"]
     table = Table(title=f"recipe {metrics['recipe']}", title_justify="left")
     for column in ("", *names):
@@ -324,7 +326,7 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
     for task, entry in metrics["tasks"].items():
         table.add_row(f"{task} (n={entry['n']})", *(f"{100 * entry[n]['accuracy']:.1f}%" for n in names))
     for entry in metrics["harness"]:
-        label = f"{harness_name(entry)} (n={entry['n']})"
+        label = f"{entry['task']} {figure_name(entry)} (n={entry['n']})"
         table.add_row(label, *(f"{entry[n]['value']:.3f}" if n in entry else "-" for n in names))
     if metrics["tasks"]:
         table.add_row(
@@ -343,13 +345,6 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
     seconds, memory = metrics["wall_seconds"], metrics["peak_rss_bytes"] / 2**30
     console.print(
         f"{seconds:.0f} s in all, training {metrics['train_seconds']:.0f} s, peak memory {memory:.2f} GiB"
-    )
-
-
-def harness_name(entry: dict[str, Any]) -> str:
-    """A figure of the harness in words: task, metric, and how the answer was read off."""
-    return f"{entry['task']} {entry['metric']}" + (
-        f", {entry['filter']}" if entry["filter"] != "none" else ""
     )
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -416,6 +416,12 @@ class TransferConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain dict of a config dataclass, tuples as lists, for YAML, JSON and fingerprints."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def by_name(given: Collection[str] | Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    """Names, or names with fields of their own, as the latter."""
+    fields = given if isinstance(given, Mapping) else dict.fromkeys(given)
+    return {name: dict(own or {}) for name, own in fields.items()}
 
 
 def plain(config: TransferConfig) -> dict[str, Any]:

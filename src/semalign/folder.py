@@ -130,6 +130,11 @@ class RunFolder:
             file.write(str(os.getpid()))
 
 
+def figure_name(entry: Mapping[str, Any]) -> str:
+    """A figure of metrics.json's `harness` in words: its metric, and how the answer was read off."""
+    return entry["metric"] + ("" if entry["filter"] == "none" else f", {entry['filter']}")
+
+
 def fingerprint(**parts: Any) -> dict[str, Any]:
     """Plain JSON of everything a result depends on; kept readable so that a difference can be named."""
     return json.loads(json.dumps(parts, default=list))

@@ -57,13 +57,12 @@ from semalign.recipe import Recipe
 from semalign.run import environment
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import Stores, cache
-from semalign.steps.evaluate import heldout_batches
+from semalign.steps.heldout import heldout_batches
 from semalign.steps.inputs import Inputs, inputs_of, rows_named
 from semalign.steps.pair import Plan, pair, read_plan
 from semalign.steps.student import to_float32, to_types, types_of
-from semalign.steps.train import read_teacher_head
+from semalign.steps.train import cached_supervision, read_teacher_head
 from semalign.suffix import Collator, SuffixModel, SuffixTrainer
-from semalign.supervision import CachedSupervision, ShuffledSupervision, Supervision
 
 logger = logging.getLogger(__name__)
 Model = str | ModelConfig | PreTrainedModel | PeftModel
@@ -256,12 +255,7 @@ class SemAlignTrainer(SuffixTrainer):
         """The student in transformers' or peft's form."""
         inputs, plan = targets.inputs, targets.plan
         stores = Stores(targets.config, targets.run, inputs, plan)
-        places = [p.place for p in plan.at(recipe.interface)]
-        supervision: Supervision = (
-            ShuffledSupervision(stores.teacher, recipe, places, [s.supervised for s in inputs.train])
-            if recipe.signals == "shuffled"
-            else CachedSupervision(stores.teacher, recipe, places)
-        )
+        supervision = cached_supervision(inputs, stores, recipe)
         cut = stores.request.cut or 0
         head = (
             read_teacher_head(targets.run, inputs).to(decoder.device) if recipe.needs_teacher_head else None

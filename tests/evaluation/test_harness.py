@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from semalign.config import EvaluationConfig
+from semalign.config import EvaluationConfig, by_name
 from semalign.errors import ConfigError, SemAlignError
-from semalign.evaluation.harness import harness_figures, overrides
+from semalign.evaluation.harness import harness_figures
 from semalign.loading import load
 from semalign.steps.evaluate import answer_items
 
@@ -25,8 +25,8 @@ def test_without_the_package_one_sentence_says_how_to_get_it(monkeypatch: pytest
 
 def test_tasks_may_have_fields_of_their_own() -> None:
     given = replace(CONFIG, harness={"gsm8k": {"dataset_path": "json"}, "mmlu": {}})
-    assert overrides(given) == {"gsm8k": {"dataset_path": "json"}, "mmlu": {}}
-    assert overrides(CONFIG) == {"semalign_arithmetic": {}}
+    assert by_name(given.harness) == {"gsm8k": {"dataset_path": "json"}, "mmlu": {}}
+    assert by_name(CONFIG.harness) == {"semalign_arithmetic": {}}
 
 
 def test_an_embedded_task_gives_the_accuracy_of_the_runs_own_measurement() -> None:

@@ -13,10 +13,9 @@ from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
-from semalign.report.words import NBSP, Headline, listing, number, percent, seconds
+from semalign.report.words import GAPS, NBSP, Headline, listing, number, percent, seconds
 
 Figures = Mapping[str, Any]
-SHARES = (("accuracy_gap_closed", "Accuracy gap closed"), ("kl_gap_closed", "KL gap closed"))
 UNEVEN = 0.15
 """Share of the budget by which a training at equal time may miss it before the page says so."""
 
@@ -139,7 +138,7 @@ def _notes(figures: Figures) -> list[str]:
 
 def _gaps(methods: Sequence[Figures]) -> Panels | None:
     panels = []
-    for key, title in SHARES:
+    for key, title in GAPS:
         rows = [
             (f"{m['method']} {n}", _marks(m, key)) for n, m in enumerate(methods, 1) if m[key] is not None
         ]
@@ -187,7 +186,7 @@ def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
     rows = []
     for place, m in enumerate(methods, 1):
         timed = m["equal_time"] or {}
-        texts = [*(shown(m, k) for k, _ in SHARES), *(shown(timed, k) for k, _ in SHARES)]
+        texts = [*(shown(m, k) for k, _ in GAPS), *(shown(timed, k) for k, _ in GAPS)]
         texts += [
             shown(m, "retention", points),
             percent(m["extraction_failures"], 1),

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from semalign.config import EvaluationConfig
+from semalign.config import EvaluationConfig, by_name
 from semalign.errors import ConfigError, require, suggestion
 from semalign.evaluation.statistics import Z95
 from semalign.models import Decoder
@@ -41,7 +41,7 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    wanted = overrides(options)
+    wanted = by_name(options.harness)
     paths = [TASKS, *([Path(options.harness_path)] if options.harness_path else [])]
     manager = TaskManager(include_path=[str(path) for path in paths])
     for name in wanted:
@@ -114,16 +114,6 @@ def _task(name: str, fields: Mapping[str, Any], manager: Any, folder: Path) -> s
     made = folder / f"{name}.yaml"
     made.write_text(yaml.safe_dump({"include": str(path), **fields, "task": name}), encoding="utf-8")
     return str(made)
-
-
-def overrides(options: EvaluationConfig) -> dict[str, dict[str, Any]]:
-    """Task name -> fields of its own in place of the harness's."""
-    given = options.harness
-    return (
-        {name: dict(fields or {}) for name, fields in given.items()}
-        if isinstance(given, Mapping)
-        else {name: {} for name in given}
-    )
 
 
 def _lines(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:

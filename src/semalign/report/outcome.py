@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from semalign.folder import figure_name
 from semalign.report import plots, words
 from semalign.report.blocks import (
     Answer,
@@ -160,8 +161,7 @@ def harness_section(metrics: Json) -> Section | None:
             if value is None:
                 continue
             interval = words.DASH if low is None or high is None else f"{number(low, 3)} to {number(high, 3)}"
-            how = "" if entry["filter"] == "none" else f", {entry['filter']}"
-            cells = [entry["task"], f"{entry['metric']}{how}", number(value, 3), interval, str(entry["n"])]
+            cells = [entry["task"], figure_name(entry), number(value, 3), interval, str(entry["n"])]
             rows.append(Row(run.label, [Cell(text) for text in cells], run.kind))
     gained = [e for e in entries if _value(e, "after") > _value(e, "before")]
     finding = f"Higher than before in {len(gained)} of {len(entries)} figure{'s' * (len(entries) > 1)}."

@@ -17,10 +17,20 @@ from semalign.report.build import model_names, render, replace_file
 from semalign.report.files import RunFiles, read_run
 from semalign.report.outcome import accuracy, task_name
 from semalign.report.plots import Bar
-from semalign.report.words import DASH, Headline, finite, listing, number, percent, percent_1, seconds, size
+from semalign.report.words import (
+    DASH,
+    GAPS,
+    Headline,
+    finite,
+    listing,
+    number,
+    percent,
+    percent_1,
+    seconds,
+    size,
+)
 
 Shown = Callable[[float | None], str]
-GAPS = (("accuracy_gap_closed", "Accuracy gap closed"), ("kl_gap_closed", "KL gap closed"))
 COSTS: tuple[tuple[str, str, Shown], ...] = (
     ("train_seconds", "Training", seconds),
     ("wall_seconds", "All steps", seconds),
@@ -140,12 +150,11 @@ def _figures(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
 def _options(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
     """The options in which runs differ from the first one."""
     configs = [yaml.safe_load(run.config_text or "") or {} for run in runs]
-    changed: dict[str, list[str]] = {}
-    for config in configs[1:]:
-        for line in differences(configs[0], config):
-            changed.setdefault(line.split(": ")[0], [])
-    changed.pop("output_dir", None)
-    rows = [Row(key, [Cell(_value(config, key)) for config in configs]) for key in changed]
+    lines = [line for config in configs[1:] for line in differences(configs[0], config)]
+    changed = dict.fromkeys(line.split(": ")[0] for line in lines)
+    rows = [
+        Row(key, [Cell(_value(config, key)) for config in configs]) for key in changed if key != "output_dir"
+    ]
     finding = "" if rows else "The runs have the same options."
     blocks = [Table("Options that differ", ["", *names], rows)] if rows else []
     return Section("options", "Options that differ", finding, blocks=blocks)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+GAPS = (("accuracy_gap_closed", "Accuracy gap closed"), ("kl_gap_closed", "KL gap closed"))
+"""The two headline figures of metrics.json, with their titles."""
 DASH = "–"
 NBSP = "\u00a0"
 LEVEL = 0.01

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from semalign import ranks
 from semalign.cache import Record, ShardStore, write_tensors
-from semalign.config import Interface, MapName, TransferConfig
+from semalign.config import Interface, MapName, TransferConfig, by_name
 from semalign.data import Sample, length_batches
 from semalign.errors import CacheError, ConfigError
 from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
@@ -42,10 +42,9 @@ Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
 def recipes_of(config: TransferConfig) -> dict[str | None, Recipe]:
     """The run's own recipe (None) and its baselines by name."""
-    baselines = config.evaluation.baselines
-    fields = baselines if isinstance(baselines, dict) else {n: {} for n in baselines}
+    baselines = by_name(config.evaluation.baselines)
     return {None: resolve(config.recipe)} | {
-        n: named(n, f, "evaluation.baselines") for n, f in fields.items()
+        n: named(n, f, "evaluation.baselines") for n, f in baselines.items()
     }
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from semalign.cache import Record, read_json, read_tensors
-from semalign.capture import Point, capture
+from semalign.cache import read_json, read_tensors
+from semalign.capture import Point
 from semalign.config import ModelConfig, TransferConfig, to_dict
-from semalign.data import length_batches
 from semalign.errors import DataError
 from semalign.evaluation.generate import generate
 from semalign.evaluation.harness import harness_figures
@@ -21,17 +20,14 @@ from semalign.evaluation.statistics import wilson_interval
 from semalign.evaluation.tasks import check_answers
 from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
 from semalign.loading import load
-from semalign.maths.full_vocabulary import closeness
 from semalign.maths.similarity import gap_closed, kl_gap_closed, linear_cka, mean_cosine
 from semalign.methods import resolve
 from semalign.models import Decoder, share_vocabulary
-from semalign.progress import bar
-from semalign.signals import batch_inputs, labels_of, layer_states
-from semalign.steps.cache import Stores
+from semalign.signals import layer_states
+from semalign.steps.heldout import heldout_batches
 from semalign.steps.inputs import Inputs, rows_named
 from semalign.steps.pair import read_plan
 from semalign.steps.tokens import teacher_view, token_view
-from semalign.steps.train import read_teacher_head
 
 SAMPLES_SHOWN = 3  # a task
 
@@ -73,7 +69,7 @@ def _measure(
     if inputs.heldout:
         found |= heldout_figures(decoder, config, run, inputs, name)
         if name in ("before", "after"):
-            found["tokens"] = token_view(decoder, config, run, inputs)
+            found["tokens"] = token_view(decoder, config, run, inputs, name)
     found |= _outcomes(decoder, config)
     del decoder
     free_memory()
@@ -88,48 +84,6 @@ def _outcomes(decoder: Decoder, config: TransferConfig) -> dict[str, Any]:
     if config.evaluation.harness:
         found["harness"] = harness_figures(decoder, config.evaluation)
     return found
-
-
-@torch.no_grad()
-def heldout_batches(
-    decoder: Decoder,
-    config: TransferConfig,
-    run: RunFolder,
-    inputs: Inputs,
-    name: str,
-    points: Collection[Point] = (),
-) -> Iterator[tuple[list[int], list[Record], dict[str, Tensor], dict[Point, Tensor]]]:
-    """Batches of held-out rows: their numbers, stored signals, closeness to the teacher per token, captured states."""
-    store = Stores(config, run, inputs, read_plan(run)).heldout
-    head, teacher = decoder.head(), read_teacher_head(run, inputs).to(decoder.device)
-    lengths = [len(s.input_ids) for s in inputs.heldout]
-    batches = length_batches(lengths, max_tokens=None, batch_size=config.cache.batch_size)
-    progress = bar(len(lengths), f"held-out {name}")
-    for batch in batches:
-        samples = [inputs.heldout[i] for i in batch]
-        ids, attention, states = batch_inputs(decoder, samples)
-        with capture(decoder, points) as found, decoder.span(0, decoder.num_layers, norm=True):
-            output_XE = decoder.forward(ids, attention)[states]
-        stored = [store.read(i) for i in batch]
-        theirs = torch.cat([r["positions.teacher_output"] for r in stored]).to(output_XE.device)
-        labels = torch.cat([labels_of(s) for s in samples]).to(output_XE.device)
-        figures = closeness(
-            output_XE,
-            head.weight_VD,
-            theirs,
-            teacher.weight_VD,
-            labels,
-            student=head.options,
-            teacher=teacher.options,
-        )
-        yield (
-            batch,
-            stored,
-            {key: values.cpu() for key, values in figures.items()},
-            {point: found[point][states].float().cpu() for point in points},
-        )
-        progress.update(len(batch))
-    progress.close()
 
 
 def heldout_figures(

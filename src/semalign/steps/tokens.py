@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semalign.capture import Point, capture
+from semalign.capture import Point
 from semalign.config import TransferConfig
 from semalign.data import Sample
 from semalign.folder import RunFolder
-from semalign.maths.full_vocabulary import closeness
 from semalign.models import Decoder, Head
-from semalign.signals import batch_inputs, labels_of
+from semalign.signals import labels_of
 from semalign.steps.cache import Stores
+from semalign.steps.heldout import heldout_batches
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import read_plan
 from semalign.steps.train import read_teacher_head
@@ -31,37 +31,21 @@ def shown_rows(inputs: Inputs) -> list[int]:
 
 @torch.no_grad()
 def token_view(
-    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs
+    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs, name: str
 ) -> list[dict[str, Any]]:
     """Of every shown row's first supervised tokens: the student's likeliest token, KL(teacher || student) in nats, and
     `lens`, per layer 1..L the token that final norm and head would say after it.
     """
-    store, teacher = _stored(config, run, inputs), read_teacher_head(run, inputs).to(decoder.device)
     head, points = decoder.head(), [Point(n, "block") for n in range(1, decoder.num_layers + 1)]
     view = []
-    for number in shown_rows(inputs):
-        sample = inputs.heldout[number]
-        ids, attention, states = batch_inputs(decoder, [sample])
-        with capture(decoder, points) as found, decoder.span(0, decoder.num_layers, norm=True):
-            output_NE = decoder.forward(ids, attention)[states][:TOKENS]
-        theirs = store.read(number)["positions.teacher_output"][:TOKENS].to(output_NE.device)
-        labels = labels_of(sample)[:TOKENS].to(output_NE.device)
-        figures = closeness(
-            output_NE,
-            head.weight_VD,
-            theirs,
-            teacher.weight_VD,
-            labels,
-            student=head.options,
-            teacher=teacher.options,
-        )
-        lens = [likeliest(head, decoder.final_norm(found[p][states][:TOKENS]))[0] for p in points]
+    for _, _, figures, found in heldout_batches(
+        decoder, config, run, inputs, f"tokens {name}", points, shown_rows(inputs)
+    ):
+        states = [found[p][:TOKENS].to(decoder.device, decoder.model.dtype) for p in points]
+        lens = [pieces(inputs, likeliest(head, decoder.final_norm(x))[0]) for x in states]
+        # After the last layer the lens is the model itself.
         view.append(
-            {
-                "top": pieces(inputs, likeliest(head, output_NE)[0]),
-                "kl": [round(x, 4) for x in figures["kl"].tolist()],
-                "lens": [pieces(inputs, layer) for layer in lens],
-            }
+            {"top": lens[-1], "kl": [round(x, 4) for x in figures["kl"][:TOKENS].tolist()], "lens": lens}
         )
     return view
 
@@ -69,7 +53,8 @@ def token_view(
 @torch.no_grad()
 def teacher_view(config: TransferConfig, run: RunFolder, inputs: Inputs) -> list[dict[str, Any]]:
     """The same rows: prompt, expected tokens, and the teacher's likeliest token with its probability."""
-    store, teacher, view = _stored(config, run, inputs), read_teacher_head(run, inputs), []
+    store = Stores(config, run, inputs, read_plan(run)).heldout
+    teacher, view = read_teacher_head(run, inputs), []
     for number in shown_rows(inputs):
         sample = inputs.heldout[number]
         top, p = likeliest(teacher, store.read(number)["positions.teacher_output"][:TOKENS])
@@ -83,10 +68,6 @@ def teacher_view(config: TransferConfig, run: RunFolder, inputs: Inputs) -> list
             }
         )
     return view
-
-
-def _stored(config: TransferConfig, run: RunFolder, inputs: Inputs) -> Any:
-    return Stores(config, run, inputs, read_plan(run)).heldout
 
 
 def likeliest(head: Head, hidden_NE: Tensor) -> tuple[list[int], list[float]]:

@@ -259,14 +259,19 @@ def mean_loss(logged: Sequence[Mapping[str, Any]], otherwise: float) -> float:
     return total / lines[-1][0] if lines else otherwise
 
 
-def _supervision(
-    config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, recipe: Recipe
-) -> Supervision:
+def cached_supervision(inputs: Inputs, stores: Stores, recipe: Recipe) -> Supervision:
+    """The stored signals of each sample, or of another one where the recipe says so."""
     places = [p.place for p in stores.request.at(recipe.interface)]
     if recipe.signals == "shuffled":
         return ShuffledSupervision(stores.teacher, recipe, places, [s.supervised for s in inputs.train])
-    if not config.train.live_teacher:
-        return CachedSupervision(stores.teacher, recipe, places)
+    return CachedSupervision(stores.teacher, recipe, places)
+
+
+def _supervision(
+    config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, recipe: Recipe
+) -> Supervision:
+    if recipe.signals == "shuffled" or not config.train.live_teacher:
+        return cached_supervision(inputs, stores, recipe)
     teacher, untouched = inputs.load_teacher(), inputs.load_student()
     untouched.model.requires_grad_(False)
     return LiveSupervision(
