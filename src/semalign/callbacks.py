@@ -82,8 +82,8 @@ class GradientCheck(TrainerCallback):
 class GiveBack(TrainerCallback):
     """Gives freed memory back to the system now and then.
 
-    Batches of ever different lengths leave the allocator's heap full of holes: 9 GB instead of 5 after 100 steps of a
-    0.5B student on the CPU. A pass takes milliseconds, so every ten seconds cost nothing.
+    Batches of ever different lengths leave the allocator's heap full of holes; a 0.5B student's training reached 9 GB on
+    128 rows and 5 on 16, with the same batches. Every ten seconds is far rarer than a step of a model where it matters.
     """
 
     EVERY = 10.0  # seconds
