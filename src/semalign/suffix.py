@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from semalign import ranks
+from semalign import lora, ranks
 from semalign.callbacks import GiveBack
 from semalign.capture import Point, capture
 from semalign.data import Sample, collate
@@ -181,7 +181,7 @@ class SuffixTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with the student cut to its suffix while it runs."""
-        with self.decoder.span(self.cut, self.decoder.num_layers, norm=True):
+        with self.decoder.span(self.cut, self.decoder.num_layers, norm=True), lora.fused(self.model):
             return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
