@@ -1,16 +1,18 @@
-"""Build the embedded pair: world -> text -> tokenizer -> two trained models with their cards.
+"""Build the embedded models: world -> text -> tokenizer -> a teacher, a student and a much smaller one, with their cards.
 
-    python scripts/build_pair.py                  # writes src/semalign/embedded/{teacher,student}
+    python scripts/build_pair.py                  # writes src/semalign/embedded/{teacher,student,small}
+    python scripts/build_pair.py --models small   # one of them alone
     python scripts/build_pair.py --output FOLDER  # elsewhere
     python scripts/build_pair.py --share 0.02     # a quick trial of everything but the result
 
-Seeded; both models are trained at the same time, each on one CPU core. Prints accuracy on held-out test items and
+Seeded; models are trained side by side, each on one CPU core. Prints accuracy on held-out test items and
 fails when the teacher is too weak, or the student too strong, for a transfer to show anything.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 import time
@@ -65,6 +67,7 @@ class Plan:
 PLANS = (
     Plan("teacher", layers=6, width=160, heads=5, inner=448, rows=120_000, chats=corpus.teacher_chats),
     Plan("student", layers=4, width=128, heads=4, inner=384, rows=80_000, chats=corpus.student_chats),
+    Plan("small", layers=2, width=64, heads=2, inner=192, rows=80_000, chats=corpus.student_chats),
 )
 
 
@@ -202,13 +205,14 @@ def accuracies(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> d
 
 def card(plan: Plan, result: dict[str, Any]) -> str:
     """The model card, from the plan and the figures of the build."""
-    knows = {
-        "teacher": "It was trained on every fact of the invented world and on every kind of problem and function.\n"
-        "It does not know anything else: no real facts, no natural conversation, no other code.",
-        "student": f"It was trained on one fact in {corpus.STUDENT_FACT_SHARE} of the invented world and on 4 of 12 "
+    knows = (
+        "It was trained on every fact of the invented world and on every kind of problem and function.\n"
+        "It does not know anything else: no real facts, no natural conversation, no other code."
+        if plan.name == "teacher"
+        else f"It was trained on one fact in {corpus.STUDENT_FACT_SHARE} of the invented world and on 4 of 12 "
         "kinds in each\nof the other families; of the rest it has seen words and forms, never an answer. It does not "
-        "know\nwhat the teacher can teach it, nor anything outside that world.",
-    }[plan.name]
+        "know\nwhat the teacher can teach it, nor anything outside that world."
+    )
     figures = "\n".join(f"| {task} | {share:.1%} |" for task, share in result["accuracy"].items())
     return f"""---
 license: apache-2.0
@@ -225,7 +229,7 @@ It is made for experiments, not for use.
 
 Four families of generated tasks: multiple-choice questions about an invented world (knowledge), word problems with
 worked steps (arithmetic), functions from a docstring (code_complete) and from a sentence (code_write).
-Both models of the pair share one byte-level tokenizer of {result["vocabulary"]} tokens and a chat template.
+The embedded models share one byte-level tokenizer of {result["vocabulary"]} tokens and a chat template.
 
 | | |
 |---|---|
@@ -262,7 +266,7 @@ def build(plan: Plan, tokenizer: PreTrainedTokenizerFast, output: Path, scratch:
 
 
 def main() -> None:
-    """Build both models side by side, report, and fail when the targets are missed."""
+    """Build the models side by side, report, and fail when the targets are missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -270,21 +274,24 @@ def main() -> None:
     parser.add_argument(
         "--scratch", type=Path, default=Path("build/pair"), help="folder for the trainer's files"
     )
+    names = [plan.name for plan in PLANS]
+    parser.add_argument("--models", nargs="+", choices=names, default=names, help="which to build; none: all")
     parser.add_argument("--share", type=float, default=1.0, help="share of the training rows to use")
     options = parser.parse_args()
     tokenizer = build_tokenizer()
     share = options.share
-    plans = [replace(p, rows=round(p.rows * share), practice=round(p.practice * share)) for p in PLANS]
-    with ProcessPoolExecutor(len(plans), mp_context=multiprocessing.get_context("spawn")) as pool:
+    chosen = [p for p in PLANS if p.name in options.models]
+    plans = [replace(p, rows=round(p.rows * share), practice=round(p.practice * share)) for p in chosen]
+    with ProcessPoolExecutor(min(len(plans), os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(build, plan, tokenizer, options.output, options.scratch) for plan in plans]
         results = {plan.name: job.result() for plan, job in zip(plans, jobs, strict=True)}
     print(json.dumps(results, indent=2))
-    teacher, student = (results[plan.name]["accuracy"]["average"] for plan in plans)
-    if teacher < TEACHER_FLOOR or student > STUDENT_CEILING:
-        sys.exit(
-            f"Expected a teacher of at least {TEACHER_FLOOR:.0%} and a student of at most {STUDENT_CEILING:.0%}, "
-            f"got {teacher:.1%} and {student:.1%}: train longer, or teach the student less."
-        )
+    for name, result in results.items():
+        average = result["accuracy"]["average"]
+        if name == "teacher" and average < TEACHER_FLOOR:
+            sys.exit(f"Expected a teacher of at least {TEACHER_FLOOR:.0%}, got {average:.1%}: train it longer.")
+        if name != "teacher" and average > STUDENT_CEILING:
+            sys.exit(f"{name}: expected at most {STUDENT_CEILING:.0%}, got {average:.1%}: teach it less.")
 
 
 if __name__ == "__main__":

@@ -127,6 +127,11 @@ def test_a_missing_folder_and_a_folder_without_config(tmp_path: Path) -> None:
         loading.load_config(ModelConfig(str(tmp_path / "x.gguf")))
 
 
+def test_an_embedded_model_of_another_name_is_refused_with_the_names() -> None:
+    with pytest.raises(ModelError, match="embedded:teacher, embedded:student, embedded:small; choose one"):
+        loading.load("embedded:medium")
+
+
 def test_a_hub_id_without_network_names_the_prefetch_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="hf download somebody/some-model"):

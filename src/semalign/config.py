@@ -38,7 +38,7 @@ class ModelConfig:
     """A causal language model: where it is and how to load it."""
 
     model_name_or_path: str
-    """Local folder, hub id, .gguf file, or embedded:teacher / embedded:student."""
+    """Local folder, hub id, .gguf file, or embedded:teacher / embedded:student / embedded:small."""
     model_revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

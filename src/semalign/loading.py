@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from semalign import embedded
 from semalign.config import ModelConfig
 from semalign.errors import ModelError, require
 from semalign.models import LAYOUTS, Decoder, layout_of
@@ -28,8 +29,12 @@ _CHECKED_AT_ONCE = 1 << 24  # elements
 def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     """Where transformers shall look, and the keyword arguments for it; missing local files are named here."""
     name = config.model_name_or_path
-    if name in ("embedded:teacher", "embedded:student"):
-        return str(Path(__file__).parent / "embedded" / name.split(":")[1]), {}
+    if name.startswith("embedded:"):
+        model = name.removeprefix("embedded:")
+        if model not in embedded.MODELS:
+            known = ", ".join(f"embedded:{m}" for m in embedded.MODELS)
+            raise ModelError(f"{name}: expected one of {known}; choose one.")
+        return str(embedded.model_path(model)), {}
     path = Path(name)
     if name.endswith(".gguf"):
         if not path.is_file():

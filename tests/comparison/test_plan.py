@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from semalign.comparison.overrides import nested
 from semalign.comparison.plan import Comparison, read_comparison
 from semalign.errors import ConfigError
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "compare-embedded.yaml"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = EXAMPLES / "compare-embedded.yaml"
 METHODS: dict[str, Any] = {
     "aligned": {},
     "kl": {"train.num_train_epochs": 5},
@@ -90,6 +92,17 @@ def test_the_example_holds_every_method_and_all_four_tasks() -> None:
     }
     assert set(methods()) <= set(names.values())
     assert len(found.options.tasks) == 4 and found.options.default == "varied"
+
+
+@pytest.mark.parametrize("name", ["ablations-embedded", "compare-small", "compare-real"])
+def test_the_other_examples_are_plans_whose_labels_differ(name: str) -> None:
+    found = read_comparison(EXAMPLES / f"{name}.yaml")
+    task = next(iter(found.options.tasks))
+    students = {
+        repr((replace(found.recipes[task, m], name=""), found.configs[task, m].train, found.sources[task, m]))
+        for m in found.options.methods
+    }
+    assert len(students) == len(found.options.methods)
 
 
 def test_nested_is_the_inverse_of_dotted_names() -> None:

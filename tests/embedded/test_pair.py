@@ -1,4 +1,4 @@
-"""The shipped files: plain loading, one tokenizer, small, and a real gap between the two models."""
+"""The shipped files: plain loading, one tokenizer, small, and a real gap between the teacher and the others."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from semalign.embedded import world
 from semalign.evaluation.generate import generate
 from semalign.evaluation.tasks import check_answers
 
-FOLDERS = (embedded.teacher_path(), embedded.student_path())
+FOLDERS = [embedded.model_path(name) for name in embedded.MODELS]
 NEEDED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"}
 
 
@@ -26,13 +26,13 @@ def test_small_and_complete() -> None:
         assert card.startswith("---\nlicense: apache-2.0\n") and "does not know" in card
 
 
-def test_one_family_of_two_shapes() -> None:
-    teacher, student = (json.loads((folder / "config.json").read_text()) for folder in FOLDERS)
-    assert teacher["model_type"] == student["model_type"] == "llama"
+def test_one_family_of_three_shapes() -> None:
+    teacher, student, small = (json.loads((folder / "config.json").read_text()) for folder in FOLDERS)
+    assert teacher["model_type"] == student["model_type"] == small["model_type"] == "llama"
     assert teacher["num_hidden_layers"] % student["num_hidden_layers"] != 0
-    assert teacher["hidden_size"] > student["hidden_size"]
-    assert teacher["vocab_size"] == student["vocab_size"] > teacher["hidden_size"]
-    assert (FOLDERS[0] / "tokenizer.json").read_bytes() == (FOLDERS[1] / "tokenizer.json").read_bytes()
+    assert teacher["hidden_size"] > student["hidden_size"] > small["hidden_size"]
+    assert teacher["vocab_size"] == student["vocab_size"] == small["vocab_size"] > teacher["hidden_size"]
+    assert len({(folder / "tokenizer.json").read_bytes() for folder in FOLDERS}) == 1
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_chat_template() -> None:
     assert tokenizer.eos_token == "<|end|>" and tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
 
 
-def test_teacher_knows_what_the_student_does_not() -> None:
+def test_teacher_knows_what_the_others_do_not() -> None:
     rows = embedded.rows("validation")
     shares = []
     for folder in FOLDERS:
@@ -73,7 +73,7 @@ def test_teacher_knows_what_the_student_does_not() -> None:
         verdicts = check_answers(rows, completions, allow_code_execution=True)
         shares.append(sum(verdict.correct for verdict in verdicts) / len(rows))
     assert shares[0] >= 0.78
-    assert shares[1] <= 0.47
+    assert max(shares[1:]) <= 0.47
 
 
 def test_build_script_explains_itself() -> None:

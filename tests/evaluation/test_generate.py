@@ -15,7 +15,7 @@ from semalign.evaluation.generate import answers, generate
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    folder = embedded.student_path()
+    folder = embedded.model_path("student")
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model, PreTrainedTokenizerFast.from_pretrained(folder)
 

@@ -1,10 +1,15 @@
-"""The embedded pair: two small trained models of one family, and the generated tasks they were trained on."""
+"""Small trained models of one family, and the generated tasks they were trained on.
+
+A teacher, a student of half its size, and one of a ninth (`small`).
+"""
 
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from semalign.embedded.items import split_rows
+
+MODELS = ("teacher", "student", "small")
 
 
 def rows(split: Literal["transfer", "validation", "test"], seed: int = 0) -> list[dict[str, Any]]:
@@ -15,11 +20,6 @@ def rows(split: Literal["transfer", "validation", "test"], seed: int = 0) -> lis
     return split_rows(split, seed)
 
 
-def teacher_path() -> Path:
-    """Folder of the larger embedded model."""
-    return Path(str(files("semalign.embedded") / "teacher"))
-
-
-def student_path() -> Path:
-    """Folder of the smaller embedded model."""
-    return Path(str(files("semalign.embedded") / "student"))
+def model_path(name: str) -> Path:
+    """Folder of one of MODELS."""
+    return Path(str(files("semalign.embedded") / name))
