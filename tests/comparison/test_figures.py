@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import runpy
+import sys
 import time
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -215,3 +218,18 @@ def test_thousands_of_draws_take_seconds() -> None:
     start = time.process_time()
     figures(lines_of(seeds=5, items=150, rows=150), draws=4000)
     assert time.process_time() - start < 15
+
+
+def test_the_script_writes_the_same_figures_as_a_markdown_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = figures(lines_of(), draws=50)
+    (tmp_path / "figures.json").write_text(json.dumps(found))
+    script = Path(__file__).parents[2] / "scripts" / "comparison_table.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "figures.json")])
+    runpy.run_path(str(script), run_name="__main__")
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head.count("equal time") == 2 and len(lines) == 3
+    ours = next(m for m in found["methods"] if m["default"])
+    assert lines[0].startswith(f"| **ours** (default) | {ours['accuracy_gap_closed']:.0%} [")
+    assert all(line.count("|") == head.count("|") for line in lines)

@@ -1,0 +1,100 @@
+"""The table of a comparison as Markdown, and its plots as a picture.
+
+    semalign compare examples/compare-embedded.yaml
+    python scripts/comparison_table.py runs/compare-embedded/figures.json --plot docs/pictures/compare-embedded.png
+
+The plots need matplotlib (extra `bench`).
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from semalign.comparison.page import points, ranked, shown
+
+Figures = dict[str, Any]
+GAINS = ("accuracy_gap_closed", "kl_gap_closed")
+
+
+def markdown(found: Figures) -> str:
+    """One line per method, the best first; columns that nothing was measured for are left out."""
+    columns: list[tuple[str, list[str]]] = []
+    methods = ranked(found)
+    timed = [m["equal_time"] if not m["default"] else None for m in methods]
+    names = ["accuracy gap closed", "KL gap closed"]
+    for entries, suffix in ((methods, ""), (timed, " at equal time")):
+        for key, name in zip(GAINS, names, strict=True):
+            columns.append((name + suffix, [shown(e, key) if e and e[key] is not None else "" for e in entries]))
+    kept = [m["retention"] is not None for m in methods]
+    columns.append(
+        ("retention", [shown(m, "retention", points) if k else "" for m, k in zip(methods, kept, strict=True)])
+    )
+    columns.append(("s", [f"{m['wall_seconds']:.0f}" for m in methods]))
+    columns = [(name, cells) for name, cells in columns if any(cells)]
+    labels = [f"**{m['method']}** (default)" if m["default"] else f"`{m['method']}`" for m in methods]
+    lines = [["method", *(name for name, _ in columns)], ["---"] * (len(columns) + 1)]
+    lines += [[label, *(cells[n] for _, cells in columns)] for n, label in enumerate(labels)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plot(found: Figures, path: Path) -> None:
+    """Shares of the gaps with intervals; KL gap closed against seconds; points lost or won elsewhere against gain."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    methods = ranked(found)[::-1]
+    height = max(4.0, 0.26 * len(methods) + 1)
+    canvas, axes = pyplot.subplots(1, 3, figsize=(15, height), layout="constrained", width_ratios=(1.4, 1, 1))
+    for key, colour, shift in zip(GAINS, ("tab:blue", "tab:orange"), (0.15, -0.15), strict=True):
+        _bars(axes[0], methods, key, colour, shift)
+    axes[0].set_yticks(range(len(methods)), [m["method"] for m in methods])
+    axes[0].set_xlim(-1.02, 1.1)
+    axes[0].axvline(0, color="grey", lw=0.8)
+    axes[0].axvline(1, color="grey", lw=0.8, ls=":")
+    axes[0].set_xlabel("share of the gap to the teacher closed, 95% intervals (held at -1)")
+    axes[0].legend(loc="lower left", fontsize=8)
+    _scatter(axes[1], methods, "wall_seconds", "kl_gap_closed")
+    axes[1].set(xlabel="seconds per student, preparation included", ylabel="KL gap closed", xscale="log")
+    _scatter(axes[2], methods, "accuracy_gap_closed", "retention")
+    axes[2].set(xlabel="accuracy gap closed", ylabel="points on tasks not trained on")
+    canvas.savefig(path, dpi=110)
+
+
+def _bars(axis: Any, methods: Sequence[Figures], key: str, colour: str, shift: float) -> None:
+    known = [(n, m) for n, m in enumerate(methods) if m[key] is not None]
+    label = key.replace("_gap_closed", "").replace("kl", "KL")
+    for n, m in known:
+        low, high = m[f"{key}_interval"] or (m[key], m[key])
+        axis.plot([max(-1, low), max(-1, high)], [n + shift] * 2, color=colour, lw=2)
+        marker = "D" if m["default"] else "o"
+        axis.plot(max(-1, m[key]), n + shift, marker, color=colour, ms=5, label=label if n == known[0][0] else None)
+
+
+def _scatter(axis: Any, methods: Sequence[Figures], x: str, y: str) -> None:
+    for m in methods:
+        if m[x] is None or m[y] is None:
+            continue
+        at = (m[x] if x == "wall_seconds" else max(-1, m[x]), max(-1, m[y]) if y != "retention" else m[y])
+        axis.plot(*at, "D" if m["default"] else "o", color="tab:red" if m["default"] else "tab:grey", ms=5)
+        axis.annotate(m["method"], at, fontsize=7, xytext=(3, 3), textcoords="offset points")
+    axis.grid(alpha=0.3)
+
+
+def main() -> None:
+    """Read, print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figures", type=Path, help="figures.json of a comparison")
+    parser.add_argument("--plot", type=Path, help="picture to write")
+    options = parser.parse_args()
+    found = json.loads(options.figures.read_text(encoding="utf-8"))
+    print(markdown(found))
+    if options.plot:
+        plot(found, options.plot)
+
+
+if __name__ == "__main__":
+    main()
