@@ -299,7 +299,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradient clipping."""
     bf16: bool = False
-    """Multiply matrices in bfloat16; trained weights and losses stay float32."""
+    """Multiply matrices in bfloat16; trained weights stay float32, and so do losses (but for logits over the whole vocabulary)."""
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass to save memory."""
     lora_r: int = 0

@@ -17,7 +17,7 @@ from semalign.maths.lowrank import low_rank_linear
 def fused(root: nn.Module) -> Iterator[int]:
     """Inside, the plain LoRA modules below `root` compute the same at once; how many they are.
 
-    Others (DoRA, quantised or transposed weights, several adapters, a trained bias, dropout in train mode) keep peft's own way.
+    Others (DoRA, quantised or transposed weights, several adapters, a trained base, dropout in train mode) keep peft's own way.
     """
     plain = [module for module in root.modules() if _is_plain(module)]
     for module in plain:
@@ -30,7 +30,10 @@ def fused(root: nn.Module) -> Iterator[int]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    if type(module) is not Linear or type(module.get_base_layer()) is not nn.Linear:
+    if type(module) is not Linear or type(base := module.get_base_layer()) is not nn.Linear:
+        return False
+    # Whoever replaced a forward (accelerate's hooks, an outer `fused`) did so for a reason.
+    if "forward" in vars(module) or "forward" in vars(base) or any(p.requires_grad for p in base.parameters()):
         return False
     names = module.active_adapters
     if module.disable_adapters or module.merged or len(names) != 1 or names[0] not in module.lora_A:

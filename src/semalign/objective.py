@@ -20,6 +20,8 @@ from semalign.maths.topk import fisher_loss, fisher_quadratic, mix_labels, topk_
 from semalign.models import Decoder, Head
 from semalign.recipe import Recipe
 
+FULL_VOCABULARY = ("cross_entropy", "kl", "jsd")
+
 
 class Objective(nn.Module):
     """loss = output_weight * output loss + layer_weight * mean over pairs of the layer loss.
@@ -71,10 +73,16 @@ class Objective(nn.Module):
             counts: supervised positions of each row of the batch, adding up to N.
             batch: the supervision's signals.
         """
-        losses = {"loss_output": self.output_loss(output_NE.float(), labels_N, batch)}
+        kind = output_NE.device.type
+        # Layers may multiply in half precision; the few logits and the Gram matrices here may not. Logits over the whole
+        # vocabulary may, as they do in the model itself: their share of the time would be several times as large.
+        is_mixed = torch.is_autocast_enabled(kind) and self.recipe.output_loss in FULL_VOCABULARY
+        with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=is_mixed):
+            losses = {"loss_output": self.output_loss(output_NE.float(), labels_N, batch)}
         total = self.recipe.output_weight * losses["loss_output"]
         if hidden:
-            terms = [self.layer_loss(k, h.float(), counts, batch) for k, h in hidden.items()]
+            with torch.autocast(kind, enabled=False):
+                terms = [self.layer_loss(k, h.float(), counts, batch) for k, h in hidden.items()]
             losses["loss_layer"] = torch.stack(terms).mean()
             share = 1.0 - self.progress if self.recipe.layer_schedule == "decay" else 1.0
             total = total + share * self.recipe.layer_weight * losses["loss_layer"]

@@ -53,6 +53,7 @@ class SuffixModel(nn.Module):
             if recipe.needs_targets
             else {}
         )
+        self.train(False)
 
     def train(self, mode: bool = True) -> SuffixModel:
         """Dropout stays off: targets and prefixes were computed without it. Checkpointing alone needs train mode."""
@@ -169,6 +170,8 @@ class SuffixTrainer(Trainer):
         **options: Any,
     ) -> None:
         numbers: Any = _Numbers(len(samples))
+        # One process drives one device: the Trainer's DataParallel would copy layers that hooks then miss.
+        args._n_gpu = min(args.n_gpu, 1)
         super().__init__(model, args, train_dataset=numbers, data_collator=collator, **options)
         self.add_callback(GiveBack())
         self.samples = samples

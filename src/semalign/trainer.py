@@ -110,6 +110,13 @@ class SemAlignConfig(TrainingArguments):
             setattr(self, name, _group(name, kind, getattr(self, name)))
         if self.learning_rate is None:
             self.learning_rate = resolve(self.recipe).learning_rate  # type: ignore[arg-type]
+        # Models are loaded on the first GPU, or without one on the CPU; the Trainer has to stay there.
+        has_gpu = torch.cuda.is_available()
+        if self.use_cpu and has_gpu:
+            raise ConfigError(
+                "use_cpu: expected false where a GPU is, got true; hide the GPU with CUDA_VISIBLE_DEVICES= instead."
+            )
+        self.use_cpu = not has_gpu
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
@@ -251,6 +258,7 @@ class SemAlignTrainer(SuffixTrainer):
         self.targets, self.recipe = targets, recipe
         decoder, student = _student(model, processing_class)
         share_vocabulary(targets.inputs.vocabulary, decoder)
+        torch.manual_seed(args.seed)  # of LoRA's factors and of the projectors that the objective may learn
         self.student: Any = _trainable(decoder, student, targets.plan, peft_config)
         """The student in transformers' or peft's form."""
         inputs, plan = targets.inputs, targets.plan

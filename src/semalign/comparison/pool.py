@@ -63,6 +63,9 @@ def run_jobs(
     try:
         while waiting or running:
             for name, job in list(waiting.items()):
+                # No more than can run now: what comes first in `jobs` is then also done first.
+                if len(running) == workers:
+                    break
                 if not {*job.needs, *job.after} <= over:
                     continue
                 del waiting[name]

@@ -38,11 +38,13 @@ class _LowRankLinear(torch.autograd.Function):
         of_x, of_a, of_b = ctx.types
         g_NF = gradients[0].to(x.dtype)
         g_low_NR = g_NF @ b
-        g_x = None
+        g_x = g_a = g_b = None
         if ctx.needs_input_grad[0]:
             g_x = (g_NF @ weight_FE.to(x.dtype)).addmm_(g_low_NR, a).to(of_x)
-        g_a = (g_low_NR.T @ x).to(of_a)
-        g_b = ctx.scale * (g_NF.T @ low_NR).to(of_b)
+        if ctx.needs_input_grad[3]:
+            g_a = (g_low_NR.T @ x).to(of_a)
+        if ctx.needs_input_grad[4]:
+            g_b = ctx.scale * (g_NF.T @ low_NR).to(of_b)
         return g_x, None, None, g_a, g_b, None, None
 
 

@@ -35,6 +35,7 @@ def prepared(
     """Inside, exactly the plan's layers (or LoRA modules in them) take gradients, in float32; LoRA starts at `factors`."""
     original = types_of(student)
     student.model.requires_grad_(False)
+    torch.manual_seed(config.seed)  # LoRA's factors, and the projectors of the objective that is made afterwards
     model: Any = student.model
     if config.train.lora_r:
         lora = LoraConfig(
@@ -48,7 +49,6 @@ def prepared(
             # What LoRA takes over is subtracted from the weights, which half precision would round.
             for layer in plan.trained_layers:
                 student.layers[layer - 1].float()
-        torch.manual_seed(config.seed)
         model = get_peft_model(student.model, lora)
         _take_over(student, factors or {})
     elif config.student.load_in_8bit or config.student.load_in_4bit:

@@ -299,7 +299,7 @@ def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int 
             f"train.report_to: expected one of {', '.join(trackers)}, which are installed here, got {t.report_to!r}; "
             "install the tracker or choose none."
         )
-    given = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=t.num_train_epochs / stages,
         max_steps=t.max_steps if t.max_steps <= 0 else max(1, t.max_steps // stages),
@@ -326,6 +326,3 @@ def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int 
         # GradientCheck has made sure that the loss reaches every trained parameter.
         ddp_find_unused_parameters=False,
     )
-    # One process drives one device: the Trainer's DataParallel would copy layers that hooks then miss.
-    given._n_gpu = min(given.n_gpu, 1)
-    return given
