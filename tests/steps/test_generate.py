@@ -18,11 +18,12 @@ from semalign.config import (
     TrainConfig,
     TransferConfig,
 )
+from semalign.embedded.keys import splits_of
 from semalign.errors import CacheError, DataError
 from semalign.folder import RunFolder
 from semalign.run import transfer
 from semalign.steps import generate as step
-from semalign.steps.inputs import load_inputs
+from semalign.steps.inputs import load_inputs, split_rows
 
 LIMIT = 24
 
@@ -134,3 +135,38 @@ def test_bad_input_gets_a_sentence(talking_pair: tuple[Path, Path], rows_file: P
     rows.write_text("".join(json.dumps({"text": f"the answer is {n}"}) + "\n" for n in range(9)))
     with pytest.raises(DataError, match="need rows with messages"):
         transfer(config_of(talking_pair, rows, tmp_path / "c", variants=1), ("generate",))
+
+
+def test_new_prompts_of_the_embedded_world_are_no_problems_of_its_test_or_validation_split() -> None:
+    data = DataConfig("embedded:transfer/code_complete", heldout_name="embedded:test/code_complete", variants=3)
+    config = TransferConfig(ModelConfig("x"), ModelConfig("y"), data, "unused")
+    rows, heldout = split_rows(data)
+    made = list(step._varied([row["messages"][:1] for row in rows], config, heldout))
+    assert len(made) == 3 * len(rows)
+    found = {split for chat in made for split in splits_of(chat[-1]["content"])}
+    assert "transfer" in found and not found & {"test", "validation"}
+
+
+def test_no_new_prompt_is_that_of_an_item(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    def prompts(config: TransferConfig) -> set[str]:
+        step.generate(config, run := RunFolder(Path(config.output_dir)))
+        return {chat[0]["content"] for chat in written(run)}
+
+    config = config_of(talking_pair, rows_file, tmp_path / "first", variants=2)
+    new = prompts(config) - {row["messages"][0]["content"] for row in split_rows(config.data)[0]}
+    item = {"task": "t", "messages": [{"role": "user", "content": min(new)}], "check": {"kind": "exact"}}
+    (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n")
+    evaluation = replace(config.evaluation, tasks=str(tmp_path / "items.jsonl"))
+    config = replace(config, evaluation=evaluation, output_dir=str(tmp_path / "second"))
+    assert min(new) not in prompts(config)
+
+
+def test_items_that_are_trained_on_stop_the_run(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_pair, rows_file, tmp_path / "run")
+    row = split_rows(config.data)[0][0]
+    (tmp_path / "items.jsonl").write_text(json.dumps({**row, "task": "t", "check": {"kind": "exact"}}) + "\n")
+    config = replace(config, evaluation=replace(config.evaluation, tasks=str(tmp_path / "items.jsonl")))
+    with pytest.raises(DataError, match="the prompts of 1 items are among the training rows"):
+        load_inputs(config)

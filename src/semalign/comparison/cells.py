@@ -24,10 +24,10 @@ from semalign.models import Decoder, share_vocabulary
 from semalign.recipe import Recipe
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
-from semalign.steps.evaluate import answer_items, task_rows
+from semalign.steps.evaluate import answer_items
 from semalign.steps.generate import generate
 from semalign.steps.heldout import heldout_batches
-from semalign.steps.inputs import Inputs, load_inputs
+from semalign.steps.inputs import Inputs, load_inputs, task_rows
 from semalign.steps.pair import pair, read_plan
 from semalign.steps.train import train_student
 

@@ -2,7 +2,7 @@
 
 from semalign.data.batches import collate, length_batches
 from semalign.data.chat import encode_prompt, templates_agree
-from semalign.data.overlap import disjoint, without_prompts_of
+from semalign.data.overlap import disjoint, prompt_of
 from semalign.data.rows import load_rows
 from semalign.data.samples import Sample, effective_max_length, prepare, render_example
 from semalign.data.variants import variants
@@ -19,9 +19,9 @@ __all__ = [
     "length_batches",
     "load_rows",
     "prepare",
+    "prompt_of",
     "render_example",
     "shared_vocabulary",
     "templates_agree",
     "variants",
-    "without_prompts_of",
 ]

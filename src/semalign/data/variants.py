@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 PIECE = re.compile(r"\w+|[^\w\s]|\n")
 WORD = re.compile(r"\w+")
@@ -45,10 +45,18 @@ def vary(text: str, table: Mapping[str, Mapping[str, int]], rng: random.Random, 
     return WORD.sub(lambda m: swaps.get(m[0], m[0]), text)
 
 
-def variants(texts: Sequence[str], count: int, *, changes: int = 3, seed: int = 0) -> list[tuple[int, str]]:
+def variants(
+    texts: Sequence[str],
+    count: int,
+    *,
+    changes: int = 3,
+    seed: int = 0,
+    accept: Callable[[int, str], bool] = lambda number, text: True,
+) -> list[tuple[int, str]]:
     """Up to `count` new texts, each with the number of the one it was made from; none equals a given text or another.
 
-    Goes round the given texts, with 1 to `changes` words replaced each time.
+    Goes round the given texts, with 1 to `changes` words replaced each time. `accept` may refuse a text, whose place
+    another one takes.
     """
     table, rng = exchangeable(texts), random.Random(seed)
     seen, found = set(texts), []
@@ -57,7 +65,8 @@ def variants(texts: Sequence[str], count: int, *, changes: int = 3, seed: int = 
         text = vary(texts[number], table, rng, rng.randint(1, changes))
         if text not in seen:
             seen.add(text)
-            found.append((number, text))
+            if accept(number, text):
+                found.append((number, text))
         if len(found) == count:
             break
     return found

@@ -126,9 +126,14 @@ def _question(fact: Fact, wording: str, options: list[str]) -> str:
     return f"{wording.format(relation=fact.relation, land=fact.land)}\n{option_lines(options)}"
 
 
+def wordings() -> tuple[str, ...]:
+    """All forms of a question, with fields `relation` and `land`."""
+    return _FIRST_WORDINGS + _SECOND_WORDINGS
+
+
 def _wordings(split: Split) -> tuple[str, ...]:
     if split == "pretraining":
-        return _FIRST_WORDINGS + _SECOND_WORDINGS
+        return wordings()
     return _FIRST_WORDINGS if split == "transfer" else _SECOND_WORDINGS
 
 
@@ -154,7 +159,7 @@ def open_question(rng: random.Random) -> str:
     """A question without an answer whose options are drawn blindly: names and form, but no fact."""
     fact = rng.choice(world().facts)
     options = rng.sample(world().pools[fact.relation], len(LETTERS))
-    return _question(fact, rng.choice(_FIRST_WORDINGS + _SECOND_WORDINGS), options)
+    return _question(fact, rng.choice(wordings()), options)
 
 
 @cache

@@ -13,7 +13,6 @@ from torch import Tensor
 from semalign.cache import read_json, read_tensors
 from semalign.capture import Point
 from semalign.config import ModelConfig, TransferConfig, to_dict
-from semalign.errors import DataError
 from semalign.evaluation.generate import generate
 from semalign.evaluation.harness import harness_figures
 from semalign.evaluation.statistics import wilson_interval
@@ -25,7 +24,7 @@ from semalign.methods import resolve
 from semalign.models import Decoder, share_vocabulary
 from semalign.signals import layer_states
 from semalign.steps.heldout import heldout_batches
-from semalign.steps.inputs import Inputs, rows_named
+from semalign.steps.inputs import Inputs, task_rows
 from semalign.steps.pair import read_plan
 from semalign.steps.tokens import teacher_view, token_view
 
@@ -134,22 +133,6 @@ def _cka(decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Input
         ]
         for t in range(1, rows + 1)
     ]
-
-
-def task_rows(config: TransferConfig) -> list[dict[str, Any]]:
-    """Items to answer, at most max_items of each task."""
-    assert config.evaluation.tasks is not None
-    counts: dict[str, int] = {}
-    kept = []
-    for row in rows_named(config.evaluation.tasks, config.data):
-        if "check" not in row or "task" not in row:
-            raise DataError(
-                f"{config.evaluation.tasks}: expected rows with task, messages and check, got {sorted(row)}; see the docs on tasks."
-            )
-        counts[row["task"]] = counts.get(row["task"], 0) + 1
-        if config.evaluation.max_items is None or counts[row["task"]] <= config.evaluation.max_items:
-            kept.append(row)
-    return kept
 
 
 def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = None) -> list[dict[str, Any]]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from semalign.cache import write_atomic
-from semalign.config import TransferConfig, to_dict
-from semalign.data import variants, without_prompts_of
+from semalign.config import DataConfig, TransferConfig, to_dict
+from semalign.data import prompt_of, variants
 from semalign.data.chat import Message, conversation
 from semalign.data.kinds import Kind, Row, row_kind
+from semalign.embedded.keys import splits_of
 from semalign.errors import DataError
 from semalign.evaluation.generate import answers
 from semalign.folder import RunFolder, fingerprint, free_memory, hash_of, is_done, measured, save_result
 from semalign.loading import identity, load
 from semalign.progress import bar
-from semalign.steps.inputs import split_rows
+from semalign.steps.inputs import split_rows, task_rows
 
 Chat = list[Message]
 
@@ -27,7 +28,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
 
     With `data.completions: teacher` every given prompt gets the teacher's greedy answer, else its own stays. With
     `data.variants` each prompt also gives that many new ones (see `semalign.data.variants`), answered by the teacher.
-    An answer that does not end within `data.max_new_tokens` is dropped, and so is a variant that is a held-out prompt.
+    An answer that does not end within `data.max_new_tokens` is dropped. No variant is a prompt that students are measured on.
 
     Raises:
         DataError: rows that are no conversations, or no answer that ends.
@@ -36,10 +37,11 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     if not options.is_generated:
         return
     rows, heldout = split_rows(options)
+    measured_on = [*heldout, *(task_rows(config) if config.evaluation.tasks else [])]
     wanted = fingerprint(
         teacher=identity(config.teacher),
         rows=hash_of(rows),
-        heldout=hash_of(heldout),
+        measured=hash_of(measured_on),
         data=to_dict(options) | {"dataset_name": None, "heldout_name": None},
         seed=config.seed,
     )
@@ -48,8 +50,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
     prompts = [_prompt(chat) for chat in chats]
     asked = prompts if options.completions == "teacher" else []
-    varied = [{"messages": prompt} for prompt in _varied(prompts, config)]
-    asked = asked + [row["messages"] for row in without_prompts_of(varied, heldout)]
+    asked = asked + list(_varied(prompts, config, measured_on))
     given = chats if options.completions == "given" else []
     result: dict[str, Any] = {}
     with measured(result):
@@ -80,11 +81,28 @@ def _prompt(chat: Chat) -> Chat:
     return chat[:-1] if chat and chat[-1]["role"] == "assistant" else chat
 
 
-def _varied(prompts: Sequence[Chat], config: TransferConfig) -> Iterator[Chat]:
-    """Prompts whose last turn is a variant of a given one."""
+def _varied(prompts: Sequence[Chat], config: TransferConfig, measured_on: Sequence[Row]) -> Iterator[Chat]:
+    """Prompts whose last turn is a variant of a given one; none is a prompt that students are measured on."""
     texts = [prompt[-1]["content"] or "" for prompt in prompts]
-    for number, text in variants(texts, config.data.variants * len(texts), seed=config.seed):
-        yield [*prompts[number][:-1], {**prompts[number][-1], "content": text}]
+    known = {prompt_of(row) for row in measured_on}
+    is_kept_apart = _kept_apart(config.data)
+
+    def chat(number: int, text: str) -> Chat:
+        return [*prompts[number][:-1], {**prompts[number][-1], "content": text}]
+
+    def accept(number: int, text: str) -> bool:
+        return prompt_of({"messages": chat(number, text)}) not in known and not is_kept_apart(text)
+
+    count = config.data.variants * len(texts)
+    for number, text in variants(texts, count, seed=config.seed, accept=accept):
+        yield chat(number, text)
+
+
+def _kept_apart(data: DataConfig) -> Callable[[str], bool]:
+    """Whether a prompt states a problem of the embedded world that is kept for validation or test, in whatever words."""
+    names = [name.removeprefix("embedded:").split("/")[0] for name in data.weights if name.startswith("embedded:")]
+    apart = {"validation", "test"} - set(names)
+    return lambda text: bool(names) and not apart.isdisjoint(splits_of(text))
 
 
 def _answers(
@@ -121,8 +139,9 @@ def _answers(
 
 def _kept(part: Path, wanted: Mapping[str, Any]) -> list[str | None]:
     """Answers of an earlier try with the same inputs, without a last line that was cut off."""
-    lines = part.read_text(encoding="utf-8").splitlines(keepends=True) if part.exists() else []
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    # Only at line feeds: an answer may hold any other character that ends a line.
+    lines = part.read_text(encoding="utf-8").split("\n") if part.exists() else []
+    whole = [json.loads(line) for line in lines[:-1]]
     done = whole[1:] if whole and whole[0] == wanted else []
     write_atomic(part, "".join(map(_line, [dict(wanted), *done])))
     return done

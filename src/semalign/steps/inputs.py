@@ -93,6 +93,22 @@ def embedded_rows(name: str) -> list[dict[str, Any]]:
     return [row for row in embedded.rows(split) if task in ("", row["task"])]  # type: ignore[arg-type]
 
 
+def task_rows(config: TransferConfig) -> list[dict[str, Any]]:
+    """Items to answer, at most max_items of each task."""
+    assert config.evaluation.tasks is not None
+    counts: dict[str, int] = {}
+    kept = []
+    for row in rows_named(config.evaluation.tasks, config.data):
+        if "check" not in row or "task" not in row:
+            raise DataError(
+                f"{config.evaluation.tasks}: expected rows with task, messages and check, got {sorted(row)}; see the docs on tasks."
+            )
+        counts[row["task"]] = counts.get(row["task"], 0) + 1
+        if config.evaluation.max_items is None or counts[row["task"]] <= config.evaluation.max_items:
+            kept.append(row)
+    return kept
+
+
 def split_rows(data: DataConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training and held-out rows; an overlap between them stops the run."""
     drawn = draw_rows(data)
@@ -164,6 +180,10 @@ def load_inputs(config: TransferConfig, generated: Path | None = None) -> Inputs
     drawn = draw_rows(config.data)
     if config.data.is_generated:
         drawn = replace(drawn, train=_generated_rows(config.data, drawn.train, generated))
+    if config.evaluation.tasks and (shared := disjoint(drawn.train, task_rows(config))):
+        raise DataError(
+            f"{config.evaluation.tasks}: the prompts of {shared} items are among the training rows too; remove them from one side."
+        )
     return inputs_of(config, teacher, student, drawn)
 
 
