@@ -282,14 +282,18 @@ def main() -> None:
     share = options.share
     chosen = [p for p in PLANS if p.name in options.models]
     plans = [replace(p, rows=round(p.rows * share), practice=round(p.practice * share)) for p in chosen]
-    with ProcessPoolExecutor(min(len(plans), os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(len(plans), os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         jobs = [pool.submit(build, plan, tokenizer, options.output, options.scratch) for plan in plans]
         results = {plan.name: job.result() for plan, job in zip(plans, jobs, strict=True)}
     print(json.dumps(results, indent=2))
     for name, result in results.items():
         average = result["accuracy"]["average"]
         if name == "teacher" and average < TEACHER_FLOOR:
-            sys.exit(f"Expected a teacher of at least {TEACHER_FLOOR:.0%}, got {average:.1%}: train it longer.")
+            sys.exit(
+                f"Expected a teacher of at least {TEACHER_FLOOR:.0%}, got {average:.1%}: train it longer."
+            )
         if name != "teacher" and average > STUDENT_CEILING:
             sys.exit(f"{name}: expected at most {STUDENT_CEILING:.0%}, got {average:.1%}: teach it less.")
 

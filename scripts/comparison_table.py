@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from semalign.comparison.page import points, ranked, shown
+from semalign.report.words import number
 
 Figures = dict[str, Any]
 GAINS = ("accuracy_gap_closed", "kl_gap_closed")
@@ -26,12 +27,17 @@ def markdown(found: Figures) -> str:
     names = ["accuracy gap closed", "KL gap closed"]
     for entries, suffix in ((methods, ""), (timed, " at equal time")):
         for key, name in zip(GAINS, names, strict=True):
-            columns.append((name + suffix, [shown(e, key) if e and e[key] is not None else "" for e in entries]))
+            columns.append(
+                (name + suffix, [shown(e, key) if e and e[key] is not None else "" for e in entries])
+            )
     kept = [m["retention"] is not None for m in methods]
     columns.append(
-        ("retention", [shown(m, "retention", points) if k else "" for m, k in zip(methods, kept, strict=True)])
+        (
+            "retention",
+            [shown(m, "retention", points) if k else "" for m, k in zip(methods, kept, strict=True)],
+        )
     )
-    columns.append(("s", [f"{m['wall_seconds']:.0f}" for m in methods]))
+    columns.append(("s", [number(m["wall_seconds"], 0) for m in methods]))
     columns = [(name, cells) for name, cells in columns if any(cells)]
     labels = [f"**{m['method']}** (default)" if m["default"] else f"`{m['method']}`" for m in methods]
     lines = [["method", *(name for name, _ in columns)], ["---"] * (len(columns) + 1)]
@@ -71,7 +77,9 @@ def _bars(axis: Any, methods: Sequence[Figures], key: str, colour: str, shift: f
         low, high = m[f"{key}_interval"] or (m[key], m[key])
         axis.plot([max(-1, low), max(-1, high)], [n + shift] * 2, color=colour, lw=2)
         marker = "D" if m["default"] else "o"
-        axis.plot(max(-1, m[key]), n + shift, marker, color=colour, ms=5, label=label if n == known[0][0] else None)
+        axis.plot(
+            max(-1, m[key]), n + shift, marker, color=colour, ms=5, label=label if n == known[0][0] else None
+        )
 
 
 def _scatter(axis: Any, methods: Sequence[Figures], x: str, y: str) -> None:
@@ -86,7 +94,9 @@ def _scatter(axis: Any, methods: Sequence[Figures], x: str, y: str) -> None:
 
 def main() -> None:
     """Read, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("figures", type=Path, help="figures.json of a comparison")
     parser.add_argument("--plot", type=Path, help="picture to write")
     options = parser.parse_args()

@@ -27,7 +27,7 @@ CODE_PROMPT = "Complete the following python function.\n\n\n{prompt}"
 
 def read(path: Path) -> list[Row]:
     """JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
@@ -98,14 +98,15 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     math, code = read(options.data / "gsm_train.jsonl"), read(options.data / "mbpp_train.jsonl")
-    items = [number_item(row) for row in math[-options.items :]]
-    math = math[: -options.items]
+    at = len(math) - options.items
+    items, math = [number_item(row) for row in math[at:]], math[:at]
     for name, rows in (("math", math), ("code", code)):
         kept = HELD_OUT[name]
         write(options.out / f"{name}_train.jsonl", rows[:-kept])
         write(options.out / f"{name}_heldout.jsonl", rows[-kept:])
     items += code_items()[: options.items]
-    items += [letter_item(row) for row in read(options.data / "mmlu_train.jsonl")[-options.items :]]
+    letters = read(options.data / "mmlu_train.jsonl")
+    items += [letter_item(row) for row in letters[len(letters) - options.items :]]
     write(options.out / "items.jsonl", items)
 
 

@@ -45,7 +45,12 @@ def test_the_fused_modules_have_peft_s_gradients_and_then_their_own_forward_agai
     assert count == 2 and len(got) == len(wanted) == 4
     for mine, theirs in zip(got, wanted, strict=True):
         assert mine.dtype == theirs.dtype == torch.float32
-        torch.testing.assert_close(mine, theirs, rtol=0.05 if mixed else 1e-5, atol=0.05 * float(theirs.abs().max()) if mixed else 1e-6)
+        torch.testing.assert_close(
+            mine,
+            theirs,
+            rtol=0.05 if mixed else 1e-5,
+            atol=0.05 * float(theirs.abs().max()) if mixed else 1e-6,
+        )
     assert not any("forward" in vars(module) for module in model.modules())
 
 

@@ -224,10 +224,6 @@ class ShardStore:
             record[key] = file.get_slice(key)[bounds[position] : bounds[position + 1]]
         return record
 
-    def read_shard(self, number: int) -> list[Record]:
-        """All records of one shard."""
-        return [self.read(sample) for sample in self.plan[number]]
-
     def _handle(self, number: int) -> tuple[Any, dict[str, list[int]]]:
         if number not in self._open:
             is_absent = (

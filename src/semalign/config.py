@@ -411,6 +411,12 @@ class TransferConfig:
             "null (a student is trained, so it stays in memory)",
             self.student.offload,
         )
+        _require(
+            self.recipe.interface != "head" or not self.train.activation_checkpointing,
+            "train.activation_checkpointing",
+            "false beside recipe.interface: head (a head's contribution is computed in a hook, which is gone on recomputing)",
+            True,
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
@@ -19,9 +20,9 @@ def fused(root: nn.Module) -> Iterator[int]:
 
     Others (DoRA, quantised or transposed weights, several adapters, a trained base, dropout in train mode) keep peft's own way.
     """
-    plain = [module for module in root.modules() if _is_plain(module)]
+    plain: list[Any] = [module for module in root.modules() if _is_plain(module)]
     for module in plain:
-        module.forward = partial(_forward, module)  # type: ignore[method-assign]
+        module.forward = partial(_forward, module)
     try:
         yield len(plain)
     finally:
@@ -33,7 +34,11 @@ def _is_plain(module: nn.Module) -> bool:
     if type(module) is not Linear or type(base := module.get_base_layer()) is not nn.Linear:
         return False
     # Whoever replaced a forward (accelerate's hooks, an outer `fused`) did so for a reason.
-    if "forward" in vars(module) or "forward" in vars(base) or any(p.requires_grad for p in base.parameters()):
+    if (
+        "forward" in vars(module)
+        or "forward" in vars(base)
+        or any(p.requires_grad for p in base.parameters())
+    ):
         return False
     names = module.active_adapters
     if module.disable_adapters or module.merged or len(names) != 1 or names[0] not in module.lora_A:
@@ -43,7 +48,7 @@ def _is_plain(module: nn.Module) -> bool:
     return not (name in module.lora_variant or has_dropout or module.lora_B[name].bias is not None)
 
 
-def _forward(module: Linear, x: Tensor) -> Tensor:
+def _forward(module: Any, x: Tensor) -> Tensor:
     base, name = module.get_base_layer(), module.active_adapters[0]
     kind = x.device.type
     is_mixed = torch.is_autocast_enabled(kind)

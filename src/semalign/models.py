@@ -7,7 +7,7 @@ span of its layers. Layers are counted 1..L; the stream "after layer 0" is the e
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -131,12 +131,6 @@ class Decoder:
         """Where the embedding is, and so where token ids go."""
         return self.model.get_input_embeddings().weight.device
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether head and embedding share storage."""
-        head, embedding = self.model.get_output_embeddings().weight, self.model.get_input_embeddings().weight
-        return head.data_ptr() == embedding.data_ptr()
-
     def head(self) -> Head:
         """The head, sliced to the ids proven shared where that was established (`shared_vocab`)."""
         linear = self.model.get_output_embeddings()
@@ -200,19 +194,23 @@ class Decoder:
 
     def forward(self, inputs: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Run the current span on token ids (B, T), or on the stream (B, T, D) that enters its first layer."""
-        if inputs.dim() == 2:
-            return self.body(
-                input_ids=inputs, attention_mask=attention_mask_BT, use_cache=False
-            ).last_hidden_state
-        first = getattr(self.body, self.layout.layers)[0]
-        handle = first.register_forward_pre_hook(_replace_stream(inputs), with_kwargs=True)
+        layers = list(getattr(self.body, self.layout.layers))
+        changes = []
+        if inputs.dim() == 3 and layers:
+            changes.append((layers[0], lambda stream: inputs))
+        # Layers in training are float32; Gemma's norms would hand them the half precision of what comes before.
+        if exact := next((layer for layer in layers if _is_float32(layer)), None):
+            changes.append((exact, Tensor.float))
+        handles = [m.register_forward_pre_hook(_on_stream(f), with_kwargs=True) for m, f in changes]
         # The embeds only give shapes: scaling or position embeddings added to them never reach the layers.
+        name = "input_ids" if inputs.dim() == 2 else "inputs_embeds"
         try:
             return self.body(
-                inputs_embeds=inputs, attention_mask=attention_mask_BT, use_cache=False
+                **{name: inputs}, attention_mask=attention_mask_BT, use_cache=False
             ).last_hidden_state
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def self_test(self) -> float:
         """Largest |difference| between the model's logits and head(norm(last layer's output)), relative to their spread."""
@@ -244,11 +242,18 @@ def let_checkpoint(model: nn.Module) -> None:
             module.training = True
 
 
-def _replace_stream(hidden: Tensor) -> Any:
+def _is_float32(layer: nn.Module) -> bool:
+    """Whether a layer multiplies in float32 of itself: the type of its first matrix, which is no adapter's."""
+    return next((p.dtype for p in layer.parameters() if p.dim() == 2), None) == torch.float32
+
+
+def _on_stream(change: Callable[[Tensor], Tensor]) -> Any:
+    """A pre-hook that changes the stream which enters a layer."""
+
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
 
     return hook
 

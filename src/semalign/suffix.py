@@ -180,11 +180,11 @@ class SuffixTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._parts: dict[str, Tensor] = {}
-        self.decoder, self.cut = model.decoder, model.cut
+        self.decoder, self.cut, self.suffix = model.decoder, model.cut, model.suffix
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with the student cut to its suffix while it runs."""
-        with self.decoder.span(self.cut, self.decoder.num_layers, norm=True), lora.fused(self.model):
+        with self.decoder.span(self.cut, self.decoder.num_layers, norm=True), lora.fused(self.suffix):
             return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:

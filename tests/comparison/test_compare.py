@@ -281,11 +281,13 @@ def test_a_recipe_pays_for_what_it_reads(straight: Path) -> None:
         for name, path in (
             ("rows", source.run.generated),
             ("scores", source.run.scores),
+            ("pairs", source.run.pairs),
             ("cache", source.run.manifest),
         )
     }
     generated = read["rows"]["seconds"]
-    everything = generated + read["scores"]["seconds"] + read["cache"]["seconds"]
+    everything = sum(part["seconds"] for part in read.values()) - read["cache"]["heldout_seconds"]
+    assert 0 < read["cache"]["heldout_seconds"] < read["cache"]["seconds"]
     assert generated > 0 and 0 < read["cache"]["student_seconds"] < read["cache"]["seconds"]
     for name in ("aligned", "kl", "hidden_mse", "fisher"):
         assert preparation_seconds(source, method(name)) == pytest.approx(everything)

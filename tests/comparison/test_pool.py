@@ -45,3 +45,12 @@ def test_jobs_wait_for_what_they_need_and_a_failure_takes_only_those_along(tmp_p
 def test_a_worker_that_is_killed_ends_the_run_with_a_sentence() -> None:
     with pytest.raises(SemAlignError, match="run the same command again with fewer --workers"):
         run_jobs({"dies": Job(die, 9)}, 1)
+
+
+def test_what_comes_first_is_done_first(tmp_path: Path) -> None:
+    names = [f"{number}" for number in range(6)]
+    jobs = {"source": Job(note, tmp_path / "source")}
+    jobs |= {name: Job(note, tmp_path / name, needs=("source",) if int(name) % 2 else ()) for name in names}
+    run_jobs(jobs, 1)
+    order = sorted(names, key=lambda name: float((tmp_path / name).read_text()))
+    assert order == names

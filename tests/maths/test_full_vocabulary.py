@@ -231,3 +231,21 @@ def test_mistakes_are_refused() -> None:
         full_kl_loss(hidden[:0], weight, teacher_hidden[:0], teacher_weight)
     with pytest.raises(ModelError, match="at least 1, got 0"):
         full_kl_loss(hidden, weight, teacher_hidden, teacher_weight, chunk=0)
+
+
+def test_under_autocast_logits_are_those_of_half_precision_products() -> None:
+    hidden, weight, labels = (
+        normal(5, 64).requires_grad_(),
+        normal(30, 64, seed=1).bfloat16(),
+        torch.arange(5),
+    )
+    exact = cross_entropy_loss(hidden, weight, labels)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = cross_entropy_loss(hidden, weight, labels, chunk=2)
+
+    logits = (hidden.detach().bfloat16() @ weight.T).float()
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, labels))
+    assert loss.dtype == torch.float32 and 0 < float((loss - exact).detach().abs()) < 0.1
+    (gradient,), (wanted,) = torch.autograd.grad(loss, hidden), torch.autograd.grad(exact, hidden)
+    torch.testing.assert_close(gradient, wanted, rtol=0.1, atol=0.02)

@@ -7,7 +7,9 @@ from semalign.maths.lowrank import low_rank_linear
 
 from .test_losses import normal
 
-sizes = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.integers(0, 99))
+sizes = st.tuples(
+    st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.integers(0, 99)
+)
 
 
 @settings(deadline=None, max_examples=25)

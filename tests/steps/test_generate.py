@@ -138,7 +138,9 @@ def test_bad_input_gets_a_sentence(talking_pair: tuple[Path, Path], rows_file: P
 
 
 def test_new_prompts_of_the_embedded_world_are_no_problems_of_its_test_or_validation_split() -> None:
-    data = DataConfig("embedded:transfer/code_complete", heldout_name="embedded:test/code_complete", variants=3)
+    data = DataConfig(
+        "embedded:transfer/code_complete", heldout_name="embedded:test/code_complete", variants=3
+    )
     config = TransferConfig(ModelConfig("x"), ModelConfig("y"), data, "unused")
     rows, heldout = split_rows(data)
     made = list(step._varied([row["messages"][:1] for row in rows], config, heldout))
@@ -163,7 +165,9 @@ def test_no_new_prompt_is_that_of_an_item(
     assert min(new) not in prompts(config)
 
 
-def test_items_that_are_trained_on_stop_the_run(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -> None:
+def test_items_that_are_trained_on_stop_the_run(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
     config = config_of(tiny_pair, rows_file, tmp_path / "run")
     row = split_rows(config.data)[0][0]
     (tmp_path / "items.jsonl").write_text(json.dumps({**row, "task": "t", "check": {"kind": "exact"}}) + "\n")

@@ -24,7 +24,7 @@ from semalign.models import Decoder, share_vocabulary
 from semalign.recipe import Recipe
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
-from semalign.steps.evaluate import answer_items
+from semalign.steps.evaluate import answer_items, trained_model
 from semalign.steps.generate import generate
 from semalign.steps.heldout import heldout_batches
 from semalign.steps.inputs import Inputs, load_inputs, task_rows
@@ -75,6 +75,11 @@ def prepare(source: Source) -> None:
     """Rows, scores, plan and cache of a source; what is there is kept."""
     config, run = source.config, source.run
     with run.lock():
+        # From the start, for the same reason as a cell.
+        if not run.generated.exists():
+            run.rows.with_suffix(".part").unlink(missing_ok=True)
+        if not run.manifest.exists():
+            shutil.rmtree(run.targets, ignore_errors=True)
         generate(config, run)
         inputs = inputs_of(source)
         for step in (attribute, pair, cache):
@@ -94,12 +99,14 @@ def run_cell(job: CellJob) -> None:
     path = job.folder / "cell.json"
     if is_done(path, job.fingerprint):
         return
+    # From the start: the rest of an interrupted training would pass for all of its seconds.
+    shutil.rmtree(job.folder, ignore_errors=True)
     cell, about = job.cell, Line()
     model = job.config.teacher if cell.method == TEACHER else job.config.student
     if job.source is not None:
         assert job.recipe is not None
         about = train(job, job.source, job.recipe)
-        model = ModelConfig(str(job.folder / "student"), dtype=job.config.student.dtype)
+        model = trained_model(job.config.student, job.folder)
     found = measure(load(model), job)
     save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found})
     for part in ("student", "adapter"):
@@ -139,17 +146,17 @@ def preparation_seconds(source: Source, recipe: Recipe) -> float:
     """Seconds of the source's preparation that a recipe needs.
 
     The teacher's answers are paid by all that train on them; attribution and the cache by recipes that read the teacher
-    (the shared cache in full, though other recipes' signals are in it); the student's pass alone by those that read
-    nothing but its prefix. Attribution is also paid where it chose the layers.
+    (the shared cache in full, though other recipes' signals are in it, but without the held-out rows, which only measure);
+    the student's pass alone by those that read nothing but its prefix. Attribution is also paid where it chose the layers.
     """
     run, config = source.run, source.config
     stored = read_json(run.manifest, "cache")
     reads_teacher = recipe.needs_topk or recipe.needs_targets or recipe.needs_teacher_head
     seconds = read_json(run.generated, "generate")["seconds"] if config.data.is_generated else 0.0
     if reads_teacher or config.pairing.selection == "attribution":
-        seconds += read_json(run.scores, "attribute")["seconds"]
+        seconds += sum(read_json(path, "pair")["seconds"] for path in (run.scores, run.pairs))
     if reads_teacher:
-        return seconds + stored["seconds"]
+        return seconds + stored["seconds"] - stored["heldout_seconds"]
     reads_prefix = config.train.cache_prefix and recipe.trained == "pairs" and read_plan(run).cut > 0
     return seconds + (stored["student_seconds"] if reads_prefix else 0.0)
 
@@ -161,8 +168,8 @@ def steps_within(budget: float, preparation: float, same: Sequence[Line], label:
         ConfigError: not even one fits.
     """
     fixed = median(line["seconds"] - line["train_seconds"] for line in same)
-    a_step = median(line["train_seconds"] / line["steps"] for line in same)
-    steps = int((budget - preparation - fixed) / a_step)
+    a_step = median(line["train_seconds"] / max(1, line["steps"]) for line in same)
+    steps = int((budget - preparation - fixed) / a_step) if a_step else 0
     if steps < 1:
         raise ConfigError(
             f"equal_time: {label} needs {preparation + fixed:.1f} s before its first step, the default takes {budget:.1f} s in all; "

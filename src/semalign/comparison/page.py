@@ -197,7 +197,8 @@ def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
     rows.append(Row("control: wrong task", [Cell(shown(control, "accuracy_gap_closed")), *[Cell("–")] * 6]))
     note = (
         "Shares of the gap between untouched student and teacher, averaged over tasks. Equal rows: every method has its own "
-        "epochs over the same rows. Equal time: every method trains for as long as the default takes, preparation included."
+        "epochs over the same given rows, to which some add rows of the teacher's. Equal time: every method trains for as "
+        "long as the default takes, preparation included."
     )
     return Section("methods", "Methods", note=note, blocks=[Table("Figures of every method", columns, rows)])
 

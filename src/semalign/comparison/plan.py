@@ -196,7 +196,9 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
                 config = replace(config, teacher=random_teacher(options, config.teacher))
             configs[task, label] = config
             recipes[task, label] = named(label, recipe_fields(config), "methods")
-            groups.setdefault(hash_of([task, shared(config)]), []).append((task, label))
+            # At equal time a method pays for a cache of its own, not for what others read.
+            alone = label if label in options.equal_time else None
+            groups.setdefault(hash_of([task, alone, shared(config)]), []).append((task, label))
     sources: dict[tuple[str, str], Source] = {}
     for key, members in groups.items():
         source = _source(key, {label: configs[task, label] for task, label in members}, options)
@@ -224,7 +226,8 @@ def _wants_random(options: CompareConfig, label: str) -> bool:
 def random_teacher(options: CompareConfig, teacher: ModelConfig) -> ModelConfig:
     """Where the teacher with fresh weights lies once it is made."""
     kept = {"dtype": teacher.dtype, "attn_implementation": teacher.attn_implementation}
-    return ModelConfig(str(Path(options.output_dir) / "random-teacher"), **kept)  # type: ignore[arg-type]
+    name = f"random-teacher-{hash_of(to_dict(teacher))}"
+    return ModelConfig(str(Path(options.output_dir) / name), **kept)  # type: ignore[arg-type]
 
 
 def shared(config: TransferConfig) -> dict[str, Any]:

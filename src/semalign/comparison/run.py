@@ -17,7 +17,7 @@ from semalign.cache import read_json, write_atomic, write_json
 from semalign.comparison.cells import CellJob, items_of, key_of, make_random_teacher, prepare, run_cell
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
-from semalign.config import ModelConfig, to_dict
+from semalign.config import DataConfig, ModelConfig, to_dict
 from semalign.folder import RunFolder, fingerprint, hash_of, is_done
 from semalign.loading import identity
 from semalign.progress import bar
@@ -61,7 +61,7 @@ def _run(comparison: Comparison, cells: Mapping[str, CellJob], say: Say) -> dict
     for source in sources.values():
         if source.has_random_teacher:
             original = comparison.reference(source.task).config.teacher
-            make_random_teacher(original, comparison.root / "random-teacher")
+            make_random_teacher(original, Path(source.config.teacher.model_name_or_path))
     jobs = {name: Job(prepare, source) for name, source in sources.items()}
     for name, job in cells.items():
         after = tuple(n for n in (_of(f) for f in (*job.same, *job.defaults)) if n in cells)
@@ -156,6 +156,7 @@ class _Fingerprints:
         self.measured = {
             task: {
                 "rows": self.rows(config.data),
+                "data": _without_names(config.data),
                 "items": config.evaluation.tasks and hash_of(items_of(config, task)),
                 "max_new_tokens": config.evaluation.max_new_tokens,
             }
@@ -183,10 +184,16 @@ class _Fingerprints:
             teacher=teacher,
             rows=self.rows(config.data),
             **{name: to_dict(getattr(config, name)) for name in ("attribution", "pairing", "cache", "train")},
-            data=to_dict(config.data) | {"dataset_name": None, "heldout_name": None},
+            data=_without_names(config.data),
             recipe=vars(comparison.recipes[key]),
             seed=[config.seed, cell.seed],
+            # At equal time the default's seconds decide.
+            budget=self.of(Cell(comparison.options.default, cell.task)) if cell.budget == "time" else None,
         )
+
+
+def _without_names(data: DataConfig) -> dict[str, Any]:
+    return to_dict(data) | {"dataset_name": None, "heldout_name": None}
 
 
 RANDOM_TEACHER = "random weights, seed 0"

@@ -27,6 +27,11 @@ class Rendering:
     """Where the answer's own text ends and what the template adds after it begins."""
 
 
+def asked(messages: Sequence[Message]) -> list[Message]:
+    """A conversation without the answer that ends it."""
+    return list(messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages)
+
+
 def render(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, name: str, *, prompt: bool
 ) -> str:

@@ -12,7 +12,9 @@ from semalign.embedded import arithmetic, function_kinds, world
 from semalign.embedded.splits import Split, split_of
 
 _FIELD = re.compile(r"\\\{(\w+)\\\}")
-_FUNCTION = re.compile(r'def \w+\(\w+\):\n    """(?P<complete>.*)"""|Write a function \w+\(\w+\) that (?P<write>.*)\.\n.*')
+_FUNCTION = re.compile(
+    r'def \w+\(\w+\):\n    """(?P<complete>.*)"""|Write a function \w+\(\w+\) that (?P<write>.*)\.\n.*'
+)
 
 
 def _pattern(template: str) -> re.Pattern[str]:
@@ -41,7 +43,9 @@ def _patterns() -> dict[str, list[tuple[str, re.Pattern[str], str]]]:
         ],
         **{
             family: [
-                (kind.name, _pattern(d), "km"[: len(kind.params)]) for kind in kinds for d in kind.descriptions
+                (kind.name, _pattern(d), "km"[: len(kind.params)])
+                for kind in kinds
+                for d in kind.descriptions
             ]
             for family, kinds in functions.items()
         },

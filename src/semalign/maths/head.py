@@ -43,14 +43,16 @@ PLAIN_HEAD = HeadOptions()
 def head_logits(hidden_NE: Tensor, weight_VE: Tensor, options: HeadOptions = PLAIN_HEAD) -> Tensor:
     """Logits z = cap(scale * (W h + bias)) over the whole vocabulary (N x V, float32), with gradient.
 
-    A half-precision head is upcast block by block, never as a whole; gradients reach the hidden states and,
-    where it asks for one, the weight.
+    A half-precision head is upcast block by block, never as a whole; under autocast the product runs in half precision, as it
+    does in the model itself. Gradients reach the hidden states and, where it asks for one, the weight.
     """
     check_matrix("Hidden states", hidden_NE)
     check_matrix("The head weight", weight_VE, hidden_NE.shape[1])
     dtype = working_dtype(hidden_NE, weight_VE)
     hidden_NE = hidden_NE.to(dtype)
-    if weight_VE.dtype == dtype:
+    if torch.is_autocast_enabled(hidden_NE.device.type):
+        logits_NV = torch.nn.functional.linear(hidden_NE, weight_VE).to(dtype)
+    elif weight_VE.dtype == dtype:
         logits_NV = hidden_NE @ weight_VE.T
     else:
         logits_NV = _UpcastProduct.apply(hidden_NE, weight_VE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -225,7 +226,7 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         with measured(own):
             head, norm = _student_pass(config, run, inputs, stores)
         free_memory()
-        _teacher_pass(config, run, inputs, stores, (head, norm))
+        heldout_seconds = _teacher_pass(config, run, inputs, stores, (head, norm))
         free_memory()
         if ranks.is_main():
             alignment = _alignment(stores, inputs)
@@ -235,6 +236,7 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     result |= {
         "processes": ranks.world(),
         "student_seconds": own["seconds"],
+        "heldout_seconds": round(heldout_seconds, 3),
         "bytes": stores.bytes,
         "samples": len(inputs.train),
         "tokens": sum(len(s.input_ids) for s in inputs.train),
@@ -284,9 +286,14 @@ def _student_pass(
 
 def _teacher_pass(
     config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, student: tuple[Head, Tensor]
-) -> None:
-    """The teacher over training and held-out rows, its activations mapped into the student's space."""
+) -> float:
+    """The teacher over training and held-out rows, its activations mapped into the student's space.
+
+    Returns:
+        Seconds that the held-out rows took: they are for measuring, not for training.
+    """
     teacher = inputs.load_teacher()
+    heldout_seconds = 0.0
     quiet = replace(stores.request, top_k=0, teacher_output=True)
 
     def train_rows(batch: list[int]) -> list[Record]:
@@ -294,7 +301,11 @@ def _teacher_pass(
         return teacher_signals(teacher, [inputs.train[i] for i in batch], stores.request, own, student[0])
 
     def heldout_rows(batch: list[int]) -> list[Record]:
-        return teacher_signals(teacher, [inputs.heldout[i] for i in batch], quiet, [], student[0])
+        nonlocal heldout_seconds
+        start = time.perf_counter()
+        found = teacher_signals(teacher, [inputs.heldout[i] for i in batch], quiet, [], student[0])
+        heldout_seconds += time.perf_counter() - start
+        return found
 
     options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(config, run)}
     sources: dict[str, Source] = {"teacher": train_rows, "heldout": heldout_rows}
@@ -315,6 +326,7 @@ def _teacher_pass(
     maps = Maps.read(run.targets / "maps.safetensors")
     for name, final in (("teacher", stores.teacher), ("heldout", stores.heldout)):
         fill(final, _mapped(sources[name], maps, stores), label=f"cache {name}", **options)
+    return heldout_seconds
 
 
 def _once(config: TransferConfig, run: RunFolder, inputs: Inputs, teacher: Decoder) -> None:

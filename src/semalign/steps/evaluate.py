@@ -13,11 +13,12 @@ from torch import Tensor
 from semalign.cache import read_json, read_tensors
 from semalign.capture import Point
 from semalign.config import ModelConfig, TransferConfig, to_dict
+from semalign.data.chat import asked
 from semalign.evaluation.generate import generate
 from semalign.evaluation.harness import harness_figures
 from semalign.evaluation.statistics import wilson_interval
 from semalign.evaluation.tasks import check_answers
-from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
+from semalign.folder import RunFolder, fingerprint, free_memory, hash_of, is_done, measured, save_result
 from semalign.loading import load
 from semalign.maths.similarity import gap_closed, kl_gap_closed, linear_cka, mean_cosine
 from semalign.methods import resolve
@@ -36,18 +37,25 @@ def trainings(config: TransferConfig, run: RunFolder) -> dict[str, Path]:
     return {"after": run.training(), **{name: run.training(name) for name in config.evaluation.baselines}}
 
 
+def trained_model(student: ModelConfig, folder: Path) -> ModelConfig:
+    """The student that a training left in its folder, loaded as the untouched one is."""
+    kernel = student.attn_implementation
+    return ModelConfig(str(folder / "student"), dtype=student.dtype, attn_implementation=kernel)
+
+
 def evaluate(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     """Write metrics.json."""
     folders = trainings(config, run)
     wanted = fingerprint(
         inputs=inputs.fingerprint,
         evaluation=to_dict(config.evaluation),
+        items=hash_of(task_rows(config)) if config.evaluation.tasks else None,
         students={n: read_json(f / "train.json", "train")["fingerprint"] for n, f in folders.items()},
     )
     if is_done(run.metrics, wanted):
         return
     models = {"before": config.student}
-    models |= {n: ModelConfig(str(f / "student"), dtype=config.student.dtype) for n, f in folders.items()}
+    models |= {n: trained_model(config.student, f) for n, f in folders.items()}
     result: dict[str, Any] = {}
     with measured(result):
         measured_by_name = {
@@ -121,14 +129,21 @@ def heldout_figures(
     }
 
 
-def _cka(decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs) -> list[list[float]]:
-    """Linear CKA of teacher layer (row) and student layer (column) streams."""
-    teacher = read_tensors(run.targets / "cka.safetensors")
+def _cka(
+    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs
+) -> list[list[float]] | None:
+    """Linear CKA of teacher layer (row) and student layer (column) streams; None where the cache has no teacher's."""
+    path = run.targets / "cka.safetensors"
+    if not path.exists():
+        return None
+    teacher = read_tensors(path)
     student = layer_states(decoder, inputs.heldout[: config.evaluation.cka_rows])
     rows, columns = len(teacher), len(student)
+    # Both start at the first held-out row; the cache may have been made for another number of rows.
+    n = min(len(teacher["layer.1"]), len(student["layer.1"]))
     return [
         [
-            round(linear_cka(teacher[f"layer.{t}"].float(), student[f"layer.{s}"].float()), 4)
+            round(linear_cka(teacher[f"layer.{t}"][:n].float(), student[f"layer.{s}"][:n].float()), 4)
             for s in range(1, columns + 1)
         ]
         for t in range(1, rows + 1)
@@ -139,7 +154,7 @@ def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = No
     """Answers to the items of all tasks, or of one, with their verdicts, by greedy decoding."""
     rows, options = task_rows(config), config.evaluation
     rows = [row for row in rows if task in (None, row["task"])]
-    prompts = [[m for m in row["messages"] if m["role"] != "assistant"] for row in rows]
+    prompts = [asked(row["messages"]) for row in rows]
     assert decoder.tokenizer is not None
     texts = generate(
         decoder.model,
@@ -176,9 +191,9 @@ def summarise(
     def closed(name: str) -> dict[str, float | None]:
         near = {n: f["closeness"]["kl"] for n, f in found.items() if "closeness" in f}
         return {
-            # Without a gap there is no share of it.
+            # Where the teacher is not ahead there is no gap to close.
             "accuracy_gap_closed": gap_closed(accuracy["before"], accuracy[name], accuracy["teacher"])
-            if accuracy and accuracy["before"] != accuracy["teacher"]
+            if accuracy and accuracy["before"] < accuracy["teacher"]
             else None,
             "kl_gap_closed": kl_gap_closed(near["before"], near[name]) if near else None,
         }

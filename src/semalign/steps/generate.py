@@ -10,7 +10,7 @@ from typing import Any
 from semalign.cache import write_atomic
 from semalign.config import DataConfig, TransferConfig, to_dict
 from semalign.data import prompt_of, variants
-from semalign.data.chat import Message, conversation
+from semalign.data.chat import Message, asked, conversation
 from semalign.data.kinds import Kind, Row, row_kind
 from semalign.embedded.keys import splits_of
 from semalign.errors import DataError
@@ -48,21 +48,21 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     if is_done(run.generated, wanted) and run.rows.exists():
         return
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
-    prompts = [_prompt(chat) for chat in chats]
-    asked = prompts if options.completions == "teacher" else []
-    asked = asked + list(_varied(prompts, config, measured_on))
+    prompts = [asked(chat) for chat in chats]
+    new = prompts if options.completions == "teacher" else []
+    new = new + list(_varied(prompts, config, measured_on))
     given = chats if options.completions == "given" else []
     result: dict[str, Any] = {}
     with measured(result):
         part = run.rows.with_suffix(".part")
-        texts = _answers(config, asked, part, wanted)
-        written = [[*p, {"role": "assistant", "content": t}] for p, t in zip(asked, texts, strict=True) if t]
-    if asked and not written:
+        texts = _answers(config, new, part, wanted)
+        written = [[*p, {"role": "assistant", "content": t}] for p, t in zip(new, texts, strict=True) if t]
+    if new and not written:
         raise DataError(
             f"data.max_new_tokens: none of the teacher's answers ended within {options.max_new_tokens} tokens; raise it."
         )
     write_atomic(run.rows, "".join(_line({"messages": chat}) for chat in [*given, *written]))
-    counts = {"given": len(given), "written": len(written), "dropped": len(asked) - len(written)}
+    counts = {"given": len(given), "written": len(written), "dropped": len(new) - len(written)}
     save_result(run.generated, wanted, result | counts)
     part.unlink()
 
@@ -75,10 +75,6 @@ def _chat(row: Row, number: int) -> Chat:
             "turn prompts into a message of role user."
         )
     return conversation(row, kind)
-
-
-def _prompt(chat: Chat) -> Chat:
-    return chat[:-1] if chat and chat[-1]["role"] == "assistant" else chat
 
 
 def _varied(prompts: Sequence[Chat], config: TransferConfig, measured_on: Sequence[Row]) -> Iterator[Chat]:
@@ -100,7 +96,9 @@ def _varied(prompts: Sequence[Chat], config: TransferConfig, measured_on: Sequen
 
 def _kept_apart(data: DataConfig) -> Callable[[str], bool]:
     """Whether a prompt states a problem of the embedded world that is kept for validation or test, in whatever words."""
-    names = [name.removeprefix("embedded:").split("/")[0] for name in data.weights if name.startswith("embedded:")]
+    names = [
+        name.removeprefix("embedded:").split("/")[0] for name in data.weights if name.startswith("embedded:")
+    ]
     apart = {"validation", "test"} - set(names)
     return lambda text: bool(names) and not apart.isdisjoint(splits_of(text))
 

@@ -35,7 +35,9 @@ def prepared(
     """Inside, exactly the plan's layers (or LoRA modules in them) take gradients, in float32; LoRA starts at `factors`."""
     original = types_of(student)
     student.model.requires_grad_(False)
-    torch.manual_seed(config.seed)  # LoRA's factors, and the projectors of the objective that is made afterwards
+    torch.manual_seed(
+        config.seed
+    )  # LoRA's factors, and the projectors of the objective that is made afterwards
     model: Any = student.model
     if config.train.lora_r:
         lora = LoraConfig(
@@ -167,7 +169,9 @@ def save_student(model: Any, inputs: Inputs, config: TransferConfig, target: Pat
     try:
         model.save_pretrained(temporary)
         inputs.tokenizer.save_pretrained(temporary)
-        reloaded: Any = AutoModelForCausalLM.from_pretrained(temporary, dtype=model.dtype)
+        kernel = config.student.attn_implementation
+        options = {"attn_implementation": kernel} if kernel else {}
+        reloaded: Any = AutoModelForCausalLM.from_pretrained(temporary, dtype=model.dtype, **options)
         probe, attention, _ = batch_inputs(Decoder(model, None), inputs.train[:1])
         with torch.no_grad():
             difference = (

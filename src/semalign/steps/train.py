@@ -216,7 +216,10 @@ class _Training:
                 else None
             )
             samples = [self.inputs.train[n] for n in batch]
-            return extended_prefix(self.student, samples, streams, (self.cut, cut), self.stores.request)
+            # As in training: frozen matrices may still be in half precision.
+            kind, is_mixed = self.student.device.type, self.config.train.bf16
+            with torch.autocast(kind, torch.bfloat16, enabled=is_mixed):
+                return extended_prefix(self.student, samples, streams, (self.cut, cut), self.stores.request)
 
         fill(store, through, label=f"prefix to layer {cut}", batch_size=self.config.cache.batch_size)
         self.cut, self.prefixes = cut, store
