@@ -12,37 +12,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.comparison.page import points, ranked, shown
-from semalign.report.words import number
+from semalign.comparison.page import figure_texts, ranked
+from semalign.report.words import DASH, GAPS, number
 
 Figures = dict[str, Any]
-GAINS = ("accuracy_gap_closed", "kl_gap_closed")
 
 
 def markdown(found: Figures) -> str:
     """One line per method, the best first; columns that nothing was measured for are left out."""
-    columns: list[tuple[str, list[str]]] = []
-    methods = ranked(found)
-    timed = [m["equal_time"] if not m["default"] else None for m in methods]
-    names = ["accuracy gap closed", "KL gap closed"]
-    for entries, suffix in ((methods, ""), (timed, " at equal time")):
-        for key, name in zip(GAINS, names, strict=True):
-            columns.append(
-                (name + suffix, [shown(e, key) if e and e[key] is not None else "" for e in entries])
-            )
-    kept = [m["retention"] is not None for m in methods]
-    columns.append(
-        (
-            "retention",
-            [shown(m, "retention", points) if k else "" for m, k in zip(methods, kept, strict=True)],
-        )
-    )
-    columns.append(("s", [number(m["wall_seconds"], 0) for m in methods]))
-    columns = [(name, cells) for name, cells in columns if any(cells)]
-    labels = [f"**{m['method']}** (default)" if m["default"] else f"`{m['method']}`" for m in methods]
-    lines = [["method", *(name for name, _ in columns)], ["---"] * (len(columns) + 1)]
-    lines += [[label, *(cells[n] for _, cells in columns)] for n, label in enumerate(labels)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    gaps = ("accuracy gap closed", "KL gap closed")
+    head = ["method", *gaps, *(f"{gap} at equal time" for gap in gaps), "retention", "s"]
+    lines = []
+    for m in ranked(found):
+        label = f"**{m['method']}** (default)" if m["default"] else f"`{m['method']}`"
+        lines.append([label, *figure_texts(m), number(m["wall_seconds"], 0)])
+    kept = [n for n in range(len(head)) if any(line[n] != DASH for line in lines)]
+    table = [[line[n] for n in kept] for line in (head, ["---"] * len(head), *lines)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 
 def plot(found: Figures, path: Path) -> None:
@@ -55,7 +41,9 @@ def plot(found: Figures, path: Path) -> None:
     methods = ranked(found)[::-1]
     height = max(4.0, 0.26 * len(methods) + 1)
     canvas, axes = pyplot.subplots(1, 3, figsize=(15, height), layout="constrained", width_ratios=(1.4, 1, 1))
-    for key, colour, shift in zip(GAINS, ("tab:blue", "tab:orange"), (0.15, -0.15), strict=True):
+    for key, colour, shift in zip(
+        (k for k, _ in GAPS), ("tab:blue", "tab:orange"), (0.15, -0.15), strict=True
+    ):
         _bars(axes[0], methods, key, colour, shift)
     axes[0].set_yticks(range(len(methods)), [m["method"] for m in methods])
     axes[0].set_xlim(-1.02, 1.1)

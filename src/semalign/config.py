@@ -424,6 +424,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
 
 
+def without_names(data: DataConfig) -> dict[str, Any]:
+    """How rows become what is trained on, for fingerprints that know the rows themselves by their content."""
+    return to_dict(data) | {"dataset_name": None, "heldout_name": None}
+
+
 def by_name(given: Collection[str] | Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
     """Names, or names with fields of their own, as the latter."""
     fields = given if isinstance(given, Mapping) else dict.fromkeys(given)

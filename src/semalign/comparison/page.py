@@ -180,18 +180,21 @@ def points(value: float | None) -> str:
     return ("+" if value is not None and round(value, 1) > 0 else "") + number(value, 1)
 
 
+def figure_texts(method: Figures) -> list[str]:
+    """Shares of both gaps at equal rows and at equal time, and retention, as every table shows them."""
+    timed = method["equal_time"] or {}
+    return [
+        *(shown(entry, k) for entry in (method, timed) for k, _ in GAPS),
+        shown(method, "retention", points),
+    ]
+
+
 def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
     columns = ["Method", "Accuracy gap", "KL gap", "Equal time: accuracy", "Equal time: KL"]
     columns += ["Retention, points", "No answer found", "Seconds"]
     rows = []
     for place, m in enumerate(methods, 1):
-        timed = m["equal_time"] or {}
-        texts = [*(shown(m, k) for k, _ in GAPS), *(shown(timed, k) for k, _ in GAPS)]
-        texts += [
-            shown(m, "retention", points),
-            percent(m["extraction_failures"], 1),
-            number(m["wall_seconds"], 1),
-        ]
+        texts = [*figure_texts(m), percent(m["extraction_failures"], 1), number(m["wall_seconds"], 1)]
         rows.append(Row(f"{place} {m['method']}", [Cell(t) for t in texts], _kind(m)))
     control = figures["controls"][WRONG_TASK]
     rows.append(Row("control: wrong task", [Cell(shown(control, "accuracy_gap_closed")), *[Cell("–")] * 6]))

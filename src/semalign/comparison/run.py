@@ -17,7 +17,7 @@ from semalign.cache import read_json, write_atomic, write_json
 from semalign.comparison.cells import CellJob, items_of, key_of, make_random_teacher, prepare, run_cell
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
-from semalign.config import DataConfig, ModelConfig, to_dict
+from semalign.config import ModelConfig, to_dict, without_names
 from semalign.folder import RunFolder, fingerprint, hash_of, is_done
 from semalign.loading import identity
 from semalign.progress import bar
@@ -156,7 +156,7 @@ class _Fingerprints:
         self.measured = {
             task: {
                 "rows": self.rows(config.data),
-                "data": _without_names(config.data),
+                "data": without_names(config.data),
                 "items": config.evaluation.tasks and hash_of(items_of(config, task)),
                 "max_new_tokens": config.evaluation.max_new_tokens,
             }
@@ -184,16 +184,12 @@ class _Fingerprints:
             teacher=teacher,
             rows=self.rows(config.data),
             **{name: to_dict(getattr(config, name)) for name in ("attribution", "pairing", "cache", "train")},
-            data=_without_names(config.data),
+            data=without_names(config.data),
             recipe=vars(comparison.recipes[key]),
             seed=[config.seed, cell.seed],
             # At equal time the default's seconds decide.
             budget=self.of(Cell(comparison.options.default, cell.task)) if cell.budget == "time" else None,
         )
-
-
-def _without_names(data: DataConfig) -> dict[str, Any]:
-    return to_dict(data) | {"dataset_name": None, "heldout_name": None}
 
 
 RANDOM_TEACHER = "random weights, seed 0"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from semalign.comparison.page import Figures, points, ranked, runs_of, shown
+from semalign.comparison.page import Figures, figure_texts, ranked, runs_of, shown
 from semalign.comparison.plan import WRONG_TASK
-from semalign.report.words import GAPS, number
+from semalign.report.words import number
 
 
 def table(figures: Figures) -> Table:
@@ -17,9 +17,7 @@ def table(figures: Figures) -> Table:
     for column in ("method", "accuracy gap", "KL gap", "equal time: accuracy", "KL", "retention", "seconds"):
         found.add_column(column, justify="left" if column == "method" else "right")
     for m in ranked(figures):
-        timed = m["equal_time"] or {}
-        texts = [*(shown(m, k) for k, _ in GAPS), *(shown(timed, k) for k, _ in GAPS)]
-        texts += [shown(m, "retention", points), number(m["wall_seconds"], 1)]
+        texts = [*figure_texts(m), number(m["wall_seconds"], 1)]
         found.add_row(m["method"] + " (default)" * m["default"], *texts, style="bold" if m["default"] else "")
     control = figures["controls"][WRONG_TASK]
     if control["accuracy_gap_closed"] is not None:

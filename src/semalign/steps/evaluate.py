@@ -49,7 +49,7 @@ def evaluate(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     wanted = fingerprint(
         inputs=inputs.fingerprint,
         evaluation=to_dict(config.evaluation),
-        items=hash_of(task_rows(config)) if config.evaluation.tasks else None,
+        items=hash_of(task_rows(config)),
         students={n: read_json(f / "train.json", "train")["fingerprint"] for n, f in folders.items()},
     )
     if is_done(run.metrics, wanted):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semalign.cache import write_atomic
-from semalign.config import DataConfig, TransferConfig, to_dict
+from semalign.config import DataConfig, TransferConfig, without_names
 from semalign.data import prompt_of, variants
 from semalign.data.chat import Message, asked, conversation
 from semalign.data.kinds import Kind, Row, row_kind
@@ -37,12 +37,12 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     if not options.is_generated:
         return
     rows, heldout = split_rows(options)
-    measured_on = [*heldout, *(task_rows(config) if config.evaluation.tasks else [])]
+    measured_on = [*heldout, *task_rows(config)]
     wanted = fingerprint(
         teacher=identity(config.teacher),
         rows=hash_of(rows),
         measured=hash_of(measured_on),
-        data=to_dict(options) | {"dataset_name": None, "heldout_name": None},
+        data=without_names(options),
         seed=config.seed,
     )
     if is_done(run.generated, wanted) and run.rows.exists():

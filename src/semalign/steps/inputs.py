@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from semalign import embedded
-from semalign.config import DataConfig, TransferConfig, to_dict
+from semalign.config import DataConfig, TransferConfig, without_names
 from semalign.data import (
     Sample,
     check_shared,
@@ -94,8 +94,9 @@ def embedded_rows(name: str) -> list[dict[str, Any]]:
 
 
 def task_rows(config: TransferConfig) -> list[dict[str, Any]]:
-    """Items to answer, at most max_items of each task."""
-    assert config.evaluation.tasks is not None
+    """Items to answer, at most max_items of each task; none where none are asked for."""
+    if config.evaluation.tasks is None:
+        return []
     counts: dict[str, int] = {}
     kept = []
     for row in rows_named(config.evaluation.tasks, config.data):
@@ -180,7 +181,7 @@ def load_inputs(config: TransferConfig, generated: Path | None = None) -> Inputs
     drawn = draw_rows(config.data)
     if config.data.is_generated:
         drawn = replace(drawn, train=_generated_rows(config.data, drawn.train, generated))
-    if config.evaluation.tasks and (shared := disjoint(drawn.train, task_rows(config))):
+    if shared := disjoint(drawn.train, task_rows(config)):
         raise DataError(
             f"{config.evaluation.tasks}: the prompts of {shared} items are among the training rows too; remove them from one side."
         )
@@ -210,7 +211,7 @@ def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, 
     known = {
         "teacher": teacher.identity,
         "student": student.identity,
-        "data": to_dict(config.data) | {"dataset_name": None, "heldout_name": None},
+        "data": without_names(config.data),
         "train": hash_of([s.sha for s in train]),
         "heldout": hash_of([s.sha for s in heldout]),
     }

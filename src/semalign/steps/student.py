@@ -35,9 +35,8 @@ def prepared(
     """Inside, exactly the plan's layers (or LoRA modules in them) take gradients, in float32; LoRA starts at `factors`."""
     original = types_of(student)
     student.model.requires_grad_(False)
-    torch.manual_seed(
-        config.seed
-    )  # LoRA's factors, and the projectors of the objective that is made afterwards
+    # For LoRA's factors, and for the projectors of the objective that is made afterwards.
+    torch.manual_seed(config.seed)
     model: Any = student.model
     if config.train.lora_r:
         lora = LoraConfig(
