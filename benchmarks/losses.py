@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from semalign.maths.bases import gram
 from semalign.maths.head import gathered_logits
 from semalign.maths.losses import output_cosine_loss
-from semalign.maths.topk import fisher_loss, topk_kl_loss
+from semalign.maths.topk import fisher_loss, log_rest, rest_logit, topk_kl_loss
+from semalign.signals import CANDIDATES
 
 POSITIONS, WIDTH, TOP_K = 1024, 896, 32
 SIZES = (1024, 4096, 16_384, 65_536, 151_936, 262_144)
@@ -41,6 +42,8 @@ def step(kind: str, vocabulary: int) -> Callable[[], Tensor]:
     ids_NJ = torch.randint(vocabulary, (POSITIONS, 2 * TOP_K))
     logp_NJ = torch.randn(POSITIONS, 2 * TOP_K).log_softmax(1)
     valid_NJ = torch.ones_like(ids_NJ, dtype=torch.bool)
+    others_C = torch.arange(min(vocabulary, CANDIDATES))
+    others_CE, outside_N = head_VE[others_C].float(), torch.zeros(POSITIONS)
     gram_EE = gram(head_VE) if kind == "cosine" else None
     teacher_NE = torch.randn(POSITIONS, WIDTH)
 
@@ -48,10 +51,13 @@ def step(kind: str, vocabulary: int) -> Callable[[], Tensor]:
         if kind == "cosine":
             return output_cosine_loss(hidden_NE, head_VE, gram_EE, labels_N)
         if kind in ("topk_kl", "fisher"):
-            logits_NJ = gathered_logits(hidden_NE, head_VE, ids_NJ)
+            rest_N1 = rest_logit(hidden_NE @ others_CE.T, others_C, ids_NJ, valid_NJ, outside_N)
+            logits = torch.cat([gathered_logits(hidden_NE, head_VE, ids_NJ), rest_N1], 1)
+            logp = torch.cat([logp_NJ, log_rest(logp_NJ, valid_NJ)], 1)
+            mask = torch.ones_like(logits, dtype=torch.bool)
             if kind == "topk_kl":
-                return topk_kl_loss(logits_NJ, logp_NJ, valid_NJ)
-            return fisher_loss(logits_NJ, logp_NJ, logp_NJ, valid_NJ)
+                return topk_kl_loss(logits, logp, mask)
+            return fisher_loss(logits, logp, logp, mask)
         logits_NV = nn.functional.linear(hidden_NE.bfloat16(), head_VE).float()
         if kind == "cosine_logits":
             return (1 - logits_NV.gather(1, labels_N[:, None])[:, 0] / logits_NV.norm(dim=1)).mean()

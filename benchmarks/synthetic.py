@@ -8,7 +8,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from semalign.data import Sample
 from semalign.methods import methods
 from semalign.models import Decoder
-from semalign.signals import Request, teacher_signals
+from semalign.signals import CANDIDATES, Request, candidates_of, teacher_signals
 from semalign.suffix import SuffixModel
 
 WIDTH, INNER = 896, 4864
@@ -47,7 +47,7 @@ def suffix_step(
     decoder = random_decoder(layers, vocabulary)
     for layer in decoder.layers:
         layer.requires_grad_(True)
-    suffix = SuffixModel(decoder, 0, methods()["aligned"], [])
+    suffix = SuffixModel(decoder, 0, methods()["aligned"], [], torch.arange(min(vocabulary, CANDIDATES)))
     optimiser = torch.optim.AdamW([p for p in suffix.parameters() if p.requires_grad], lr=1e-4, fused=True)
     positions = rows * (length // 2)
     states = torch.zeros(rows, length, dtype=torch.bool)
@@ -62,6 +62,7 @@ def suffix_step(
         "valid": torch.ones(positions, 2 * top_k, dtype=torch.bool),
         "teacher_logp": logp,
         "student_logp": logp,
+        "outside": torch.zeros(positions),
     }
 
     def step() -> None:
@@ -86,6 +87,6 @@ def teacher_pass(rows: int, length: int, *, layers: int = 6, vocabulary: int = 3
     request = Request(pairs=(), teacher_output=True)
 
     def run() -> None:
-        teacher_signals(teacher, samples, request, [], teacher.head())
+        teacher_signals(teacher, samples, request, [], teacher.head(), candidates_of(samples))
 
     return run

@@ -21,7 +21,7 @@ from semalign.loading import load
 from semalign.maths.pairing import LayerPair
 from semalign.models import Decoder
 from semalign.run import transfer
-from semalign.signals import Request, student_signals, teacher_signals
+from semalign.signals import Request, candidates_of, student_signals, teacher_signals
 from semalign.steps.attribute import attribute_layers
 
 REQUEST = Request(
@@ -36,7 +36,7 @@ SAMPLES = [Sample(list(range(7 + n, 17 + 2 * n)), [i > 4 for i in range(10 + n)]
 
 def signals(teacher: Decoder, student: Decoder) -> list[dict[str, torch.Tensor]]:
     own = student_signals(student, SAMPLES, REQUEST)
-    return teacher_signals(teacher, SAMPLES, REQUEST, own, student.head())
+    return teacher_signals(teacher, SAMPLES, REQUEST, own, student.head(), candidates_of(SAMPLES))
 
 
 def assert_equal(ours: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.Tensor]]) -> None:

@@ -17,10 +17,12 @@ from semalign.config import (
     TrainConfig,
     TransferConfig,
 )
+from semalign.data import Sample
 from semalign.methods import method
-from semalign.models import Decoder
+from semalign.models import Decoder, Head
 from semalign.objective import Objective
 from semalign.run import transfer
+from semalign.signals import candidates_of, topk
 
 
 def run(
@@ -63,7 +65,7 @@ def test_float32_layers_on_top_of_half_precision_ones_that_do_not_promote(
 @pytest.mark.parametrize("name", ["aligned", "fisher", "v2", "cosine"])
 def test_losses_without_a_vocabulary_are_the_same_under_autocast(name: str) -> None:
     recipe, student = method(name), Decoder(tiny_model("llama", layers=2, wide=False), None)
-    objective = Objective(recipe, student, ["2"])
+    objective = Objective(recipe, student, ["2"], torch.arange(4, 20))
     draw = torch.Generator().manual_seed(0)
     width = student.width
     states, target = torch.randn(6, width, generator=draw), torch.randn(6, width, generator=draw)
@@ -73,6 +75,7 @@ def test_losses_without_a_vocabulary_are_the_same_under_autocast(name: str) -> N
         "valid": torch.ones(6, 8, dtype=torch.bool),
         "teacher_logp": logp,
         "student_logp": logp.flip(1),
+        "outside": torch.zeros(6),
         "target.2": target,
     }
     labels = torch.arange(6)
@@ -81,3 +84,22 @@ def test_losses_without_a_vocabulary_are_the_same_under_autocast(name: str) -> N
         mixed = objective(states, {"2": states}, labels, [6], batch)
     for key, value in exact.items():
         torch.testing.assert_close(mixed[key], value, rtol=0, atol=0)
+
+
+def test_what_is_left_outside_the_top_k_of_a_half_precision_head_is_not_rounding() -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, states = torch.randn(400, 16, generator=draw).bfloat16(), 3 * torch.randn(50, 16, generator=draw)
+    ids, logits, lse = topk(Head(weight), states.bfloat16().float(), 8)
+    exact = states.bfloat16().float() @ weight.float().T
+    torch.testing.assert_close(logits, exact.gather(1, ids))
+    left = 1 - (logits - lse[:, None]).exp().sum(1)
+    wanted = 1 - (exact.gather(1, ids) - exact.logsumexp(1)[:, None]).exp().sum(1)
+    assert float(wanted.min()) < 1e-3 and float(wanted.max()) > 0.01, "both certain and uncertain positions"
+    torch.testing.assert_close(left, wanted, rtol=0.05, atol=1e-5)
+
+
+def test_candidates_are_the_rows_most_frequent_tokens() -> None:
+    long = list(range(2_000))
+    samples = [Sample(long, [True] * 2_000, "a"), Sample(long[976:], [False] * 1_024, "b")]
+    assert candidates_of(samples).tolist() == long[976:]
+    assert candidates_of([Sample([9, 4, 9, 2], [False] * 4, "c")]).tolist() == [2, 4, 9]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from semalign.recipe import Recipe
 
 OUTPUT = {
-    "topk_kl": "KL(p_T || p_S) over the union of both models' top-k tokens, renormalised",
-    "fisher": "1/2 sum_j w_j (d_j - mean_w d)^2 over the union of both models' top-k tokens, w = (p_T + p_S0) / 2, d = z_S - log p_T",
+    "topk_kl": "KL(p_T || p_S) over both models' top-k tokens and the rest as one token",
+    "fisher": "1/2 sum_j w_j (d_j - mean_w d)^2 over both models' top-k tokens and the rest, w = (p_T + p_S0) / 2, d = z_S - log p_T",
     "cosine": "1 - cos(logits, onehot(label))",
     "cross_entropy": "-log p_S(label)",
     "kl": "KL(p_T || p_S) over the whole vocabulary",

@@ -73,6 +73,12 @@ class Head:
             hidden_ND.float(), self.weight_VD, ids_NK, bias_V=o.bias_V, scale=o.scale, softcap=o.softcap
         )
 
+    def rows(self, ids_K: Tensor) -> Head:
+        """The head of some tokens alone, in float32."""
+        bias = self.options.bias_V
+        options = replace(self.options, bias_V=None if bias is None else bias[ids_K].float())
+        return Head(self.weight_VD[ids_K].float(), options)
+
     def to(self, device: torch.device | str) -> Head:
         """The same head on a device."""
         bias = self.options.bias_V

@@ -16,10 +16,18 @@ from semalign.errors import SemAlignError
 from semalign.maths.bases import gram
 from semalign.maths.full_vocabulary import cross_entropy_loss, full_kl_loss
 from semalign.maths.losses import cosine_loss, geometry_loss, output_cosine_loss, projected_mse_loss
-from semalign.maths.topk import fisher_loss, fisher_quadratic, mix_labels, topk_kl_loss
+from semalign.maths.topk import (
+    fisher_loss,
+    fisher_quadratic,
+    log_rest,
+    mix_labels,
+    rest_logit,
+    topk_kl_loss,
+)
 from semalign.models import Decoder, Head
 from semalign.recipe import Recipe
 
+TOPK = ("topk_kl", "fisher")
 FULL_VOCABULARY = ("cross_entropy", "kl", "jsd")
 
 
@@ -30,7 +38,12 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, recipe: Recipe, decoder: Decoder, places: Sequence[str], teacher_head: Head | None = None
+        self,
+        recipe: Recipe,
+        decoder: Decoder,
+        places: Sequence[str],
+        candidates_C: Tensor,
+        teacher_head: Head | None = None,
     ) -> None:
         super().__init__()
         self.recipe, self.decoder, self.head, self.teacher_head = (
@@ -39,6 +52,8 @@ class Objective(nn.Module):
             decoder.head(),
             teacher_head,
         )
+        self.candidates_C = candidates_C.to(decoder.device)
+        self.others = self.head.rows(self.candidates_C) if recipe.output_loss in TOPK else None
         self.gram_EE = self._gram() if recipe.output_loss == "cosine" else None
         self.projectors = nn.ModuleDict()
         if recipe.layer_loss == "projected_mse":
@@ -91,7 +106,7 @@ class Objective(nn.Module):
     def output_loss(self, output_NE: Tensor, labels_N: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """The recipe's loss at the output."""
         recipe, head = self.recipe, self.head
-        if recipe.output_loss in ("topk_kl", "fisher"):
+        if recipe.output_loss in TOPK:
             return self._topk_loss(output_NE, labels_N, batch)
         if recipe.output_loss == "cosine":
             assert self.gram_EE is not None
@@ -121,16 +136,21 @@ class Objective(nn.Module):
         return output_NE.sum() * 0.0
 
     def _topk_loss(self, output_NE: Tensor, labels_N: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        assert self.others is not None
         ids, valid, teacher_logp = batch["ids"].long(), batch["valid"], batch["teacher_logp"]
-        if self.recipe.output_loss == "fisher":
-            logits_NJ = self.head.gathered(output_NE, ids)
-            return fisher_loss(logits_NJ, teacher_logp, batch["student_logp"], valid)
         if self.recipe.label_weight:
             ids, teacher_logp, valid = mix_labels(
                 ids, teacher_logp, valid, labels_N, share=self.recipe.label_weight
             )
-        logits_NJ = self.head.gathered(output_NE, ids)
-        return topk_kl_loss(logits_NJ, teacher_logp, valid, temperature=self.recipe.temperature)
+        others_NC = self.others.logits(output_NE)
+        rest_N1 = rest_logit(others_NC, self.candidates_C, ids, valid, batch["outside"])
+        logits = torch.cat([self.head.gathered(output_NE, ids), rest_N1], 1)
+        mask = torch.cat([valid, torch.ones_like(valid[:, :1])], 1)
+        teacher_logp = torch.cat([teacher_logp, log_rest(teacher_logp, valid)], 1)
+        if self.recipe.output_loss == "topk_kl":
+            return topk_kl_loss(logits, teacher_logp, mask, temperature=self.recipe.temperature)
+        untouched = torch.cat([batch["student_logp"], log_rest(batch["student_logp"], valid)], 1)
+        return fisher_loss(logits, teacher_logp, untouched, mask)
 
     def layer_loss(
         self, place: str, hidden_NE: Tensor, counts: Sequence[int], batch: Mapping[str, Tensor]

@@ -19,10 +19,11 @@ from semalign.errors import ModelError
 from semalign.maths.full_vocabulary import cross_entropy_loss
 from semalign.maths.pairing import LayerPair, blend
 from semalign.maths.quantise import EightBit, dequantise_rows, quantise_rows, relative_error
-from semalign.maths.topk import union_topk
+from semalign.maths.topk import log_outside, union_topk
 from semalign.models import Decoder, Head
 
 LOGIT_CHUNK = 128  # positions whose full logits are live at once
+CANDIDATES = 1024  # tokens outside the top k that training follows
 STATES = 512  # positions that layers are compared on
 
 
@@ -87,6 +88,13 @@ def labels_of(sample: Sample) -> Tensor:
     return torch.tensor([i for i, m in zip(sample.input_ids, sample.mask, strict=True) if m])
 
 
+def candidates_of(samples: Sequence[Sample]) -> Tensor:
+    """The tokens of all rows, each once, ascending; the 1,024 most frequent where there are more."""
+    ids, counts = torch.cat([torch.tensor(s.input_ids) for s in samples]).unique(return_counts=True)
+    kept = counts.argsort(descending=True, stable=True)[:CANDIDATES]
+    return ids[kept].sort().values
+
+
 def _split(rows_XD: Tensor, samples: Sequence[Sample], dtype: torch.dtype | None) -> list[Tensor]:
     rows = rows_XD if dtype is None else rows_XD.to(dtype)
     # clone: a view would keep the whole batch alive
@@ -125,14 +133,21 @@ def batch_inputs(decoder: Decoder, samples: Sequence[Sample]) -> tuple[Tensor, T
 
 
 def topk(head: Head, hidden_ND: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids (N, k) and logits (N, k) of the likeliest tokens, and log sum exp over the vocabulary (N,), in chunks."""
+    """Ids (N, k) and logits (N, k) of the likeliest tokens, and log sum exp over the vocabulary (N,), in chunks.
+
+    A head in half precision rounds its logits, by some 0.03 at 20, and with them what is left outside the top k. So the
+    likeliest tokens' logits are computed again in float32, and take their old places in the sum.
+    """
     ids, values, lse = [], [], []
     for chunk in hidden_ND.split(LOGIT_CHUNK):
         logits_NV = head.logits(chunk)
         top = logits_NV.topk(min(k, logits_NV.shape[1]), dim=1)
+        rounded_N = logits_NV.logsumexp(1)
+        exact_NK = head.gathered(chunk, top.indices)
         ids.append(top.indices)
-        values.append(top.values)
-        lse.append(logits_NV.logsumexp(1))
+        values.append(exact_NK)
+        left_N = 1 - (top.values - rounded_N[:, None]).exp().sum(1)
+        lse.append(rounded_N + ((exact_NK - rounded_N[:, None]).exp().sum(1) + left_N.clamp_min(0)).log())
     return torch.cat(ids), torch.cat(values), torch.cat(lse)
 
 
@@ -187,11 +202,17 @@ def extended_prefix(
 
 @torch.no_grad()
 def teacher_signals(
-    teacher: Decoder, samples: Sequence[Sample], request: Request, own: Sequence[Record], student_head: Head
+    teacher: Decoder,
+    samples: Sequence[Sample],
+    request: Request,
+    own: Sequence[Record],
+    student_head: Head,
+    candidates_C: Tensor,
 ) -> list[Record]:
     """Per sample: positions.teacher.<interface>.<place> (N, D), blended over depth where the pair says so;
     positions.teacher_output (N, D); positions.ids, .teacher_logp, .student_logp, .valid (N, 2K) over the union of
-    both models' top-k sets. Stops after the deepest layer that anything needs."""
+    both models' top-k sets; positions.outside (N,), log sum exp of the untouched student's logits over all tokens that are neither
+    there nor among the candidates. Stops after the deepest layer that anything needs."""
     ids_BT, attention_BT, states_BT = batch_inputs(teacher, samples)
     points = sorted(
         {
@@ -219,7 +240,9 @@ def teacher_signals(
     if request.teacher_output:
         _put(records, "positions.teacher_output", output_XD, samples, request.dtype)
     if request.top_k:
-        _put_union(records, samples, teacher.head(), output_XD, own, student_head, request.top_k)
+        _put_union(
+            records, samples, teacher.head(), output_XD, own, student_head, candidates_C, request.top_k
+        )
     return records
 
 
@@ -251,6 +274,7 @@ def _put_union(
     output_XD: Tensor,
     own: Sequence[Record],
     student_head: Head,
+    candidates_C: Tensor,
     k: int,
 ) -> None:
     device = output_XD.device
@@ -260,11 +284,15 @@ def _put_union(
     }
     top, values, lse = topk(head, output_XD, k)
     ids, valid = union_topk(top, values, theirs["ids"].long(), theirs["logp"])
-    student_logits = student_head.to(device).gathered(theirs["output"], ids)
+    student_head, candidates_C = student_head.to(device), candidates_C.to(device)
+    student_logp = student_head.gathered(theirs["output"], ids) - theirs["lse"][:, None]
+    others_NC = student_head.rows(candidates_C).logits(theirs["output"]) - theirs["lse"][:, None]
+    outside_N = theirs["lse"] + log_outside(others_NC, candidates_C, student_logp, ids, valid)
     _put(records, "positions.ids", ids, samples, torch.int32)
     _put(records, "positions.valid", valid, samples, None)
     _put(records, "positions.teacher_logp", head.gathered(output_XD, ids) - lse[:, None], samples, None)
-    _put(records, "positions.student_logp", student_logits - theirs["lse"][:, None], samples, None)
+    _put(records, "positions.student_logp", student_logp, samples, None)
+    _put(records, "positions.outside", outside_N, samples, None)
 
 
 def _put(

@@ -40,12 +40,13 @@ class SuffixModel(nn.Module):
         cut: int,
         recipe: Recipe,
         pairs: Sequence[LayerPair],
+        candidates_C: Tensor,
         teacher_head: Head | None = None,
     ) -> None:
         super().__init__()
         self.suffix = nn.ModuleList(decoder.layers[cut:])
         self.norm = decoder.final_norm
-        self.objective = Objective(recipe, decoder, [p.place for p in pairs], teacher_head)
+        self.objective = Objective(recipe, decoder, [p.place for p in pairs], candidates_C, teacher_head)
         # A plain attribute: neither the embedding nor the head is a part of what is trained, moved or saved.
         self.decoder, self.cut = decoder, cut
         self.points = (

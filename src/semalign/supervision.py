@@ -1,7 +1,7 @@
 """One protocol for the teacher's signals, two implementations: read from the cache, or computed live.
 
 The trainer never asks which. A batch of signals is a flat dict of tensors over the N supervised positions of
-its samples, in order: `ids`, `valid`, `teacher_logp`, `student_logp` (N, 2K), `teacher_output` (N, D) and
+its samples, in order: `ids`, `valid`, `teacher_logp`, `student_logp` (N, 2K), `outside` (N,), `teacher_output` (N, D) and
 `target.<place>` (N, E), a place being a student layer (`3`) or a head in it (`3h2`).
 """
 
@@ -21,9 +21,9 @@ from semalign.errors import ConfigError
 from semalign.maths.bases import apply_map
 from semalign.models import Decoder, Head
 from semalign.recipe import Recipe
-from semalign.signals import Request, student_signals, teacher_signals
+from semalign.signals import Request, candidates_of, student_signals, teacher_signals
 
-TOPK_KEYS = ("ids", "valid", "teacher_logp", "student_logp")
+TOPK_KEYS = ("ids", "valid", "teacher_logp", "student_logp", "outside")
 
 
 class Supervision(Protocol):
@@ -120,12 +120,15 @@ class LiveSupervision:
         self.teacher, self.student, self.samples = teacher, student, samples
         self.request, self.recipe, self.maps = request, recipe, maps
         self.student_head: Head = student.head()
+        self.candidates_C = candidates_of(samples)
 
     def signals(self, samples: Sequence[int]) -> Record:
         """See `Supervision`."""
         batch = [self.samples[i] for i in samples]
         own = student_signals(self.student, batch, self.request)
-        records = teacher_signals(self.teacher, batch, self.request, own, self.student_head)
+        records = teacher_signals(
+            self.teacher, batch, self.request, own, self.student_head, self.candidates_C
+        )
         records = [
             to_targets(r, self.maps, [(self.recipe.map, self.recipe.interface)], self.request)
             for r in records

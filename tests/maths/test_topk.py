@@ -5,7 +5,16 @@ from hypothesis import strategies as st
 
 from semalign.errors import ModelError
 from semalign.maths.head import gathered_logits
-from semalign.maths.topk import TopkTargets, fisher_loss, topk_kl_loss, topk_targets, union_topk
+from semalign.maths.topk import (
+    TopkTargets,
+    fisher_loss,
+    log_outside,
+    log_rest,
+    rest_logit,
+    topk_kl_loss,
+    topk_targets,
+    union_topk,
+)
 
 from . import reference
 
@@ -86,6 +95,86 @@ def test_with_the_whole_vocabulary_the_topk_kl_is_the_full_kl() -> None:
     loss = topk_kl_loss(student.gather(1, targets.ids_NJ), targets.teacher_logp_NJ, targets.mask_NJ)
     full = reference.divergence(student.detach().double(), teacher.double(), "forward")
     torch.testing.assert_close(loss.double(), full, rtol=1e-5, atol=1e-6)
+
+
+def with_rest(
+    student: torch.Tensor, untouched: torch.Tensor, targets: TopkTargets, candidates: torch.Tensor
+) -> torch.Tensor:
+    """The KL on J and the rest, as training computes it."""
+    lse = untouched.logsumexp(1)
+    own = untouched - lse[:, None]
+    ids, mask = targets.ids_NJ, targets.mask_NJ
+    outside = lse + log_outside(own[:, candidates], candidates, targets.student_logp_NJ, ids, mask)
+    rest = rest_logit(student[:, candidates], candidates, ids, mask, outside)
+    logits = torch.cat([student.gather(1, ids), rest], 1)
+    teacher = torch.cat([targets.teacher_logp_NJ, log_rest(targets.teacher_logp_NJ, mask)], 1)
+    return topk_kl_loss(logits, teacher, torch.cat([mask, torch.ones_like(mask[:, :1])], 1))
+
+
+def coarse(logits: torch.Tensor, unions: list[set[int]]) -> list[torch.Tensor]:
+    """Probabilities of the tokens of J and of all others together, a vector a position."""
+    parts = []
+    for z, union in zip(logits.softmax(1), unions, strict=True):
+        others = [v for v in range(len(z)) if v not in union]
+        parts.append(torch.cat([z[sorted(union)], z[others].sum(0, keepdim=True)]))
+    return parts
+
+
+@settings(deadline=None, max_examples=25)
+@given(sizes)
+def test_with_all_candidates_the_loss_is_the_kl_with_everything_outside_as_one_token(
+    size: tuple[int, int, int, int],
+) -> None:
+    student, teacher, untouched, targets = drawn(size)
+    unions = reference.topk_union(teacher, untouched, size[2])
+    (copy,) = reference.double(student)
+    pairs = zip(coarse(teacher.double(), unions), coarse(copy, unions), strict=True)
+    # kl: 0 log 0 is 0, for J may be everything
+    expected = torch.stack([(p.xlogy(p) - p.xlogy(q)).sum() for p, q in pairs]).mean()
+    loss = with_rest(student, untouched, targets, torch.arange(size[1]))
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-4)
+    (gradient,), (wanted,) = torch.autograd.grad(loss, student), torch.autograd.grad(expected, copy)
+    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-3, atol=1e-4)
+    full = reference.divergence(student.detach().double(), teacher.double(), "forward")
+    assert float(loss.detach()) <= float(full) + 1e-4
+
+
+@settings(deadline=None, max_examples=25)
+@given(sizes, st.data())
+def test_at_the_untouched_student_any_candidates_give_the_same_exact_loss(
+    size: tuple[int, int, int, int], data: st.DataObject
+) -> None:
+    _, _, untouched, targets = drawn(size)
+    count = data.draw(st.integers(1, size[1]))
+    candidates = (
+        torch.randperm(size[1], generator=torch.Generator().manual_seed(size[3]))[:count].sort().values
+    )
+    loss = with_rest(untouched, untouched, targets, candidates)
+    expected = with_rest(untouched, untouched, targets, torch.arange(size[1]))
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_models_that_agree_have_no_loss_whatever_the_candidates() -> None:
+    untouched = normal(4, 12)
+    loss = with_rest(untouched, untouched, topk_targets(untouched, untouched, 2), torch.tensor([1, 5]))
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+
+
+def test_mass_outside_both_top_k_sets_is_pushed_back() -> None:
+    """What a KL on J alone cannot see: the student learns to say something that neither model said."""
+    untouched, teacher = torch.zeros(1, 8), torch.zeros(1, 8)
+    untouched[0, :2] = teacher[0, :2] = torch.tensor([8.0, 1.0])
+    student = untouched.clone()
+    student[0, 7] = 12.0
+    student.requires_grad_()
+    targets = topk_targets(teacher, untouched, 2)
+    assert 7 not in targets.ids_NJ
+    alone = topk_kl_loss(student.gather(1, targets.ids_NJ), targets.teacher_logp_NJ, targets.mask_NJ)
+    assert float(alone.detach()) == pytest.approx(0, abs=1e-6)
+    loss = with_rest(student, untouched, targets, torch.tensor([3, 7]))
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert float(loss.detach()) > 1
+    assert float(gradient[0, 7]) > 0.5
 
 
 def test_fisher_is_the_second_order_expansion_of_the_kl() -> None:

@@ -177,7 +177,10 @@ def _tiles(figures: Figures) -> list[Tile]:
 
 def points(value: float | None) -> str:
     """A change in percentage points, with its sign."""
-    return ("+" if value is not None and round(value, 1) > 0 else "") + number(value, 1)
+    if value is None:
+        return number(None)
+    rounded = round(value, 1)
+    return ("+" if rounded > 0 else "") + number(rounded, 1)
 
 
 def figure_texts(method: Figures) -> list[str]:

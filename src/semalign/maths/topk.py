@@ -3,7 +3,11 @@
 J is the union of the teacher's and the untouched student's top-k tokens at a position, stored as 2K ids of
 which repeats are masked out. Log-probabilities are those of the full softmax, not renormalised.
 
-Legend: N supervised positions, V vocabulary, K top tokens of one model, J = 2K slots of the union.
+Losses on J alone leave everything outside J free: the student may put any mass there. One more slot, the rest, holds it
+in place: the teacher's 1 - sum_J p_T against the student's mass outside J, of which a fixed set of candidates is followed
+through training and all other tokens keep the logits of the untouched student.
+
+Legend: N supervised positions, V vocabulary, K top tokens of one model, J = 2K slots of the union, C candidates.
 """
 
 from dataclasses import dataclass
@@ -79,7 +83,7 @@ def union_topk(
 def topk_kl_loss(
     logits_NJ: Tensor, teacher_logp_NJ: Tensor, mask_NJ: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """KL(p_T || p_S) with both distributions renormalised over the masked-in tokens of J.
+    """KL(p_T || p_S) with both distributions renormalised over the masked-in tokens of J, and the rest where it has a slot.
 
     At temperature t both sides are divided by t before the softmax and the loss is multiplied by t^2, which
     keeps the size of the gradient (Hinton et al. 2015).
@@ -93,18 +97,61 @@ def topk_kl_loss(
     return terms_NJ.sum(-1).mean() * temperature**2
 
 
+def rest_logit(
+    logits_NC: Tensor, candidates_C: Tensor, ids_NJ: Tensor, mask_NJ: Tensor, outside_N: Tensor
+) -> Tensor:
+    """The logit of "any token outside J" (N x 1): log(sum_{c in C without J} exp z_c + exp outside).
+
+    A softmax over J and this slot gives it the joint probability of all these tokens. At the untouched student, or with C the
+    whole vocabulary, the KL on J and the rest is exactly that of both models once tokens outside J are taken as one: at most
+    the full KL, and 0 where the models agree.
+
+    Args:
+        logits_NC: the student's logits of the candidates.
+        candidates_C: their token ids, ascending, each once.
+        ids_NJ, mask_NJ: J of each position.
+        outside_N: log sum exp of the untouched student's logits over the tokens that are neither in J nor in C.
+    """
+    check_rows("Candidates' logits", "ids", len(logits_NC), len(ids_NJ))
+    at_NJ = torch.searchsorted(candidates_C, ids_NJ).clamp_max(len(candidates_C) - 1)
+    row_M, slot_M = ((candidates_C[at_NJ] == ids_NJ) & mask_NJ).nonzero(as_tuple=True)
+    inside_NC = torch.zeros_like(logits_NC, dtype=torch.bool)
+    inside_NC[row_M, at_NJ[row_M, slot_M]] = True
+    logits_NC = logits_NC.to(working_dtype(logits_NC)).masked_fill(inside_NC, _LOG_ZERO)
+    return torch.cat([logits_NC, outside_N[:, None].to(logits_NC.dtype)], 1).logsumexp(1, keepdim=True)
+
+
+def log_rest(logp_NJ: Tensor, mask_NJ: Tensor) -> Tensor:
+    """log(1 - sum_J p), the log-probability of everything outside J (N x 1); rounding may not make it -inf."""
+    _check_slots(logp_NJ, mask_NJ)
+    inside_NJ = logp_NJ.to(working_dtype(logp_NJ)).exp().masked_fill(~mask_NJ, 0.0)
+    rest_N1 = 1.0 - inside_NJ.sum(1, keepdim=True)
+    return rest_N1.clamp_min(torch.finfo(rest_N1.dtype).eps).log()
+
+
+def log_outside(
+    logp_NC: Tensor, candidates_C: Tensor, logp_NJ: Tensor, ids_NJ: Tensor, mask_NJ: Tensor
+) -> Tensor:
+    """The log-probability (N,) of all tokens that are neither in J nor among the candidates, from the others'."""
+    nothing_N = logp_NC.new_full((len(logp_NC),), _LOG_ZERO)
+    followed_N1 = rest_logit(logp_NC, candidates_C, ids_NJ, mask_NJ, nothing_N)
+    left_N = (log_rest(logp_NJ, mask_NJ).exp() - followed_N1.exp())[:, 0]
+    return left_N.clamp_min(torch.finfo(left_N.dtype).eps).log()
+
+
 def mix_labels(
     ids_NJ: Tensor, teacher_logp_NJ: Tensor, mask_NJ: Tensor, labels_N: Tensor, *, share: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The distribution (1 - share) p_T + share onehot(label) on J and the label.
 
-    p_T is renormalised over the masked-in tokens of J; a label outside J gets a slot of its own, where p_T counts as 0.
+    A label outside J gets a slot of its own, where p_T counts as 0. What p_T has outside J stays outside.
     Returns ids, log-probabilities and mask (N x (J + 1)) for `gathered_logits` and `topk_kl_loss`.
     """
     _check_slots(teacher_logp_NJ, mask_NJ)
     if not 0.0 <= share < 1.0:
         raise ModelError(f"The label's share must lie in [0, 1), got {share}.")
-    teacher_NJ = _masked_log_softmax(teacher_logp_NJ.detach(), mask_NJ, 1.0).exp()
+    dtype = working_dtype(teacher_logp_NJ)
+    teacher_NJ = teacher_logp_NJ.detach().to(dtype).masked_fill(~mask_NJ, _LOG_ZERO).exp()
     hit_NJ = (ids_NJ == labels_N[:, None]) & mask_NJ
     missing_N1 = ~hit_NJ.any(-1, keepdim=True)
     mixed = torch.cat([(1 - share) * teacher_NJ + share * hit_NJ, share * missing_N1], dim=-1)

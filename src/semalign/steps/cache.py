@@ -30,13 +30,13 @@ from semalign.models import Decoder, Head
 from semalign.progress import bar
 from semalign.recipe import Recipe
 from semalign.remote import Remote, is_remote
-from semalign.signals import Request, layer_states, student_signals, teacher_signals
+from semalign.signals import Request, candidates_of, layer_states, student_signals, teacher_signals
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
 from semalign.supervision import Maps, to_targets
 
 logger = logging.getLogger(__name__)
-SCHEMA = 1  # of the cache's files; a change makes older caches stale
+SCHEMA = 2  # of the cache's files; a change makes older caches stale
 FITTED = ("ridge", "weighted_ridge", "procrustes")  # maps that are fitted on cached rows
 Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
@@ -295,15 +295,20 @@ def _teacher_pass(
     teacher = inputs.load_teacher()
     heldout_seconds = 0.0
     quiet = replace(stores.request, top_k=0, teacher_output=True)
+    candidates = candidates_of(inputs.train)
 
     def train_rows(batch: list[int]) -> list[Record]:
         own = [stores.student.read(i) for i in batch] if stores.request.top_k else []
-        return teacher_signals(teacher, [inputs.train[i] for i in batch], stores.request, own, student[0])
+        return teacher_signals(
+            teacher, [inputs.train[i] for i in batch], stores.request, own, student[0], candidates
+        )
 
     def heldout_rows(batch: list[int]) -> list[Record]:
         nonlocal heldout_seconds
         start = time.perf_counter()
-        found = teacher_signals(teacher, [inputs.heldout[i] for i in batch], quiet, [], student[0])
+        found = teacher_signals(
+            teacher, [inputs.heldout[i] for i in batch], quiet, [], student[0], candidates
+        )
         heldout_seconds += time.perf_counter() - start
         return found
 

@@ -167,7 +167,7 @@ def record_sizes(request: Request, wanted: Sequence[tuple[str, str]], wide: int,
     size = torch.finfo(request.dtype).bits // 8
     own = sum(len(request.at(i)) for i in request.interfaces) * narrow * size
     own += narrow * size + 8 * request.top_k + 4 if request.top_k else 0
-    top = 2 * request.top_k * 13
+    top = 2 * request.top_k * 13 + 4 if request.top_k else 0
     target = sum(len(request.at(i)) for _, i in wanted) * narrow * size
     output = wide * size
     prefix = narrow + 6 if request.prefix_dtype else narrow * size

@@ -25,7 +25,7 @@ from semalign.data import Sample
 from semalign.folder import free_memory, peak_rss, reset_peak
 from semalign.models import Decoder, Head, head_options
 from semalign.recipe import Recipe
-from semalign.signals import Request, student_signals, teacher_signals
+from semalign.signals import Request, candidates_of, student_signals, teacher_signals
 from semalign.steps.attribute import attribute_as
 from semalign.steps.cache import recipes_of
 from semalign.steps.inputs import Inputs
@@ -126,13 +126,13 @@ def probe_teacher(
         with costs.clock("attribute", batch, REPEATS):
             for _ in range(REPEATS):
                 attribute_as(config, teacher, batch)
-        size = config.cache.batch_size
+        size, others = config.cache.batch_size, candidates_of(inputs.train)
         longest = teacher_signals(
-            teacher, longest_rows(inputs.train, size), request, student.longest, student.head
+            teacher, longest_rows(inputs.train, size), request, student.longest, student.head, others
         )
         batch = typical_rows(inputs.train, size)
         with costs.clock("cache_teacher", batch):
-            typical = teacher_signals(teacher, batch, request, student.typical, student.head)
+            typical = teacher_signals(teacher, batch, request, student.typical, student.head, others)
     return Shown(longest, typical, teacher.head().detached(), teacher.norm_weight().clone())
 
 
@@ -170,7 +170,7 @@ def _training(
         tempfile.TemporaryDirectory() as folder,
         prepared(student, plan, config, recipe.start) as model,
     ):
-        suffix = SuffixModel(student, cut, recipe, plan.at(recipe.interface), head)
+        suffix = SuffixModel(student, cut, recipe, plan.at(recipe.interface), candidates_of(samples), head)
         trainer = SuffixTrainer(
             suffix,
             arguments(replace(config, train=once), recipe, Path(folder)),
@@ -217,6 +217,8 @@ class _Invented:
             return torch.randint(self.inputs.vocabulary, (count, self.slots), dtype=torch.int32)
         if key == "valid":
             return torch.ones(count, self.slots, dtype=torch.bool)
+        if key == "outside":
+            return torch.zeros(count)
         if key.endswith("_logp"):
             return torch.randn(count, self.slots).log_softmax(1)
         raw = key == "teacher_output" or (key.startswith("target.") and self.is_raw)
