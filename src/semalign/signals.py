@@ -286,6 +286,10 @@ def _put_union(
     ids, valid = union_topk(top, values, theirs["ids"].long(), theirs["logp"])
     student_head, candidates_C = student_head.to(device), candidates_C.to(device)
     student_logp = student_head.gathered(theirs["output"], ids) - theirs["lse"][:, None]
+    # The stored state is rounded. Its own likeliest tokens, which hold nearly all of the mass, are known better.
+    known_NJK = ids[:, :, None] == theirs["ids"].long()[:, None, :]
+    known_logp = torch.where(known_NJK, theirs["logp"][:, None, :], 0.0).sum(2)
+    student_logp = torch.where(known_NJK.any(2), known_logp, student_logp)
     others_NC = student_head.rows(candidates_C).logits(theirs["output"]) - theirs["lse"][:, None]
     outside_N = theirs["lse"] + log_outside(others_NC, candidates_C, student_logp, ids, valid)
     _put(records, "positions.ids", ids, samples, torch.int32)
