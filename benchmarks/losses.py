@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from semalign.maths.bases import gram
 from semalign.maths.head import gathered_logits
 from semalign.maths.losses import output_cosine_loss
-from semalign.maths.topk import fisher_loss, log_rest, rest_logit, topk_kl_loss
+from semalign.maths.topk import fisher_loss, rest_logit, topk_kl_loss, with_rest
 from semalign.signals import CANDIDATES
 
 POSITIONS, WIDTH, TOP_K = 1024, 896, 32
@@ -52,9 +52,8 @@ def step(kind: str, vocabulary: int) -> Callable[[], Tensor]:
             return output_cosine_loss(hidden_NE, head_VE, gram_EE, labels_N)
         if kind in ("topk_kl", "fisher"):
             rest_N1 = rest_logit(hidden_NE @ others_CE.T, others_C, ids_NJ, valid_NJ, outside_N)
-            logits = torch.cat([gathered_logits(hidden_NE, head_VE, ids_NJ), rest_N1], 1)
-            logp = torch.cat([logp_NJ, log_rest(logp_NJ, valid_NJ)], 1)
-            mask = torch.ones_like(logits, dtype=torch.bool)
+            logits_NJ = gathered_logits(hidden_NE, head_VE, ids_NJ)
+            logits, logp, mask = with_rest(logits_NJ, rest_N1, logp_NJ, valid_NJ)
             if kind == "topk_kl":
                 return topk_kl_loss(logits, logp, mask)
             return fisher_loss(logits, logp, logp, mask)

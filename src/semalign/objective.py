@@ -23,11 +23,11 @@ from semalign.maths.topk import (
     mix_labels,
     rest_logit,
     topk_kl_loss,
+    with_rest,
 )
 from semalign.models import Decoder, Head
-from semalign.recipe import Recipe
+from semalign.recipe import TOPK, Recipe
 
-TOPK = ("topk_kl", "fisher")
 FULL_VOCABULARY = ("cross_entropy", "kl", "jsd")
 
 
@@ -144,12 +144,13 @@ class Objective(nn.Module):
             )
         others_NC = self.others.logits(output_NE)
         rest_N1 = rest_logit(others_NC, self.candidates_C, ids, valid, batch["outside"])
-        logits = torch.cat([self.head.gathered(output_NE, ids), rest_N1], 1)
-        mask = torch.cat([valid, torch.ones_like(valid[:, :1])], 1)
-        teacher_logp = torch.cat([teacher_logp, log_rest(teacher_logp, valid)], 1)
+        logits, teacher_logp, mask = with_rest(
+            self.head.gathered(output_NE, ids), rest_N1, teacher_logp, valid
+        )
         if self.recipe.output_loss == "topk_kl":
             return topk_kl_loss(logits, teacher_logp, mask, temperature=self.recipe.temperature)
-        untouched = torch.cat([batch["student_logp"], log_rest(batch["student_logp"], valid)], 1)
+        untouched = batch["student_logp"]
+        untouched = torch.cat([untouched, log_rest(untouched, valid)], 1)
         return fisher_loss(logits, teacher_logp, untouched, mask)
 
     def layer_loss(

@@ -19,6 +19,9 @@ from semalign.config import (
     Trained,
 )
 
+TOPK = ("topk_kl", "fisher")
+"""Output losses on the cached top-k tokens."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -46,7 +49,7 @@ class Recipe:
     @property
     def needs_topk(self) -> bool:
         """Whether the cached union of top-k tokens is read."""
-        return self.output_loss in ("topk_kl", "fisher") or self.layer_loss == "fisher"
+        return self.output_loss in TOPK or self.layer_loss == "fisher"
 
     @property
     def needs_targets(self) -> bool:

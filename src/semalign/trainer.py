@@ -55,7 +55,6 @@ from semalign.models import Decoder, linear_names, lora_modules, share_vocabular
 from semalign.origin import origin
 from semalign.recipe import Recipe
 from semalign.run import environment
-from semalign.signals import candidates_of
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import Stores, cache
 from semalign.steps.heldout import heldout_batches
@@ -269,9 +268,7 @@ class SemAlignTrainer(SuffixTrainer):
         head = (
             read_teacher_head(targets.run, inputs).to(decoder.device) if recipe.needs_teacher_head else None
         )
-        suffix = SuffixModel(
-            decoder, cut, recipe, plan.at(recipe.interface), candidates_of(inputs.train), head
-        )
+        suffix = SuffixModel(decoder, cut, recipe, plan.at(recipe.interface), inputs.candidates, head)
         super().__init__(
             suffix,
             args,

@@ -9,11 +9,11 @@ from semalign.maths.topk import (
     TopkTargets,
     fisher_loss,
     log_outside,
-    log_rest,
     rest_logit,
     topk_kl_loss,
     topk_targets,
     union_topk,
+    with_rest,
 )
 
 from . import reference
@@ -97,7 +97,7 @@ def test_with_the_whole_vocabulary_the_topk_kl_is_the_full_kl() -> None:
     torch.testing.assert_close(loss.double(), full, rtol=1e-5, atol=1e-6)
 
 
-def with_rest(
+def kl_with_rest(
     student: torch.Tensor, untouched: torch.Tensor, targets: TopkTargets, candidates: torch.Tensor
 ) -> torch.Tensor:
     """The KL on J and the rest, as training computes it."""
@@ -106,9 +106,8 @@ def with_rest(
     ids, mask = targets.ids_NJ, targets.mask_NJ
     outside = lse + log_outside(own[:, candidates], candidates, targets.student_logp_NJ, ids, mask)
     rest = rest_logit(student[:, candidates], candidates, ids, mask, outside)
-    logits = torch.cat([student.gather(1, ids), rest], 1)
-    teacher = torch.cat([targets.teacher_logp_NJ, log_rest(targets.teacher_logp_NJ, mask)], 1)
-    return topk_kl_loss(logits, teacher, torch.cat([mask, torch.ones_like(mask[:, :1])], 1))
+    logits, teacher, mask = with_rest(student.gather(1, ids), rest, targets.teacher_logp_NJ, mask)
+    return topk_kl_loss(logits, teacher, mask)
 
 
 def coarse(logits: torch.Tensor, unions: list[set[int]]) -> list[torch.Tensor]:
@@ -131,7 +130,7 @@ def test_with_all_candidates_the_loss_is_the_kl_with_everything_outside_as_one_t
     pairs = zip(coarse(teacher.double(), unions), coarse(copy, unions), strict=True)
     # kl: 0 log 0 is 0, for J may be everything
     expected = torch.stack([(p.xlogy(p) - p.xlogy(q)).sum() for p, q in pairs]).mean()
-    loss = with_rest(student, untouched, targets, torch.arange(size[1]))
+    loss = kl_with_rest(student, untouched, targets, torch.arange(size[1]))
     torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-4)
     (gradient,), (wanted,) = torch.autograd.grad(loss, student), torch.autograd.grad(expected, copy)
     torch.testing.assert_close(gradient.double(), wanted, rtol=1e-3, atol=1e-4)
@@ -149,14 +148,14 @@ def test_at_the_untouched_student_any_candidates_give_the_same_exact_loss(
     candidates = (
         torch.randperm(size[1], generator=torch.Generator().manual_seed(size[3]))[:count].sort().values
     )
-    loss = with_rest(untouched, untouched, targets, candidates)
-    expected = with_rest(untouched, untouched, targets, torch.arange(size[1]))
+    loss = kl_with_rest(untouched, untouched, targets, candidates)
+    expected = kl_with_rest(untouched, untouched, targets, torch.arange(size[1]))
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_models_that_agree_have_no_loss_whatever_the_candidates() -> None:
     untouched = normal(4, 12)
-    loss = with_rest(untouched, untouched, topk_targets(untouched, untouched, 2), torch.tensor([1, 5]))
+    loss = kl_with_rest(untouched, untouched, topk_targets(untouched, untouched, 2), torch.tensor([1, 5]))
     assert float(loss) == pytest.approx(0, abs=1e-6)
 
 
@@ -171,7 +170,7 @@ def test_mass_outside_both_top_k_sets_is_pushed_back() -> None:
     assert 7 not in targets.ids_NJ
     alone = topk_kl_loss(student.gather(1, targets.ids_NJ), targets.teacher_logp_NJ, targets.mask_NJ)
     assert float(alone.detach()) == pytest.approx(0, abs=1e-6)
-    loss = with_rest(student, untouched, targets, torch.tensor([3, 7]))
+    loss = kl_with_rest(student, untouched, targets, torch.tensor([3, 7]))
     (gradient,) = torch.autograd.grad(loss, student)
     assert float(loss.detach()) > 1
     assert float(gradient[0, 7]) > 0.5

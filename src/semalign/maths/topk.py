@@ -124,9 +124,19 @@ def rest_logit(
 def log_rest(logp_NJ: Tensor, mask_NJ: Tensor) -> Tensor:
     """log(1 - sum_J p), the log-probability of everything outside J (N x 1); rounding may not make it -inf."""
     _check_slots(logp_NJ, mask_NJ)
-    inside_NJ = logp_NJ.to(working_dtype(logp_NJ)).exp().masked_fill(~mask_NJ, 0.0)
-    rest_N1 = 1.0 - inside_NJ.sum(1, keepdim=True)
+    rest_N1 = 1.0 - _masked_exp(logp_NJ, mask_NJ).sum(1, keepdim=True)
     return rest_N1.clamp_min(torch.finfo(rest_N1.dtype).eps).log()
+
+
+def with_rest(
+    logits_NJ: Tensor, rest_N1: Tensor, logp_NJ: Tensor, mask_NJ: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, log-probabilities and mask with one more slot, the rest (N x (J + 1) each), for the losses below."""
+    return (
+        torch.cat([logits_NJ, rest_N1], 1),
+        torch.cat([logp_NJ, log_rest(logp_NJ, mask_NJ)], 1),
+        torch.cat([mask_NJ, torch.ones_like(mask_NJ[:, :1])], 1),
+    )
 
 
 def log_outside(
@@ -150,8 +160,7 @@ def mix_labels(
     _check_slots(teacher_logp_NJ, mask_NJ)
     if not 0.0 <= share < 1.0:
         raise ModelError(f"The label's share must lie in [0, 1), got {share}.")
-    dtype = working_dtype(teacher_logp_NJ)
-    teacher_NJ = teacher_logp_NJ.detach().to(dtype).masked_fill(~mask_NJ, _LOG_ZERO).exp()
+    teacher_NJ = _masked_exp(teacher_logp_NJ.detach(), mask_NJ)
     hit_NJ = (ids_NJ == labels_N[:, None]) & mask_NJ
     missing_N1 = ~hit_NJ.any(-1, keepdim=True)
     mixed = torch.cat([(1 - share) * teacher_NJ + share * hit_NJ, share * missing_N1], dim=-1)
@@ -183,14 +192,20 @@ def fisher_quadratic(
     """
     _check_slots(difference_NJ, mask_NJ, teacher_logp_NJ, student_logp_NJ)
     dtype = working_dtype(difference_NJ)
-    teacher_NJ = teacher_logp_NJ.detach().to(dtype).masked_fill(~mask_NJ, _LOG_ZERO)
-    student_NJ = student_logp_NJ.detach().to(dtype).masked_fill(~mask_NJ, _LOG_ZERO)
-    weight_NJ = (teacher_NJ.exp() + student_NJ.exp()) / 2
+    teacher_NJ, student_NJ = (
+        _masked_exp(logp_NJ.detach().to(dtype), mask_NJ) for logp_NJ in (teacher_logp_NJ, student_logp_NJ)
+    )
+    weight_NJ = (teacher_NJ + student_NJ) / 2
     difference_NJ = difference_NJ.to(dtype).masked_fill(~mask_NJ, 0.0)
     # A position with nothing masked in has weight 0 everywhere and counts as loss 0.
     total_N1 = weight_NJ.sum(-1, keepdim=True)
     mean_N1 = (weight_NJ * difference_NJ).sum(-1, keepdim=True) / torch.where(total_N1 > 0, total_N1, 1.0)
     return (weight_NJ * (difference_NJ - mean_N1).square()).sum(-1).mean() / 2
+
+
+def _masked_exp(logp_NJ: Tensor, mask_NJ: Tensor) -> Tensor:
+    """Probabilities, 0 where masked."""
+    return logp_NJ.to(working_dtype(logp_NJ)).masked_fill(~mask_NJ, _LOG_ZERO).exp()
 
 
 def _masked_log_softmax(scores_NJ: Tensor, mask_NJ: Tensor, temperature: float) -> Tensor:

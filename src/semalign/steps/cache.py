@@ -30,7 +30,7 @@ from semalign.models import Decoder, Head
 from semalign.progress import bar
 from semalign.recipe import Recipe
 from semalign.remote import Remote, is_remote
-from semalign.signals import Request, candidates_of, layer_states, student_signals, teacher_signals
+from semalign.signals import Request, layer_states, student_signals, teacher_signals
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
 from semalign.supervision import Maps, to_targets
@@ -295,20 +295,17 @@ def _teacher_pass(
     teacher = inputs.load_teacher()
     heldout_seconds = 0.0
     quiet = replace(stores.request, top_k=0, teacher_output=True)
-    candidates = candidates_of(inputs.train)
 
     def train_rows(batch: list[int]) -> list[Record]:
         own = [stores.student.read(i) for i in batch] if stores.request.top_k else []
-        return teacher_signals(
-            teacher, [inputs.train[i] for i in batch], stores.request, own, student[0], candidates
-        )
+        rows = [inputs.train[i] for i in batch]
+        return teacher_signals(teacher, rows, stores.request, own, student[0], inputs.candidates)
 
     def heldout_rows(batch: list[int]) -> list[Record]:
         nonlocal heldout_seconds
         start = time.perf_counter()
-        found = teacher_signals(
-            teacher, [inputs.heldout[i] for i in batch], quiet, [], student[0], candidates
-        )
+        rows = [inputs.heldout[i] for i in batch]
+        found = teacher_signals(teacher, rows, quiet, [], student[0], inputs.candidates)
         heldout_seconds += time.perf_counter() - start
         return found
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from semalign import embedded
@@ -27,6 +29,7 @@ from semalign.errors import CacheError, DataError
 from semalign.folder import hash_of
 from semalign.loading import Checkpoint, check_pair, named
 from semalign.models import Decoder, share_vocabulary
+from semalign.signals import candidates_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,11 @@ class Inputs:
     """Identity of the models and the tokenised rows."""
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per dataset: weight, rows it holds, rows given to training and held out."""
+
+    @cached_property
+    def candidates(self) -> Tensor:
+        """See `candidates_of`; read from the training rows once."""
+        return candidates_of(self.train)
 
     def load_teacher(self) -> Decoder:
         """The teacher, its head sliced to the shared ids; it is the caller's to drop."""

@@ -25,7 +25,7 @@ from semalign.data import Sample
 from semalign.folder import free_memory, peak_rss, reset_peak
 from semalign.models import Decoder, Head, head_options
 from semalign.recipe import Recipe
-from semalign.signals import Request, candidates_of, student_signals, teacher_signals
+from semalign.signals import Request, student_signals, teacher_signals
 from semalign.steps.attribute import attribute_as
 from semalign.steps.cache import recipes_of
 from semalign.steps.inputs import Inputs
@@ -126,7 +126,7 @@ def probe_teacher(
         with costs.clock("attribute", batch, REPEATS):
             for _ in range(REPEATS):
                 attribute_as(config, teacher, batch)
-        size, others = config.cache.batch_size, candidates_of(inputs.train)
+        size, others = config.cache.batch_size, inputs.candidates
         longest = teacher_signals(
             teacher, longest_rows(inputs.train, size), request, student.longest, student.head, others
         )
@@ -170,7 +170,7 @@ def _training(
         tempfile.TemporaryDirectory() as folder,
         prepared(student, plan, config, recipe.start) as model,
     ):
-        suffix = SuffixModel(student, cut, recipe, plan.at(recipe.interface), candidates_of(samples), head)
+        suffix = SuffixModel(student, cut, recipe, plan.at(recipe.interface), inputs.candidates, head)
         trainer = SuffixTrainer(
             suffix,
             arguments(replace(config, train=once), recipe, Path(folder)),

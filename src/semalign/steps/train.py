@@ -24,7 +24,7 @@ from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measur
 from semalign.models import Decoder, Head, head_options
 from semalign.progress import LossProgress
 from semalign.recipe import Recipe
-from semalign.signals import candidates_of, extended_prefix, stream_of
+from semalign.signals import extended_prefix, stream_of
 from semalign.steps.cache import Stores, fill, recipes_of, shard_plan
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
@@ -233,7 +233,7 @@ class _Training:
                 self.cut,
                 self.recipe,
                 plan.at(self.recipe.interface),
-                candidates_of(self.inputs.train),
+                self.inputs.candidates,
                 self.teacher_head,
             )
             trainer = SuffixTrainer(
