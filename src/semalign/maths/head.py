@@ -3,6 +3,7 @@
 Legend: N supervised positions, E width, V vocabulary, K tokens chosen per position.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,10 +73,11 @@ def gathered_logits(
 ) -> Tensor:
     """Logits of K chosen tokens per position, z_nk = cap(scale * (w_{id_nk} . h_n + bias)) (N x K, float32).
 
-    Only the chosen head rows are read, a few positions at a time (at most 8 MiB of them live), in the forward
-    and the backward pass. The head is frozen: the gradient goes to the hidden states only. Repeated ids are
-    allowed. On two CPU cores with N = 1024, K = 64, E = 896 this took 0.05 s; one product with the union
-    of all ids took 1.3 s, because a batch chooses tens of thousands of different tokens.
+    Only the chosen head rows are read, in the forward and the backward pass. A head in the working precision on a CPU
+    is read in place, as a product sampled at the ids (N x K numbers live); any other is gathered and upcast a few
+    positions at a time (at most 8 MiB live). The head is frozen: the gradient goes to the hidden states only. Repeated
+    ids are allowed. On one CPU core with N = 2000, K = 64, E = 896 the sampled product took 0.05 s and gathering 0.30 s;
+    one dense product with the union of all ids is slower still, because a batch chooses tens of thousands of tokens.
     """
     check_matrix("Hidden states", hidden_NE)
     check_matrix("The head weight", weight_VE, hidden_NE.shape[1])
@@ -137,6 +139,10 @@ class _GatheredProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, ids_NK: Tensor) -> Tensor:
         ctx.save_for_backward(weight_VE, ids_NK)
+        if _in_place(weight_VE, hidden_NE.dtype):
+            pattern_NV = _sparse(hidden_NE.new_zeros(ids_NK.shape), ids_NK, len(weight_VE))
+            sampled_NV = torch.sparse.sampled_addmm(pattern_NV, hidden_NE, weight_VE.T, beta=0)
+            return sampled_NV.values().view(ids_NK.shape)
         logits_NK = hidden_NE.new_empty(ids_NK.shape)
         for rows in _gather_chunks(hidden_NE, ids_NK):
             gathered_CKE = _gather(weight_VE, ids_NK[rows], hidden_NE.dtype)
@@ -147,11 +153,32 @@ class _GatheredProduct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_NK: Tensor) -> tuple[Tensor, None, None]:
         weight_VE, ids_NK = ctx.saved_tensors
+        if _in_place(weight_VE, grad_NK.dtype):
+            return _sparse(grad_NK, ids_NK, len(weight_VE)) @ weight_VE, None, None
         grad_NE = grad_NK.new_empty((len(ids_NK), weight_VE.shape[1]))
         for rows in _gather_chunks(grad_NE, ids_NK):
             gathered_CKE = _gather(weight_VE, ids_NK[rows], grad_NK.dtype)
             grad_NE[rows] = torch.bmm(grad_NK[rows, None, :], gathered_CKE).squeeze(1)
         return grad_NE, None, None
+
+
+def _in_place(weight_VE: Tensor, dtype: torch.dtype) -> bool:
+    return weight_VE.device.type == "cpu" and weight_VE.dtype == dtype and torch.backends.mkl.is_available()
+
+
+def _sparse(values_NK: Tensor, ids_NK: Tensor, vocabulary: int) -> Tensor:
+    """K entries of every row of an N x V matrix, repeated ids included; nothing of size V is stored."""
+    count, chosen = ids_NK.shape
+    starts = torch.arange(count + 1) * chosen
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            starts,
+            ids_NK.reshape(-1),
+            values_NK.reshape(-1),
+            (count, vocabulary),
+            check_invariants=False,
+        )
 
 
 def _gather(weight_VE: Tensor, ids_CK: Tensor, dtype: torch.dtype) -> Tensor:
