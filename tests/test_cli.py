@@ -56,6 +56,7 @@ def test_transfer_prints_one_json_object_and_leaves_every_file(
     assert metrics["kl_gap_closed"] == pytest.approx(
         1 - metrics["closeness"]["after"]["kl"] / metrics["closeness"]["before"]["kl"]
     )
+    assert metrics["closeness"]["tokens"] >= metrics["closeness"]["rows"] > 0
     names = {p.name for p in run.iterdir()}
     expected = {
         "config.yaml",

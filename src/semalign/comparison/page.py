@@ -13,7 +13,7 @@ from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
-from semalign.report.words import GAPS, NBSP, Headline, listing, number, percent, seconds
+from semalign.report.words import GAPS, NBSP, Headline, listing, moment, number, percent, seconds
 
 Figures = Mapping[str, Any]
 UNEVEN = 0.15
@@ -34,7 +34,7 @@ def view(figures: Figures, name: str, config_text: str, *, version: str = "", st
         teacher=figures["teacher"],
         student=figures["student"],
         recipe=figures["default"],
-        started=started,
+        started=moment(started),
         version=version,
         headline=_headline(figures),
         notes=_notes(figures),

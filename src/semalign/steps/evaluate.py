@@ -76,7 +76,7 @@ def _measure(
     if inputs.heldout:
         found |= heldout_figures(decoder, config, run, inputs, name)
         if name in ("before", "after"):
-            found["tokens"] = token_view(decoder, config, run, inputs, name)
+            found["token_view"] = token_view(decoder, config, run, inputs, name)
     found |= _outcomes(decoder, config)
     del decoder
     free_memory()
@@ -212,7 +212,7 @@ def summarise(
         summary["tokens"] = [
             {k: row[k] for k in ("id", "prompt", "expected")}
             | {"teacher": {k: row[k] for k in ("top", "p")}}
-            | {name: found[name]["tokens"][n] for name in ("before", "after")}
+            | {name: found[name]["token_view"][n] for name in ("before", "after")}
             for n, row in enumerate(teacher_view(config, run, inputs))
         ]
     summary["samples"] = _samples(found)
