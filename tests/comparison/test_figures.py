@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from semalign.comparison.bootstrap import Bootstrap, Results
 from semalign.comparison.figures import figures
 from semalign.comparison.page import view
 from semalign.comparison.table import table
@@ -127,7 +128,7 @@ def test_intervals_agree_with_a_bootstrap_written_as_loops() -> None:
         for m, tr, s in [("untouched", None, None), ("teacher", None, None), *(("ours", t, s) for s in range(3))]
     }  # fmt: skip
     for _ in range(3000):
-        seeds = [dice.randrange(3) for _ in range(3)]
+        seeds = [dice.randrange(3) for _ in range(2)]
         shares = []
         for t in TASKS:
             items = [f"i{dice.randrange(20)}" for _ in range(20)]
@@ -138,6 +139,15 @@ def test_intervals_agree_with_a_bootstrap_written_as_loops() -> None:
     expected = np.quantile(drawn, (0.025, 0.975))
     entry = next(m for m in figures(lines, draws=4000)["methods"] if m["default"])
     assert entry["accuracy_gap_closed_interval"] == pytest.approx(list(expected), abs=0.03)
+
+
+def test_the_mean_over_drawn_seeds_has_the_variance_of_a_mean_of_seeds() -> None:
+    boot = Bootstrap(Results(lines_of(seeds=5)), 20_000, 0)
+    boot.mean("ours", "rows", TASKS[0], "correct", TASKS[0])
+    drawn = boot.seed_weights["ours", "rows"][1:]
+    values = np.array([0.1, 0.4, 0.35, 0.7, 0.2])
+    variance = (drawn @ values / drawn.sum(1)).var()
+    assert variance == pytest.approx(values.var(ddof=1) / 5, rel=0.05)
 
 
 def test_the_same_students_under_another_label_differ_by_less_than_two_separate_draws_would() -> None:

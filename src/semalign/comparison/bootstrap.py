@@ -75,14 +75,14 @@ class Bootstrap:
         self.seed_weights: dict[tuple[str, str], Array] = {}
         self._means: dict[tuple[Any, ...], Array] = {}
 
-    def _weights(self, count: int) -> Array:
-        """(R + 1, count); row 0 is all ones."""
-        drawn = (
-            self.random.multinomial(count, np.full(count, 1 / max(1, count)), size=self.draws)
+    def _weights(self, count: int, drawn: int | None = None) -> Array:
+        """(R + 1, count): how often each was among the `drawn` (as many as there are); row 0 is all ones."""
+        weights = (
+            self.random.multinomial(drawn or count, np.full(count, 1 / max(1, count)), size=self.draws)
             if count
             else np.zeros((self.draws, 0))
         )
-        return np.vstack([np.ones((1, count)), drawn])
+        return np.vstack([np.ones((1, count)), weights])
 
     def mean(
         self,
@@ -128,7 +128,9 @@ class Bootstrap:
         if budget is None:
             return by_seed[:, 0]
         if (method, budget) not in self.seed_weights:
-            self.seed_weights[method, budget] = self._weights(len(seeds))
+            # One less than there are: the mean of n drawn from n has only (n - 1)/n of its variance, which tells
+            # where seeds are few (the rescaled bootstrap of Rao and Wu, 1988).
+            self.seed_weights[method, budget] = self._weights(len(seeds), max(1, len(seeds) - 1))
         own = self.seed_weights[method, budget]
         return (by_seed * own).sum(1) / own.sum(1)
 

@@ -5,8 +5,9 @@ Shares of the teacher-student gap, averaged over tasks t:
     KL:       1 - kl_m / kl_untouched, kl averaged over the supervised tokens of the held-out rows.
 
 Intervals come from a hierarchical paired bootstrap: in each draw the items (and held-out rows) of every task are drawn
-anew, the same ones for all methods, and the seeds of every method are drawn anew, the same ones for all its tasks; the
-tasks are fixed. A draw is a set of weights, and weights of one make the figure itself, which is draw 0.
+anew, the same ones for all methods, and of the n seeds of every method n - 1 are drawn anew, the same ones for all its
+tasks, which gives their mean its unbiased variance; the tasks are fixed. A draw is a set of weights, and weights of one
+make the figure itself, which is draw 0.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
-from semalign.report.words import GAPS, NBSP, Headline, listing, moment, number, percent, seconds
+from semalign.report.words import GAPS, NBSP, Headline, count, listing, moment, number, percent, seconds
 
 Figures = Mapping[str, Any]
 UNEVEN = 0.15
@@ -194,13 +194,14 @@ def figure_texts(method: Figures) -> list[str]:
 
 def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
     columns = ["Method", "Accuracy gap", "KL gap", "Equal time: accuracy", "Equal time: KL"]
-    columns += ["Retention, points", "No answer found", "Seconds"]
+    columns += ["Retention, points", "No answer found", "Steps", "Seconds"]
     rows = []
     for place, m in enumerate(methods, 1):
-        texts = [*figure_texts(m), percent(m["extraction_failures"], 1), number(m["wall_seconds"], 1)]
+        costs = [count(m["steps"]), number(m["wall_seconds"], 1)]
+        texts = [*figure_texts(m), percent(m["extraction_failures"], 1), *costs]
         rows.append(Row(f"{place} {m['method']}", [Cell(t) for t in texts], _kind(m)))
     control = figures["controls"][WRONG_TASK]
-    rows.append(Row("control: wrong task", [Cell(shown(control, "accuracy_gap_closed")), *[Cell("–")] * 6]))
+    rows.append(Row("control: wrong task", [Cell(shown(control, "accuracy_gap_closed")), *[Cell("–")] * 7]))
     note = (
         "Shares of the gap between untouched student and teacher, averaged over tasks. Equal rows: every method has its own "
         "epochs over the same given rows, to which some add rows of the teacher's. Equal time: every method trains for as "
