@@ -28,9 +28,9 @@ from semalign.config import (
     TransferConfig,
 )
 from semalign.signals import LOGIT_CHUNK
-from semalign.steps.cache import request_of
 from semalign.steps.check import Sizes, record_sizes
 from semalign.steps.pair import Plan, pair_layers
+from semalign.steps.stores import request_of
 
 BEGIN, END = "<!-- plan: begin, written by scripts/plan.py -->", "<!-- plan: end -->"
 GB = 1e9

@@ -31,10 +31,10 @@ from semalign.models import Decoder
 from semalign.run import transfer
 from semalign.signals import labels_of, state_mask, states_at
 from semalign.steps.attribute import attribute_all
-from semalign.steps.cache import Stores
 from semalign.steps.check import check
 from semalign.steps.inputs import load_inputs
 from semalign.steps.pair import read_plan
+from semalign.steps.stores import Stores
 from semalign.supervision import Maps
 
 KINDS = ("llama", "qwen2", "gemma3_text", "phi3", "gpt2")

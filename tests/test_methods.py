@@ -33,9 +33,9 @@ from semalign.objective import Objective
 from semalign.recipe import Recipe
 from semalign.run import transfer
 from semalign.steps import train as step
-from semalign.steps.cache import Stores
 from semalign.steps.inputs import load_inputs
 from semalign.steps.pair import read_plan
+from semalign.steps.stores import Stores
 from semalign.supervision import ShuffledSupervision
 
 LAYERS = 4

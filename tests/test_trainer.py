@@ -30,9 +30,9 @@ from semalign.loading import load
 from semalign.models import share_vocabulary
 from semalign.run import transfer
 from semalign.signals import candidates_of, labels_of, state_mask
-from semalign.steps.cache import Stores
 from semalign.steps.inputs import load_inputs
 from semalign.steps.pair import read_plan
+from semalign.steps.stores import Stores
 from semalign.steps.train import _supervision, read_teacher_head
 from semalign.suffix import Collator, SuffixModel
 

@@ -23,10 +23,12 @@ from semalign.maths.similarity import mean_cosine
 from semalign.models import Head
 from semalign.remote import is_remote
 from semalign.signals import Request
-from semalign.steps.cache import FITTED, error_figures, head_maps, request_of
+from semalign.steps.cache import error_figures
 from semalign.steps.inputs import Inputs, load_inputs, split_rows
+from semalign.steps.maps import FITTED, head_maps
 from semalign.steps.pair import Plan, pair_layers, read_plan
 from semalign.steps.probe import Costs, Shown, probe_student, probe_teacher
+from semalign.steps.stores import request_of
 
 
 def check(config: TransferConfig, console: Console) -> dict[str, Any]:
@@ -163,7 +165,7 @@ class Sizes:
 
 
 def record_sizes(request: Request, wanted: Sequence[tuple[str, str]], wide: int, narrow: int) -> Sizes:
-    """Bytes by arithmetic from what a run stores (see `steps.cache.request_of`) and both models' widths."""
+    """Bytes by arithmetic from what a run stores (see `steps.stores.request_of`) and both models' widths."""
     size = torch.finfo(request.dtype).bits // 8
     own = sum(len(request.at(i)) for i in request.interfaces) * narrow * size
     own += narrow * size + 8 * request.top_k + 4 if request.top_k else 0

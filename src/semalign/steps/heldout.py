@@ -16,9 +16,9 @@ from semalign.maths.full_vocabulary import closeness
 from semalign.models import Decoder
 from semalign.progress import bar
 from semalign.signals import batch_inputs, labels_of
-from semalign.steps.cache import Stores
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import read_plan
+from semalign.steps.stores import Stores
 from semalign.steps.train import read_teacher_head
 
 

@@ -27,9 +27,9 @@ from semalign.models import Decoder, Head, head_options
 from semalign.recipe import Recipe
 from semalign.signals import Request, student_signals, teacher_signals
 from semalign.steps.attribute import attribute_as
-from semalign.steps.cache import recipes_of
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan
+from semalign.steps.stores import recipes_of
 from semalign.steps.student import prepared
 from semalign.steps.train import arguments, stages, trained_plan, with_recipe
 from semalign.suffix import Collator, SuffixModel, SuffixTrainer

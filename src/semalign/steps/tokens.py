@@ -14,10 +14,10 @@ from semalign.data import Sample
 from semalign.folder import RunFolder
 from semalign.models import Decoder, Head
 from semalign.signals import labels_of
-from semalign.steps.cache import Stores
 from semalign.steps.heldout import heldout_batches
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import read_plan
+from semalign.steps.stores import Stores
 from semalign.steps.train import read_teacher_head
 
 ROWS, TOKENS = 3, 48  # shown

@@ -25,10 +25,10 @@ from semalign.models import Decoder, Head, head_options
 from semalign.progress import LossProgress
 from semalign.recipe import Recipe
 from semalign.signals import extended_prefix, stream_of
-from semalign.steps.cache import Stores, fill, recipes_of, shard_plan
 from semalign.steps.inputs import Inputs
 from semalign.steps.pair import Plan, read_plan
 from semalign.steps.start import make_start
+from semalign.steps.stores import Stores, fill, recipes_of, shard_plan
 from semalign.steps.student import add_deltas, merge, movement, prepared, save_student, weights_of
 from semalign.suffix import Collator, SuffixModel, SuffixTrainer
 from semalign.supervision import CachedSupervision, LiveSupervision, Maps, ShuffledSupervision, Supervision

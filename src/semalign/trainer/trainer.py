@@ -24,9 +24,9 @@ from semalign.hub import push
 from semalign.methods import resolve
 from semalign.models import Decoder, linear_names, lora_modules, share_vocabulary
 from semalign.recipe import Recipe
-from semalign.steps.cache import Stores
 from semalign.steps.heldout import heldout_batches
 from semalign.steps.pair import Plan
+from semalign.steps.stores import Stores
 from semalign.steps.student import to_float32, to_types, types_of
 from semalign.steps.train import cached_supervision, read_teacher_head
 from semalign.suffix import Collator, SuffixModel, SuffixTrainer
