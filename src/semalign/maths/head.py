@@ -169,7 +169,7 @@ def _in_place(weight_VE: Tensor, dtype: torch.dtype) -> bool:
 def _sparse(values_NK: Tensor, ids_NK: Tensor, vocabulary: int) -> Tensor:
     """K entries of every row of an N x V matrix, repeated ids included; nothing of size V is stored."""
     count, chosen = ids_NK.shape
-    starts = torch.arange(count + 1) * chosen
+    starts = torch.arange(count + 1, device=ids_NK.device) * chosen
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(
