@@ -45,14 +45,19 @@ def plot(found: Figures, path: Path) -> None:
         (k for k, _ in GAPS), ("tab:blue", "tab:orange"), (0.15, -0.15), strict=True
     ):
         _bars(axes[0], methods, key, colour, shift)
-    axes[0].set_yticks(range(len(methods)), [m["method"] for m in methods])
+    axes[0].set_yticks(
+        range(len(methods)), [f"{m['method']}  {len(methods) - n}" for n, m in enumerate(methods)]
+    )
     axes[0].set_xlim(-1.02, 1.1)
     axes[0].axvline(0, color="grey", lw=0.8)
     axes[0].axvline(1, color="grey", lw=0.8, ls=":")
     axes[0].set_xlabel("share of the gap to the teacher closed, 95% intervals (held at -1)")
-    axes[0].legend(loc="lower left", fontsize=8)
+    axes[0].legend(loc="upper left", fontsize=8)
     _scatter(axes[1], methods, "wall_seconds", "kl_gap_closed")
-    axes[1].set(xlabel="seconds per student, preparation included", ylabel="KL gap closed", xscale="log")
+    axes[1].set(
+        xlabel="seconds per student, preparation included", ylabel="KL gap closed (hollow: equal time)"
+    )
+    axes[1].set_xlim(left=0)
     _scatter(axes[2], methods, "accuracy_gap_closed", "retention")
     axes[2].set(xlabel="accuracy gap closed", ylabel="points on tasks not trained on")
     canvas.savefig(path, dpi=110)
@@ -71,12 +76,20 @@ def _bars(axis: Any, methods: Sequence[Figures], key: str, colour: str, shift: f
 
 
 def _scatter(axis: Any, methods: Sequence[Figures], x: str, y: str) -> None:
-    for m in methods:
-        if m[x] is None or m[y] is None:
-            continue
-        at = (m[x] if x == "wall_seconds" else max(-1, m[x]), max(-1, m[y]) if y != "retention" else m[y])
-        axis.plot(*at, "D" if m["default"] else "o", color="tab:red" if m["default"] else "tab:grey", ms=5)
-        axis.annotate(m["method"], at, fontsize=7, xytext=(3, 3), textcoords="offset points")
+    """Methods by their place in the list, at equal rows and, hollow, at equal time; held at -1 as the bars are."""
+    for n, m in enumerate(methods):
+        timed = [] if m["default"] or x != "wall_seconds" else [m["equal_time"]]
+        for entry in [m, *(e for e in timed if e)]:
+            if entry[x] is None or entry[y] is None:
+                continue
+            at = [
+                v if k in ("wall_seconds", "retention") else max(-1, v)
+                for k, v in ((x, entry[x]), (y, entry[y]))
+            ]
+            colour = "tab:red" if m["default"] else "tab:grey"
+            face = colour if entry is m else "none"
+            axis.plot(*at, "D" if m["default"] else "o", color=colour, markerfacecolor=face, ms=5)
+            axis.annotate(len(methods) - n, at, fontsize=8, xytext=(4, 3), textcoords="offset points")
     axis.grid(alpha=0.3)
 
 

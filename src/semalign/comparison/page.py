@@ -199,7 +199,7 @@ def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
     for place, m in enumerate(methods, 1):
         costs = [count(m["steps"]), number(m["wall_seconds"], 1)]
         texts = [*figure_texts(m), percent(m["extraction_failures"], 1), *costs]
-        rows.append(Row(f"{place} {m['method']}", [Cell(t) for t in texts], _kind(m)))
+        rows.append(Row(f"{place}{NBSP}{m['method']}", [Cell(t) for t in texts], _kind(m)))
     control = figures["controls"][WRONG_TASK]
     rows.append(Row("control: wrong task", [Cell(shown(control, "accuracy_gap_closed")), *[Cell("–")] * 7]))
     note = (
