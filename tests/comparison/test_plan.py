@@ -96,7 +96,9 @@ def test_the_example_holds_every_method_that_differs_there_and_all_four_tasks() 
     assert len(found.options.tasks) == 4 and found.options.default == "varied"
 
 
-@pytest.mark.parametrize("name", ["ablations-embedded", "compare-small", "shifted-embedded", "compare-real"])
+@pytest.mark.parametrize(
+    "name", ["ablations-embedded", "compare-small", "few-rows-embedded", "shifted-embedded", "compare-real"]
+)
 def test_the_other_examples_are_plans_whose_labels_differ(name: str) -> None:
     found = read_comparison(EXAMPLES / f"{name}.yaml")
     task = next(iter(found.options.tasks))
