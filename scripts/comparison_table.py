@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.comparison.page import figure_texts, ranked
+from semalign.comparison.page import at_budgets, figure_texts, ranked
 from semalign.report.words import DASH, GAPS, number
 
 Figures = dict[str, Any]
@@ -78,8 +78,7 @@ def _bars(axis: Any, methods: Sequence[Figures], key: str, colour: str, shift: f
 def _scatter(axis: Any, methods: Sequence[Figures], x: str, y: str) -> None:
     """Methods by their place in the list, at equal rows and, hollow, at equal time; held at -1 as the bars are."""
     for n, m in enumerate(methods):
-        timed = [] if m["default"] or x != "wall_seconds" else [m["equal_time"]]
-        for entry in [m, *(e for e in timed if e)]:
+        for entry in at_budgets(m) if x == "wall_seconds" else [m]:
             if entry[x] is None or entry[y] is None:
                 continue
             at = [

@@ -19,7 +19,7 @@ from semalign.maths.losses import cosine_loss, geometry_loss, output_cosine_loss
 from semalign.maths.topk import (
     fisher_loss,
     fisher_quadratic,
-    log_rest,
+    logp_with_rest,
     mix_labels,
     rest_logit,
     topk_kl_loss,
@@ -149,8 +149,7 @@ class Objective(nn.Module):
         )
         if self.recipe.output_loss == "topk_kl":
             return topk_kl_loss(logits, teacher_logp, mask, temperature=self.recipe.temperature)
-        untouched = batch["student_logp"]
-        untouched = torch.cat([untouched, log_rest(untouched, valid)], 1)
+        untouched = logp_with_rest(batch["student_logp"], valid)
         return fisher_loss(logits, teacher_logp, untouched, mask)
 
     def layer_loss(

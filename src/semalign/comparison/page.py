@@ -148,11 +148,14 @@ def _gaps(methods: Sequence[Figures]) -> Panels | None:
     return Panels(panels) if panels else None
 
 
+def at_budgets(method: Figures) -> list[Figures]:
+    """Figures at equal rows, then at equal time; the default has one, for it is the budget."""
+    return [method] if method["default"] or not method["equal_time"] else [method, method["equal_time"]]
+
+
 def _marks(method: Figures, key: str) -> list[Mark]:
-    """At equal rows, then at equal time; the default has one, for it is the budget."""
     marks = []
-    entries = [method] if method["default"] or not method["equal_time"] else [method, method["equal_time"]]
-    for entry in entries:
+    for entry in at_budgets(method):
         if entry[key] is not None:
             low, high = entry[f"{key}_interval"] or (entry[key], entry[key])
             marks.append(Mark(entry[key], low, high, _kind(method), entry is not method))
@@ -217,9 +220,8 @@ def _legend(methods: Sequence[Figures]) -> Legend:
 def _time_section(methods: Sequence[Figures]) -> Section:
     dots = []
     for n, m in enumerate(methods, 1):
-        entries = [(m, "equal rows"), (m["equal_time"] if not m["default"] else None, "equal time")]
-        for entry, budget in entries:
-            if entry and entry["kl_gap_closed"] is not None:
+        for entry, budget in zip(at_budgets(m), ("equal rows", "equal time"), strict=False):
+            if entry["kl_gap_closed"] is not None:
                 words = f"{m['method']}, {budget}: {percent(entry['kl_gap_closed'])} in {seconds(entry['wall_seconds'])}"
                 y = max(-100.0, 100 * entry["kl_gap_closed"])
                 dots.append(Point(n, entry["wall_seconds"], y, words, _kind(m), budget == "equal time"))

@@ -128,13 +128,18 @@ def log_rest(logp_NJ: Tensor, mask_NJ: Tensor) -> Tensor:
     return rest_N1.clamp_min(torch.finfo(rest_N1.dtype).eps).log()
 
 
+def logp_with_rest(logp_NJ: Tensor, mask_NJ: Tensor) -> Tensor:
+    """Log-probabilities with one more slot, the rest (N x (J + 1))."""
+    return torch.cat([logp_NJ, log_rest(logp_NJ, mask_NJ)], 1)
+
+
 def with_rest(
     logits_NJ: Tensor, rest_N1: Tensor, logp_NJ: Tensor, mask_NJ: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, log-probabilities and mask with one more slot, the rest (N x (J + 1) each), for the losses below."""
     return (
         torch.cat([logits_NJ, rest_N1], 1),
-        torch.cat([logp_NJ, log_rest(logp_NJ, mask_NJ)], 1),
+        logp_with_rest(logp_NJ, mask_NJ),
         torch.cat([mask_NJ, torch.ones_like(mask_NJ[:, :1])], 1),
     )
 

@@ -11,11 +11,7 @@ from typing import Any
 import torch
 import yaml
 from peft import PeftModel
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    SchedulerType,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
 from semalign import ranks
 from semalign.cache import write_atomic, write_json

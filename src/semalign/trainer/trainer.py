@@ -9,15 +9,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import (
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from semalign.callbacks import GradientCheck
-from semalign.config import (
-    PairingConfig,
-)
+from semalign.config import PairingConfig
 from semalign.errors import ConfigError
 from semalign.folder import free_memory
 from semalign.hub import push
