@@ -11,7 +11,7 @@ are multiplied by that number, since its cost is cubic.
 """
 
 import torch
-from common import Result, arguments, finish, peak_growth, ratios, seconds
+from common import DEVICE, Result, arguments, finish, peak_growth, ratios, seconds
 
 from semalign.maths._tensors import unit
 from semalign.maths.bases import semantic_map
@@ -30,7 +30,10 @@ def heads(size: str, divisor: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Random heads of a teacher and a student, in bfloat16 as they come from a checkpoint."""
     vocabulary, wide, narrow = (n // divisor for n in SIZES[size])
     torch.manual_seed(0)
-    return tuple(torch.empty(vocabulary, n, dtype=torch.bfloat16).normal_(std=0.02) for n in (wide, narrow))
+    return tuple(
+        torch.empty(vocabulary, n, dtype=torch.bfloat16, device=DEVICE).normal_(std=0.02)
+        for n in (wide, narrow)
+    )
 
 
 def by_pinv(teacher_VD: torch.Tensor, student_VE: torch.Tensor) -> torch.Tensor:

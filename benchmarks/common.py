@@ -23,10 +23,11 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from semalign.folder import measured, peak_rss, reset_peak
+from semalign.folder import measured, peak_gpu, peak_rss, reset_peak
 from semalign.run import environment
 
 REPETITIONS = 5
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Result = dict[str, Any]
 
 
@@ -114,28 +115,24 @@ def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...
             return
         try:
             made = made or make(*arguments)
-            own = {"peak_bytes": _peak, "reset_peak": _reset_peak}.get(name)
+            own = {"peak_bytes": _peak, "reset_peak": reset_peak}.get(name)
             pipe.send((True, own() if own else getattr(made, name)(*given)))
         except Exception:
             pipe.send((False, traceback.format_exc()))
 
 
 def _peak() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_rss()
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        reset_peak()
+    gpu = peak_gpu()
+    return peak_rss() if gpu is None else gpu
 
 
 def peak_growth(function: Callable[..., None], *arguments: Any) -> int:
     """Bytes by which a call, `function(*arguments)` in a fresh process, raises that process's peak memory.
 
-    The function prepares its inputs and returns the call to measure.
+    The function prepares its inputs and returns the call to measure. A GPU counts its memory exactly, in this process.
     """
+    if DEVICE == "cuda":
+        return _Growth(function, arguments).measure()
     with Worker(_Growth, function, arguments) as worker:
         return worker.call("measure")
 
@@ -147,7 +144,7 @@ class _Growth:
 
     def measure(self) -> int:
         call = self.function(*self.arguments)
-        if torch.cuda.is_available():
+        if DEVICE == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             call()
@@ -168,9 +165,8 @@ def fitted_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 def gemm_rate(rows: int, inner: int, columns: int, dtype: torch.dtype, repetitions: int = 9) -> float:
     """Best floating-point operations per second of one matrix product of that shape and type."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.randn(rows, inner, dtype=dtype, device=device)
-    b = torch.randn(columns, inner, dtype=dtype, device=device)
+    a = torch.randn(rows, inner, dtype=dtype, device=DEVICE)
+    b = torch.randn(columns, inner, dtype=dtype, device=DEVICE)
     product = seconds(lambda: torch.nn.functional.linear(a, b))
     product()
     return 2 * rows * inner * columns / min(product() for _ in range(repetitions))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import Result, arguments, finish, fitted_exponent, peak_growth, ratios, seconds
+from common import DEVICE, Result, arguments, finish, fitted_exponent, peak_growth, ratios, seconds
 from torch import Tensor, nn
 
 from semalign.maths.bases import gram
@@ -36,16 +36,18 @@ LABELS = {
 def step(kind: str, vocabulary: int) -> Callable[[], Tensor]:
     """One forward and backward of a loss; inputs are made here, outside what is measured."""
     torch.manual_seed(0)
-    head_VE = torch.empty(vocabulary, WIDTH, dtype=torch.bfloat16).normal_(std=0.02)
-    hidden_NE = torch.randn(POSITIONS, WIDTH, requires_grad=True)
-    labels_N = torch.randint(vocabulary, (POSITIONS,))
-    ids_NJ = torch.randint(vocabulary, (POSITIONS, 2 * TOP_K))
-    logp_NJ = torch.randn(POSITIONS, 2 * TOP_K).log_softmax(1)
-    valid_NJ = torch.ones_like(ids_NJ, dtype=torch.bool)
-    others_C = torch.arange(min(vocabulary, CANDIDATES))
-    others_CE, outside_N = head_VE[others_C].float(), torch.zeros(POSITIONS)
+    with torch.device(DEVICE):
+        head_VE = torch.empty(vocabulary, WIDTH, dtype=torch.bfloat16).normal_(std=0.02)
+        hidden_NE = torch.randn(POSITIONS, WIDTH, requires_grad=True)
+        labels_N = torch.randint(vocabulary, (POSITIONS,))
+        ids_NJ = torch.randint(vocabulary, (POSITIONS, 2 * TOP_K))
+        logp_NJ = torch.randn(POSITIONS, 2 * TOP_K).log_softmax(1)
+        valid_NJ = torch.ones_like(ids_NJ, dtype=torch.bool)
+        others_C = torch.arange(min(vocabulary, CANDIDATES))
+        outside_N = torch.zeros(POSITIONS)
+        teacher_NE = torch.randn(POSITIONS, WIDTH)
+    others_CE = head_VE[others_C].float()
     gram_EE = gram(head_VE) if kind == "cosine" else None
-    teacher_NE = torch.randn(POSITIONS, WIDTH)
 
     def loss() -> Tensor:
         if kind == "cosine":

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from common import DEVICE
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from semalign.data import Sample
@@ -25,7 +26,7 @@ def random_decoder(layers: int, vocabulary: int, width: int = WIDTH) -> Decoder:
         num_attention_heads=width // 64,
         num_key_value_heads=2,
     )
-    decoder = Decoder(Qwen2ForCausalLM(config), None)
+    decoder = Decoder(Qwen2ForCausalLM(config).to(DEVICE), None)
     decoder.model.requires_grad_(False)
     return decoder
 
@@ -50,23 +51,24 @@ def suffix_step(
     suffix = SuffixModel(decoder, 0, methods()["aligned"], [], torch.arange(min(vocabulary, CANDIDATES)))
     optimiser = torch.optim.AdamW([p for p in suffix.parameters() if p.requires_grad], lr=1e-4, fused=True)
     positions = rows * (length // 2)
-    states = torch.zeros(rows, length, dtype=torch.bool)
-    states[:, : length // 2] = True
-    logp = torch.randn(positions, 2 * top_k).log_softmax(1)
-    batch = {
-        "attention_mask": torch.ones(rows, length, dtype=torch.long),
-        "states": states,
-        "labels": torch.randint(vocabulary, (positions,)),
-        "prefix": torch.randn(rows, length, WIDTH),
-        "ids": torch.randint(vocabulary, (positions, 2 * top_k)),
-        "valid": torch.ones(positions, 2 * top_k, dtype=torch.bool),
-        "teacher_logp": logp,
-        "student_logp": logp,
-        "outside": torch.zeros(positions),
-    }
+    with torch.device(DEVICE):
+        states = torch.zeros(rows, length, dtype=torch.bool)
+        states[:, : length // 2] = True
+        logp = torch.randn(positions, 2 * top_k).log_softmax(1)
+        batch = {
+            "attention_mask": torch.ones(rows, length, dtype=torch.long),
+            "states": states,
+            "labels": torch.randint(vocabulary, (positions,)),
+            "prefix": torch.randn(rows, length, WIDTH),
+            "ids": torch.randint(vocabulary, (positions, 2 * top_k)),
+            "valid": torch.ones(positions, 2 * top_k, dtype=torch.bool),
+            "teacher_logp": logp,
+            "student_logp": logp,
+            "outside": torch.zeros(positions),
+        }
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = suffix(**batch)["loss_output"]
         loss.backward()
         optimiser.step()

@@ -137,7 +137,7 @@ def _teacher_pass(
         if any(name in FITTED for name, _ in stores.wanted):
             sources = _raw(stores, sources, options)
             widths = inputs.teacher.hidden_size, inputs.student.hidden_size
-            fitted = fit_maps(stores, sources["teacher"], config.cache.ridge_penalty, widths)
+            fitted = fit_maps(stores, sources["teacher"], config.cache.ridge_penalty, widths, teacher.device)
         if ranks.is_main():
             _once(config, run, inputs, teacher)
             norms = teacher.norm_weight(), student[1]

@@ -32,14 +32,18 @@ def head_maps(
     return maps
 
 
-def fit_maps(stores: Stores, raw: Source, penalty: float, widths: tuple[int, int]) -> dict[str, Tensor]:
+def fit_maps(
+    stores: Stores, raw: Source, penalty: float, widths: tuple[int, int], device: torch.device
+) -> dict[str, Tensor]:
     """Fitted maps teacher -> untouched student, one per kind, pair and interface, over all cached positions.
 
     `weighted_ridge` weights a position by 1 - sum_J p_T^2, the trace of its Fisher information in the logits: where the
-    teacher is certain, the logits may move without changing what it says. Each process adds up the shards it wrote.
+    teacher is certain, the logits may move without changing what it says. Each process adds up the shards it wrote. The sums
+    lie on `device` where they leave half of its memory free, else on the CPU.
     """
     places = [(name, i, p.place) for name, i in stores.wanted if name in FITTED for p in stores.request.at(i)]
-    fits = {f"{name}.{i}.{k}": RidgeFit(*widths) for name, i, k in places}
+    where = with_room(device, len(places) * 8 * widths[0] * (widths[0] + widths[1]))
+    fits = {f"{name}.{i}.{k}": RidgeFit(*widths, device=where) for name, i, k in places}
     for numbers in stores.teacher.plan[ranks.rank() :: ranks.world()]:
         own_keys = sorted({f"positions.own.{i}.{k}" for _, i, k in places})
         records = [(r, stores.student.read(n, own_keys)) for r, n in zip(raw(numbers), numbers, strict=True)]
@@ -54,6 +58,12 @@ def fit_maps(stores: Stores, raw: Source, penalty: float, widths: tuple[int, int
         solved = fit.solve_procrustes() if key.startswith("procrustes") else fit.solve(penalty=penalty)
         maps[key], maps[f"{key}.bias"] = solved
     return maps
+
+
+def with_room(device: torch.device, size: int) -> torch.device:
+    """The GPU if `size` bytes take less than half of what is free there, else the CPU."""
+    has_room = device.type == "cuda" and 2 * size < torch.cuda.mem_get_info(device)[0]
+    return device if has_room else torch.device("cpu")
 
 
 def _uncertainty(records: Sequence[Record]) -> Tensor:
