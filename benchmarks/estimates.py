@@ -3,16 +3,18 @@
     python benchmarks/estimates.py --quick
     python benchmarks/estimates.py --teacher DIR --student DIR --rows mbpp_train.jsonl --layers 6
 
-Estimated and used: cache bytes, peak memory, seconds of attribution, caching and training. The ratio is estimated over used
-cache bytes; low and high are the smallest and largest ratio of all quantities.
+Estimated and used: cache bytes, peak memory (of the GPU where there is one), seconds of attribution, caching and training.
+The ratio is estimated over used cache bytes; low and high are the smallest and largest ratio of all quantities.
 """
 
 import json
 from typing import Any
 
-from common import Result, Worker, arguments, finish
+from common import DEVICE, Result, Worker, arguments, finish
 from peers import add_pair, task_of
 from sides import SemAlign, Task
+
+MEMORY = "peak_gpu_bytes" if DEVICE == "cuda" else "peak_rss_bytes"  # where the models are
 
 
 class Checked(SemAlign):
@@ -24,7 +26,8 @@ class Checked(SemAlign):
 
         from semalign.steps.check import check
 
-        return check(self.config, Console(quiet=True))["estimate"]
+        found = check(self.config, Console(quiet=True))["estimate"]
+        return {**found, "peak_bytes": found.get("peak_gpu_bytes", found["peak_bytes"])}
 
     def used(self) -> Result:
         """What the steps' own results say after they ran."""
@@ -37,7 +40,7 @@ class Checked(SemAlign):
         }
         return {
             "cache_bytes": results["cache"]["bytes"],
-            "peak_bytes": max(r["peak_rss_bytes"] for r in results.values()),
+            "peak_bytes": max(r[MEMORY] for r in results.values()),
             "seconds": {step: r["seconds"] for step, r in results.items()},
         }
 

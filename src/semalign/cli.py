@@ -343,8 +343,9 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
         table.add_row(label, *(_share(closed[n][key]) if n in closed else "-" for n in names), style="bold")
     console.print(table)
     seconds, memory = metrics["wall_seconds"], metrics["peak_rss_bytes"] / 2**30
+    gpu = f", {metrics['peak_gpu_bytes'] / 2**30:.2f} GiB on the GPU" if "peak_gpu_bytes" in metrics else ""
     console.print(
-        f"{seconds:.0f} s in all, training {metrics['train_seconds']:.0f} s, peak memory {memory:.2f} GiB"
+        f"{seconds:.0f} s in all, training {metrics['train_seconds']:.0f} s, peak memory {memory:.2f} GiB{gpu}"
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from semalign import ranks
 from semalign.cache import read_json, write_json
@@ -167,22 +168,27 @@ def free_memory(*, collect: bool = True) -> None:
 
 @contextmanager
 def measured(result: dict[str, Any]) -> Iterator[None]:
-    """Put `seconds` and `peak_rss_bytes` of the block into a result; an interrupted block leaves none."""
+    """Put `seconds`, `peak_rss_bytes` and, on a GPU, `peak_gpu_bytes` of the block into a result; an interrupted block leaves none."""
     free_memory()
     reset_peak()
     start = time.perf_counter()
     yield
     result["seconds"] = round(time.perf_counter() - start, 3)
     result["peak_rss_bytes"] = peak_rss()
+    if (gpu := peak_gpu()) is not None:
+        result["peak_gpu_bytes"] = gpu
 
 
 def reset_peak() -> None:
-    """Count peak_rss from here."""
+    """Count peak_rss and peak_gpu from here."""
     # Linux only; elsewhere the peak is the process's own since its start.
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         pass
+    # Before its first tensor the GPU has no count to reset, and would fail.
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_rss() -> int:
@@ -196,6 +202,11 @@ def peak_rss() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_gpu() -> int | None:
+    """Largest memory of tensors on this process's GPU since the last reset, bytes; None without a GPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
 def save_result(path: Path, wanted: Mapping[str, Any], result: Mapping[str, Any]) -> None:

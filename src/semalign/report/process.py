@@ -122,31 +122,39 @@ def cost_section(metrics: Json) -> Section:
             missing="metrics.json holds no steps; a complete run records time and memory of each.",
         )
     times = _times(metrics, steps)
-    longest = max((t for _, t, _, _ in times if t is not None), default=0.0)
-    largest = max((m for _, _, m, _ in times if m is not None), default=0.0)
+    longest = max((spent for _, spent, *_ in times if spent is not None), default=0.0)
+    largest = max((peak for _, _, peak, *_ in times if peak is not None), default=0.0)
+    on_gpu = max((gpu for *_, gpu, _ in times if gpu is not None), default=None)
     rows = []
-    for name, spent, peak, kind in times:
+    for name, spent, peak, gpu, kind in times:
         cells = [
             Cell(words.seconds(spent), Markup(plots.mini_bar(spent, longest, kind))),
-            Cell(words.size(peak), Markup(plots.mini_bar(peak, largest, kind)) if peak is not None else None),
+            _memory(peak, largest, kind),
         ]
+        if on_gpu is not None:
+            cells.append(_memory(gpu, on_gpu, kind))
         rows.append(Row(words.capital(name), cells, kind if kind != "c-step" else ""))
     most = max(times, key=lambda item: item[1] or 0.0)
     finding = (
-        f"The longest step is {most[0]}, at {words.seconds(most[1])}; memory peaks at {words.size(largest)}."
+        f"The longest step is {most[0]}, at {words.seconds(most[1])}; memory peaks at {words.size(largest)}"
+        + (f", and at {words.size(on_gpu)} on the GPU." if on_gpu is not None else ".")
     )
-    note = "Memory is the largest resident size of the process during a step; on a graphics card its memory is not included."
-    return Section(
-        "cost",
-        title,
-        finding,
-        note,
-        [Table("Time and memory per step", ["Step", "Time", "Peak memory"], rows)],
-    )
+    note = "Memory is the largest resident size of the process during a step."
+    columns = ["Step", "Time", "Peak memory"]
+    if on_gpu is not None:
+        note += " That of the GPU is what tensors took on it."
+        columns.append("On the GPU")
+    return Section("cost", title, finding, note, [Table("Time and memory per step", columns, rows)])
 
 
-def _times(metrics: Json, steps: Sequence[Json]) -> list[tuple[str, float | None, float | None, str]]:
-    """(name, seconds, peak bytes, colour) of the steps; a baseline that is no step of its own follows after them."""
+def _memory(peak: float | None, largest: float, kind: str) -> Cell:
+    return Cell(words.size(peak), Markup(plots.mini_bar(peak, largest, kind)) if peak is not None else None)
+
+
+def _times(
+    metrics: Json, steps: Sequence[Json]
+) -> list[tuple[str, float | None, float | None, float | None, str]]:
+    """(name, seconds, peak bytes, those on the GPU, colour) of the steps; a baseline that is no step of its own follows."""
     baselines: Mapping[str, Json] = metrics.get("baselines") or {}
     kinds = {name: f"c-base{index % 4 + 1}" for index, name in enumerate(baselines)}
     times, seen = [], set()
@@ -155,11 +163,11 @@ def _times(metrics: Json, steps: Sequence[Json]) -> list[tuple[str, float | None
         baseline = name.removeprefix("train ")
         seen.add(baseline)
         shown = f"{recipe_name(baseline)} training" if baseline in kinds else name
-        spent, peak = finite(step.get("seconds")), finite(step.get("peak_rss_bytes"))
-        times.append((shown, spent, peak, kinds.get(baseline, "c-step")))
+        spent, peak, gpu = (finite(step.get(key)) for key in ("seconds", "peak_rss_bytes", "peak_gpu_bytes"))
+        times.append((shown, spent, peak, gpu, kinds.get(baseline, "c-step")))
     for name, values in baselines.items():
         if name not in seen and (spent := finite(values.get("train_seconds"))) is not None:
-            times.append((f"{recipe_name(name)} training", spent, None, kinds[name]))
+            times.append((f"{recipe_name(name)} training", spent, None, None, kinds[name]))
     return times
 
 

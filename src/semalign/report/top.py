@@ -112,5 +112,7 @@ def tiles(files: RunFiles) -> list[Tile]:
     if (wall := finite(metrics.get("wall_seconds"))) is not None:
         found.append(Tile("Wall time", words.seconds(wall), "all steps"))
     if (peak := finite(metrics.get("peak_rss_bytes"))) is not None:
-        found.append(Tile("Peak memory", words.size(peak), "resident, highest step"))
+        gpu = finite(metrics.get("peak_gpu_bytes"))
+        note = "resident, highest step" + ("" if gpu is None else f"; {words.size(gpu)} on the GPU")
+        found.append(Tile("Peak memory", words.size(peak), note))
     return found

@@ -206,6 +206,7 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
         "disk_bytes": cache + raw,
         "free_bytes": shutil.disk_usage(_existing(_cache_place(config))).free,
         "peak_bytes": costs.peak_bytes,
+        **({} if costs.peak_gpu_bytes is None else {"peak_gpu_bytes": costs.peak_gpu_bytes}),
         "seconds": {
             "attribute": round(rate["load_teacher"] + attributed * rate["attribute"], 2),
             "cache": round(
@@ -259,6 +260,7 @@ def _print(found: dict[str, Any], console: Console) -> None:
         )
     console.print(
         f"cache {e['cache_bytes'] / 2**20:.1f} MiB of {e['free_bytes'] / gib:.0f} GiB free; peak memory about {e['peak_bytes'] / gib:.1f} GiB"
+        + (f", {e['peak_gpu_bytes'] / gib:.1f} GiB on the GPU" if "peak_gpu_bytes" in e else "")
     )
     console.print(
         "about "

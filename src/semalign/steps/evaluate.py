@@ -307,12 +307,19 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
         "evaluate": run.metrics
     }
     steps = [
-        {"name": name} | {k: read_json(path, name)[k] for k in ("seconds", "peak_rss_bytes")}
+        {"name": name}
+        | {
+            k: v
+            for k, v in read_json(path, name).items()
+            if k in ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
+        }
         for name, path in files.items()
     ]
     metrics["steps"] = steps
     metrics["wall_seconds"] = round(sum(s["seconds"] for s in steps), 3)
-    metrics["peak_rss_bytes"] = max(s["peak_rss_bytes"] for s in steps)
+    for key in ("peak_rss_bytes", "peak_gpu_bytes"):
+        if readings := [s[key] for s in steps if key in s]:
+            metrics[key] = max(readings)
     wanted = metrics.pop("fingerprint")
     save_result(run.metrics, wanted, metrics)
     return metrics

@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from semalign.cache import Record
 from semalign.config import TransferConfig
 from semalign.data import Sample
-from semalign.folder import free_memory, peak_rss, reset_peak
+from semalign.folder import free_memory, peak_gpu, peak_rss, reset_peak
 from semalign.models import Decoder, Head, head_options
 from semalign.recipe import Recipe
 from semalign.signals import Request, student_signals, teacher_signals
@@ -47,13 +47,22 @@ class Costs:
     cache_student and train a token."""
     peak_bytes: int = 0
     """Largest resident memory of any part."""
+    peak_gpu_bytes: int | None = None
+    """And of tensors on the GPU; None without one."""
 
     @contextmanager
     def watch(self, *, spare: int = 0) -> Iterator[None]:
-        """Count the block's peak memory, less `spare` bytes that a run would not hold."""
+        """Count the block's peak memory, less `spare` bytes on the model's device that a run would not hold."""
         reset_peak()
         yield
-        self.peak_bytes = max(self.peak_bytes, peak_rss() - spare)
+        gpu = peak_gpu()
+        self.count(peak_rss() - (spare if gpu is None else 0), None if gpu is None else gpu - spare)
+
+    def count(self, resident: int, gpu: int | None) -> None:
+        """One more reading of memory, bytes."""
+        self.peak_bytes = max(self.peak_bytes, resident)
+        if gpu is not None:
+            self.peak_gpu_bytes = max(self.peak_gpu_bytes or 0, gpu)
 
     @contextmanager
     def clock(self, name: str, batch: Sequence[Sample] | None = None, repeats: int = 1) -> Iterator[None]:
@@ -106,8 +115,11 @@ def probe_student(
         with costs.watch(spare=spare):
             costs.seconds["train"] += _training(config, inputs, plan, request, student, recipe)
         # Saving reads the student back beside the one just trained.
-        saving = psutil.Process().memory_info().rss - spare + weights
-        costs.peak_bytes = max(costs.peak_bytes, saving)
+        resident = psutil.Process().memory_info().rss
+        if torch.cuda.is_available():
+            costs.count(resident, torch.cuda.memory_allocated() - spare + weights)
+        else:
+            costs.count(resident - spare + weights, None)
         free_memory()
     return shown
 
