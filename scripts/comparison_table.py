@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.comparison.page import at_budgets, figure_texts, ranked
+from semalign.comparison.page import at_budgets, figure_texts, ranked, shown
 from semalign.report.words import DASH, GAPS, number
 
 Figures = dict[str, Any]
@@ -21,11 +21,12 @@ Figures = dict[str, Any]
 def markdown(found: Figures) -> str:
     """One line per method, the best first; columns that nothing was measured for are left out."""
     gaps = ("accuracy gap closed", "KL gap closed")
-    head = ["method", *gaps, *(f"{gap} at equal time" for gap in gaps), "retention", "s"]
+    head = ["method", *gaps, *(f"{gap} at equal time" for gap in gaps), "retention", "KL gap elsewhere", "s"]
     lines = []
     for m in ranked(found):
         label = f"**{m['method']}** (default)" if m["default"] else f"`{m['method']}`"
-        lines.append([label, *figure_texts(m), number(m["wall_seconds"], 0)])
+        elsewhere = shown(m, "kl_gap_closed_elsewhere")
+        lines.append([label, *figure_texts(m), elsewhere, number(m["wall_seconds"], 0)])
     kept = [n for n in range(len(head)) if any(line[n] != DASH for line in lines)]
     table = [[line[n] for n in kept] for line in (head, ["---"] * len(head), *lines)]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)

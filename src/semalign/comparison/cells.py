@@ -189,14 +189,13 @@ def _lines(folders: Sequence[Path]) -> list[Line]:
 
 
 def measure(decoder: Decoder, job: CellJob) -> dict[str, list[Line]]:
-    """Verdicts on items of every task, and closeness on held-out rows of the trained task (of all, where none was trained)."""
+    """Verdicts on items of every task, and closeness on its held-out rows."""
     items: list[Line] = []
     rows: list[Line] = []
     for task, reference in job.references.items():
         is_own = job.cell.task in ("", task)
         items += verdicts(decoder, reference.config, task, None if is_own else job.retention_items)
-        if is_own:
-            rows += closeness(decoder, reference, task)
+        rows += closeness(decoder, reference, task)
     return {"items": items, "rows": rows}
 
 

@@ -3,6 +3,9 @@
 Shares of the teacher-student gap, averaged over tasks t:
     accuracy: (a_m - a_untouched) / (a_teacher - a_untouched), over tasks where the teacher is ahead;
     KL:       1 - kl_m / kl_untouched, kl averaged over the supervised tokens of the held-out rows.
+What becomes of the tasks t' that a student was not trained on, averaged over pairs of tasks:
+    retention:     100 (a_m - a_untouched), in points;
+    KL, elsewhere: 1 - kl_m / kl_untouched there; below 0 the student has moved away from the teacher.
 
 Intervals come from a hierarchical paired bootstrap: in each draw the items (and held-out rows) of every task are drawn
 anew, the same ones for all methods, and of the n seeds of every method n - 1 are drawn anew, the same ones for all its
@@ -26,8 +29,8 @@ DRAWS = 4000
 def figures(lines: Iterable[Line], *, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """Everything that is reported; see the module.
 
-    Returns: `methods`, one entry each (accuracy_gap_closed, kl_gap_closed, retention, their `_interval`s and
-    `_minus_default`s, wall_seconds, extraction_failures, tasks, and the same under equal_time), `controls`, `models`,
+    Returns: `methods`, one entry each (accuracy_gap_closed, kl_gap_closed, retention, kl_gap_closed_elsewhere, their
+    `_interval`s and `_minus_default`s, wall_seconds, extraction_failures, tasks, and the same under equal_time), `controls`, `models`,
     `failed` and the comparison's own fields. A figure that was not measured is None.
     """
     results = Results(lines)
@@ -84,8 +87,11 @@ def _shares(boot: Bootstrap, name: str, budget: str) -> dict[str, Array]:
     tasks = boot.results.tasks
     return {
         "accuracy_gap_closed": _average([accuracy_share(boot, name, budget, t, t) for t in tasks]),
-        "kl_gap_closed": _average([kl_share(boot, name, budget, t) for t in tasks]),
+        "kl_gap_closed": _average([kl_share(boot, name, budget, t, t) for t in tasks]),
         "retention": retention(boot, name, budget),
+        "kl_gap_closed_elsewhere": _average(
+            [kl_share(boot, name, budget, t, other) for t in tasks for other in tasks if other != t]
+        ),
     }
 
 
@@ -103,12 +109,12 @@ def accuracy_share(
     return (after - before) / gap
 
 
-def kl_share(boot: Bootstrap, name: str, budget: str, task: str) -> Array | None:
+def kl_share(boot: Bootstrap, name: str, budget: str, trained: str, measured: str) -> Array | None:
     """Draws of the share of a task's KL gap; None without held-out rows."""
-    before = boot.mean(UNTOUCHED, None, None, "kl", task)
+    before = boot.mean(UNTOUCHED, None, None, "kl", measured)
     if not before[0] > 0:
         return None
-    return 1 - boot.mean(name, budget, task, "kl", task) / before
+    return 1 - boot.mean(name, budget, trained, "kl", measured) / before
 
 
 def retention(boot: Bootstrap, name: str, budget: str) -> Array:
@@ -144,7 +150,7 @@ def _task(boot: Bootstrap, name: str, budget: str, task: str) -> dict[str, Any]:
     entry |= {"accuracy": point(accuracy), "accuracy_interval": interval(accuracy)}
     shares = {
         "accuracy_gap_closed": accuracy_share(boot, name, budget, task, task),
-        "kl_gap_closed": kl_share(boot, name, budget, task),
+        "kl_gap_closed": kl_share(boot, name, budget, task, task),
     }
     for key, values in shares.items():
         entry[key] = None if values is None else point(values)

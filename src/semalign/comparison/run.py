@@ -169,6 +169,7 @@ class _Fingerprints:
         tasks = comparison.options.tasks
         first = comparison.reference(next(iter(tasks))).config
         measured = {
+            "rows": "of every task",
             "items": self.measured,
             "retention_items": comparison.options.retention_items,
             "teacher": self.identity(first.teacher),
