@@ -85,7 +85,8 @@ def _headline(figures: Figures) -> Headline:
     rest = f" of the {gap} gap, averaged over {len(figures['tasks'])} tasks and {runs_of(default)}"
     if others:
         best = max(others, key=lambda m: m[key])
-        rest += f"; the best of {len(others)} others at equal rows, {best['method']}, {percent(best[key])}"
+        which = f"the best of {len(others)} others" if len(others) > 1 else "the other"
+        rest += f"; {which} at equal rows, {best['method']}, {percent(best[key])}"
     return Headline(f"{default['method']} closes ", percent(default[key]), f"{rest}.")
 
 
