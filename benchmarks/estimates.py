@@ -10,11 +10,9 @@ The ratio is estimated over used cache bytes; low and high are the smallest and 
 import json
 from typing import Any
 
-from common import DEVICE, Result, Worker, arguments, finish
+from common import Result, Worker, arguments, finish
 from peers import add_pair, task_of
 from sides import SemAlign, Task
-
-MEMORY = "peak_gpu_bytes" if DEVICE == "cuda" else "peak_rss_bytes"  # where the models are
 
 
 class Checked(SemAlign):
@@ -40,7 +38,7 @@ class Checked(SemAlign):
         }
         return {
             "cache_bytes": results["cache"]["bytes"],
-            "peak_bytes": max(r[MEMORY] for r in results.values()),
+            "peak_bytes": max(r.get("peak_gpu_bytes", r["peak_rss_bytes"]) for r in results.values()),
             "seconds": {step: r["seconds"] for step, r in results.items()},
         }
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny import save_model, tiny_model, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -37,4 +38,20 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+@pytest.fixture
+def config_file(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -> Path:
+    """The config of a short run of the tiny pair, into the folder `run` beside it."""
+    values = {
+        "teacher": {"model_name_or_path": str(tiny_pair[0])},
+        "student": {"model_name_or_path": str(tiny_pair[1])},
+        "data": {"dataset_name": str(rows_file), "heldout_rows": 4, "max_length": 64},
+        "output_dir": str(tmp_path / "run"),
+        "train": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
+        "cache": {"shard_rows": 8},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
     return path

@@ -9,27 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from semalign.cli import main, parser
 from semalign.config_file import load_config
 from semalign.errors import CacheError, ConfigError, DataError, ModelError, SemAlignError, require
 from semalign.parsing import UsageError, commands_of
-
-
-@pytest.fixture
-def config_file(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -> Path:
-    values = {
-        "teacher": {"model_name_or_path": str(tiny_pair[0])},
-        "student": {"model_name_or_path": str(tiny_pair[1])},
-        "data": {"dataset_name": str(rows_file), "heldout_rows": 4, "max_length": 64},
-        "output_dir": str(tmp_path / "run"),
-        "train": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
-        "cache": {"shard_rows": 8},
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 def test_transfer_prints_one_json_object_and_leaves_every_file(

@@ -7,27 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from semalign import folder
 from semalign.cli import main
 from semalign.steps import maps, probe
 
 GIB = 2**30
-
-
-@pytest.fixture
-def config_file(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -> Path:
-    values = {
-        "teacher": {"model_name_or_path": str(tiny_pair[0])},
-        "student": {"model_name_or_path": str(tiny_pair[1])},
-        "data": {"dataset_name": str(rows_file), "heldout_rows": 4, "max_length": 64},
-        "output_dir": str(tmp_path / "run"),
-        "train": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 def _printed(capsys: pytest.CaptureFixture[str]) -> str:

@@ -90,7 +90,7 @@ def _shares(boot: Bootstrap, name: str, budget: str) -> dict[str, Array]:
         "kl_gap_closed": _average([kl_share(boot, name, budget, t, t) for t in tasks]),
         "retention": retention(boot, name, budget),
         "kl_gap_closed_elsewhere": _average(
-            [kl_share(boot, name, budget, t, other) for t in tasks for other in tasks if other != t]
+            [kl_share(boot, name, budget, trained, other) for trained, other in _other_tasks(boot, "row")]
         ),
     }
 
@@ -137,8 +137,9 @@ def wrong_task(boot: Bootstrap) -> dict[str, Any]:
     return {"accuracy_gap_closed": point(values), "accuracy_gap_closed_interval": interval(values)}
 
 
-def _other_tasks(boot: Bootstrap) -> list[tuple[str, str]]:
-    tasks = [t for t in boot.results.tasks if boot.results.names("item", t)]
+def _other_tasks(boot: Bootstrap, kind: str = "item") -> list[tuple[str, str]]:
+    """(trained, measured) pairs of tasks of which the second has items, or held-out rows."""
+    tasks = [t for t in boot.results.tasks if boot.results.names(kind, t)]
     return [
         (trained, measured) for trained in boot.results.tasks for measured in tasks if trained != measured
     ]

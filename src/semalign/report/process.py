@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -122,21 +122,21 @@ def cost_section(metrics: Json) -> Section:
             missing="metrics.json holds no steps; a complete run records time and memory of each.",
         )
     times = _times(metrics, steps)
-    longest = max((spent for _, spent, *_ in times if spent is not None), default=0.0)
-    largest = max((peak for _, _, peak, *_ in times if peak is not None), default=0.0)
-    on_gpu = max((gpu for *_, gpu, _ in times if gpu is not None), default=None)
+    longest = max((c.seconds for c in times if c.seconds is not None), default=0.0)
+    largest = max((c.peak for c in times if c.peak is not None), default=0.0)
+    on_gpu = max((c.gpu for c in times if c.gpu is not None), default=None)
     rows = []
-    for name, spent, peak, gpu, kind in times:
+    for cost in times:
         cells = [
-            Cell(words.seconds(spent), Markup(plots.mini_bar(spent, longest, kind))),
-            _memory(peak, largest, kind),
+            Cell(words.seconds(cost.seconds), Markup(plots.mini_bar(cost.seconds, longest, cost.kind))),
+            _memory(cost.peak, largest, cost.kind),
         ]
         if on_gpu is not None:
-            cells.append(_memory(gpu, on_gpu, kind))
-        rows.append(Row(words.capital(name), cells, kind if kind != "c-step" else ""))
-    most = max(times, key=lambda item: item[1] or 0.0)
+            cells.append(_memory(cost.gpu, on_gpu, cost.kind))
+        rows.append(Row(words.capital(cost.name), cells, cost.kind if cost.kind != "c-step" else ""))
+    most = max(times, key=lambda cost: cost.seconds or 0.0)
     finding = (
-        f"The longest step is {most[0]}, at {words.seconds(most[1])}; memory peaks at {words.size(largest)}"
+        f"The longest step is {most.name}, at {words.seconds(most.seconds)}; memory peaks at {words.size(largest)}"
         + (f", and at {words.size(on_gpu)} on the GPU." if on_gpu is not None else ".")
     )
     note = "Memory is the largest resident size of the process during a step."
@@ -151,10 +151,18 @@ def _memory(peak: float | None, largest: float, kind: str) -> Cell:
     return Cell(words.size(peak), Markup(plots.mini_bar(peak, largest, kind)) if peak is not None else None)
 
 
-def _times(
-    metrics: Json, steps: Sequence[Json]
-) -> list[tuple[str, float | None, float | None, float | None, str]]:
-    """(name, seconds, peak bytes, those on the GPU, colour) of the steps; a baseline that is no step of its own follows."""
+class _Cost(NamedTuple):
+    """Of a step: seconds, peak bytes, those on the GPU, and its colour."""
+
+    name: str
+    seconds: float | None
+    peak: float | None
+    gpu: float | None
+    kind: str
+
+
+def _times(metrics: Json, steps: Sequence[Json]) -> list[_Cost]:
+    """Costs of the steps; a baseline that is no step of its own follows after them."""
     baselines: Mapping[str, Json] = metrics.get("baselines") or {}
     kinds = {name: f"c-base{index % 4 + 1}" for index, name in enumerate(baselines)}
     times, seen = [], set()
@@ -164,10 +172,10 @@ def _times(
         seen.add(baseline)
         shown = f"{recipe_name(baseline)} training" if baseline in kinds else name
         spent, peak, gpu = (finite(step.get(key)) for key in ("seconds", "peak_rss_bytes", "peak_gpu_bytes"))
-        times.append((shown, spent, peak, gpu, kinds.get(baseline, "c-step")))
+        times.append(_Cost(shown, spent, peak, gpu, kinds.get(baseline, "c-step")))
     for name, values in baselines.items():
         if name not in seen and (spent := finite(values.get("train_seconds"))) is not None:
-            times.append((f"{recipe_name(name)} training", spent, None, None, kinds[name]))
+            times.append(_Cost(f"{recipe_name(name)} training", spent, None, None, kinds[name]))
     return times
 
 

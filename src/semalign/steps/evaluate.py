@@ -306,20 +306,17 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     files |= {f"train {n}": run.training(n) / "train.json" for n in config.evaluation.baselines} | {
         "evaluate": run.metrics
     }
+    results = {name: read_json(path, name) for name, path in files.items()}
     steps = [
         {"name": name}
-        | {
-            k: v
-            for k, v in read_json(path, name).items()
-            if k in ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
-        }
-        for name, path in files.items()
+        | {k: found[k] for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & found.keys()))}
+        for name, found in results.items()
     ]
     metrics["steps"] = steps
     metrics["wall_seconds"] = round(sum(s["seconds"] for s in steps), 3)
-    for key in ("peak_rss_bytes", "peak_gpu_bytes"):
-        if readings := [s[key] for s in steps if key in s]:
-            metrics[key] = max(readings)
+    metrics["peak_rss_bytes"] = max(s["peak_rss_bytes"] for s in steps)
+    if on_gpu := [s["peak_gpu_bytes"] for s in steps if "peak_gpu_bytes" in s]:
+        metrics["peak_gpu_bytes"] = max(on_gpu)
     wanted = metrics.pop("fingerprint")
     save_result(run.metrics, wanted, metrics)
     return metrics

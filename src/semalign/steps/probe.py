@@ -55,14 +55,13 @@ class Costs:
         """Count the block's peak memory, less `spare` bytes on the model's device that a run would not hold."""
         reset_peak()
         yield
-        gpu = peak_gpu()
-        self.count(peak_rss() - (spare if gpu is None else 0), None if gpu is None else gpu - spare)
+        self.count(peak_rss(), peak_gpu(), -spare)
 
-    def count(self, resident: int, gpu: int | None) -> None:
-        """One more reading of memory, bytes."""
-        self.peak_bytes = max(self.peak_bytes, resident)
+    def count(self, resident: int, gpu: int | None, more: int) -> None:
+        """One more reading of memory, bytes, with `more` bytes where the models are: on the GPU if there is one."""
+        self.peak_bytes = max(self.peak_bytes, resident + (more if gpu is None else 0))
         if gpu is not None:
-            self.peak_gpu_bytes = max(self.peak_gpu_bytes or 0, gpu)
+            self.peak_gpu_bytes = max(self.peak_gpu_bytes or 0, gpu + more)
 
     @contextmanager
     def clock(self, name: str, batch: Sequence[Sample] | None = None, repeats: int = 1) -> Iterator[None]:
@@ -116,10 +115,8 @@ def probe_student(
             costs.seconds["train"] += _training(config, inputs, plan, request, student, recipe)
         # Saving reads the student back beside the one just trained.
         resident = psutil.Process().memory_info().rss
-        if torch.cuda.is_available():
-            costs.count(resident, torch.cuda.memory_allocated() - spare + weights)
-        else:
-            costs.count(resident - spare + weights, None)
+        gpu = torch.cuda.memory_allocated() if torch.cuda.is_available() else None
+        costs.count(resident, gpu, weights - spare)
         free_memory()
     return shown
 
