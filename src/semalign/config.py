@@ -92,7 +92,8 @@ class DataConfig:
     max_rows: int | None = None
     """Use only the first rows of the training part; mixtures: rows to draw in all."""
     completions: Literal["given", "teacher"] = "given"
-    """Whose answers are trained on: the rows' own, or the teacher's to the same prompts (needs prompts only)."""
+    """Whose answers are trained on: the rows' own, or the teacher's to the same prompts (rows may be prompts alone; then it
+    answers the held-out ones too)."""
     variants: int = 0
     """New prompts per row, made by exchanging words that stand in the same surroundings; the teacher answers them."""
     max_new_tokens: int = 256

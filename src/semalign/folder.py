@@ -64,6 +64,11 @@ class RunFolder:
         return self.root / "rows.jsonl"
 
     @property
+    def heldout(self) -> Path:
+        """Held-out rows, the teacher's answers where they had none."""
+        return self.root / "heldout.jsonl"
+
+    @property
     def generated(self) -> Path:
         """How many rows the teacher answered."""
         return self.root / "rows.json"

@@ -127,7 +127,7 @@ def transfer(
                 progress("generate")
                 generate(config, run)
         ranks.wait()
-        inputs = load_inputs(config, run.rows)
+        inputs = load_inputs(config, run)
         if ranks.is_main():
             write_json(run.data, inputs.counts())
             if not run.models.exists():

@@ -83,6 +83,61 @@ def test_answers_are_the_teachers_own_greedy_ones(
     assert (counts["given"], counts["written"], counts["dropped"]) == (0, len(expected), 16 - len(expected))
 
 
+@pytest.mark.parametrize("column", ["messages", "prompt"])
+def test_prompts_alone_are_enough(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, column: str
+) -> None:
+    everything = config_of(
+        talking_pair, rows_file, tmp_path / "all", completions="teacher", heldout_rows=0, max_dropped=1.0
+    )
+    expected = written(transfer(everything, ("generate",)))
+    given = [json.loads(line)["messages"] for line in rows_file.read_text().splitlines()]
+    heldout = [row[0] for row in given[-4:]]
+    expected_heldout = [row for row in expected if row[0] in heldout]
+    assert expected_heldout, "the teacher ends at least one of the held-out answers"
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": n, column: row[:-1]}) + "\n" for n, row in enumerate(given)))
+    config = replace(everything, data=replace(everything.data, dataset_name=str(path), heldout_rows=4))
+    config = replace(config, output_dir=str(tmp_path / "run"))
+    estimated = load_inputs(config)
+    assert (len(estimated.train), len(estimated.heldout)) == (16, 4)
+    assert max(s.supervised for s in estimated.heldout) >= LIMIT, (
+        "answers to come count as long as they may be"
+    )
+    run = transfer(config, ("generate", "attribute", "pair", "cache", "train", "evaluate"))
+    rows = [json.loads(line) for line in run.heldout.read_text().splitlines()]
+    assert written(run) == [row for row in expected if row[0] not in heldout]
+    assert [row["messages"] for row in rows] == expected_heldout and rows[0]["id"] >= 16
+    counts = json.loads(run.generated.read_text())
+    assert (counts["heldout_written"], counts["heldout_dropped"]) == (len(rows), 4 - len(rows))
+    assert json.loads(run.metrics.read_text())["closeness"]["rows"] == len(rows)
+
+
+def test_held_out_rows_keep_their_answers(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    config = config_of(talking_pair, rows_file, tmp_path / "run", completions="teacher")
+    run = transfer(config, ("generate",))
+    assert run.heldout.read_text().splitlines() == rows_file.read_text().splitlines()[-4:]
+    assert load_inputs(config, run).heldout == load_inputs(config).heldout
+    run.heldout.unlink()
+    with pytest.raises(CacheError, match=r"heldout\.jsonl: not there yet; run `semalign generate` first"):
+        load_inputs(config, run)
+    assert transfer(config, ("generate",)).heldout.exists()
+
+
+def test_prompts_without_the_teachers_answers_are_refused(
+    talking_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rows = tmp_path / "prompts.jsonl"
+    turn = {"role": "user", "content": "one"}
+    rows.write_text(
+        "".join(json.dumps({"prompt": [turn | {"content": f"one {n}"}]}) + "\n" for n in range(8))
+    )
+    with pytest.raises(DataError, match=r"prompts alone need data\.completions: teacher"):
+        load_inputs(config_of(talking_pair, rows, tmp_path / "run"))
+
+
 def test_variants_come_beside_the_given_rows_and_are_trained_on(
     talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
 ) -> None:
@@ -94,7 +149,7 @@ def test_variants_come_beside_the_given_rows_and_are_trained_on(
     prompts = [row[0]["content"] for row in rows]
     assert len(set(prompts)) == len(prompts)
     assert not set(prompts) & {row[0]["content"] for row in given[16:]}, "held-out prompts are left out"
-    assert len(load_inputs(config, run.rows).train) == len(rows)
+    assert len(load_inputs(config, run).train) == len(rows)
     assert json.loads((run.root / "train.json").read_text())["steps"] == -(-len(rows) // 8)
 
 

@@ -77,7 +77,8 @@ def prepare(source: Source) -> None:
     with run.lock():
         # From the start, for the same reason as a cell.
         if not run.generated.exists():
-            run.rows.with_suffix(".part").unlink(missing_ok=True)
+            for path in run.root.glob("*.part"):
+                path.unlink()
         if not run.manifest.exists():
             shutil.rmtree(run.targets, ignore_errors=True)
         generate(config, run)
@@ -90,7 +91,7 @@ def inputs_of(source: Source) -> Inputs:
     """The source's tokenised rows, kept for the next cell of this worker."""
     key = source.config.output_dir
     if key not in _inputs:
-        _inputs[key] = load_inputs(source.config, source.run.rows)
+        _inputs[key] = load_inputs(source.config, source.run)
     return _inputs[key]
 
 
@@ -152,7 +153,10 @@ def preparation_seconds(source: Source, recipe: Recipe) -> float:
     run, config = source.run, source.config
     stored = read_json(run.manifest, "cache")
     reads_teacher = recipe.needs_topk or recipe.needs_targets or recipe.needs_teacher_head
-    seconds = read_json(run.generated, "generate")["seconds"] if config.data.is_generated else 0.0
+    seconds = 0.0
+    if config.data.is_generated:
+        written = read_json(run.generated, "generate")
+        seconds = written["seconds"] - written["heldout_seconds"]
     if reads_teacher or config.pairing.selection == "attribution":
         seconds += sum(read_json(path, "pair")["seconds"] for path in (run.scores, run.pairs))
     if reads_teacher:

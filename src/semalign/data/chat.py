@@ -9,7 +9,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from semalign.data.kinds import Kind, Row, row_kind
+from semalign.data.kinds import CONVERSATIONS, Kind, Row, row_kind
 from semalign.errors import DataError
 
 Message = dict[str, Any]
@@ -120,7 +120,21 @@ def conversation(row: Row, kind: Kind) -> list[Message]:
     """The messages of a conversational row."""
     if kind is Kind.MESSAGES:
         return list(row["messages"] or [])
-    return [*row["prompt"], *(row["completion"] or [])]
+    return [*row["prompt"], *(row.get("completion") or [])]
+
+
+def lacks_answer(row: Row) -> bool:
+    """Whether a row is a conversation that no assistant turn ends yet."""
+    kind = row_kind(row)
+    turns = conversation(row, kind) if kind in CONVERSATIONS else []
+    return bool(turns) and turns[-1]["role"] != "assistant"
+
+
+def answered(row: Row, text: str) -> Row:
+    """A conversational row with an answer in place of its own or of none; ids and tasks stay."""
+    turns = [*asked(conversation(row, row_kind(row))), {"role": "assistant", "content": text}]
+    others = {k: v for k, v in row.items() if k not in ("messages", "prompt", "completion")}
+    return others | {"messages": turns}
 
 
 def templates_agree(
@@ -129,7 +143,7 @@ def templates_agree(
     """Whether both chat templates render all conversations alike; rows of other kinds need no template."""
     for number, row in enumerate(rows, start=1):
         kind = row_kind(row)
-        if kind not in (Kind.MESSAGES, Kind.CHAT_PAIR):
+        if kind not in CONVERSATIONS:
             continue
         messages = conversation(row, kind)
         try:

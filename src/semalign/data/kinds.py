@@ -21,6 +21,7 @@ class Kind(StrEnum):
 
 
 ACCEPTED = "messages, prompt + completion, text, or input_ids (with labels or completion_mask)"
+CONVERSATIONS = (Kind.MESSAGES, Kind.CHAT_PAIR)
 
 
 def row_kind(row: Row) -> Kind:
@@ -28,13 +29,14 @@ def row_kind(row: Row) -> Kind:
 
     A value that is null where a completion, text or conversation belongs is no mistake of form: such a row
     has a kind, and `prepare` drops and counts it. Where a row has the columns of several kinds, the first of
-    `input_ids`, `messages`, `prompt` + `completion`, `text` whose value is not null decides.
+    `input_ids`, `messages`, `prompt` + `completion`, `text` whose value is not null decides. A `prompt` alone is a pair
+    whose completion is null: the teacher may answer it.
 
     Raises:
         DataError: the columns or the types of their values fit no kind; the message is a reason without a
             place.
     """
-    groups = (("input_ids",), ("messages",), ("prompt", "completion"), ("text",))
+    groups = (("input_ids",), ("messages",), ("prompt", "completion"), ("text",), ("prompt",))
     present = [group for group in groups if all(column in row for column in group)]
     if not present:
         raise DataError(f"found columns {sorted(map(str, row))}, expected {ACCEPTED}")
@@ -71,7 +73,7 @@ def check_messages(messages: Any, column: str) -> None:
 
 
 def _pair_kind(row: Row) -> Kind:
-    prompt, completion = row["prompt"], row["completion"]
+    prompt, completion = row["prompt"], row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str | None):
         return Kind.STRING_PAIR
     if isinstance(prompt, list) and isinstance(completion, list | None):

@@ -32,7 +32,7 @@ def prompt_of(row: Row) -> str:
     if kind is Kind.TEXT:
         parts = ["", row["text"] or ""]
     elif kind is Kind.STRING_PAIR:
-        parts = [row["prompt"], row["completion"] or ""]
+        parts = [row["prompt"], row.get("completion") or ""]
     else:
         turns = conversation(row, kind)
         answer = turns.pop() if turns and turns[-1]["role"] == "assistant" else {}

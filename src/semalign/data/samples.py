@@ -116,7 +116,8 @@ def _report(drops: Counter[Drop], cut: int, total: int, max_dropped: float, sour
     if dropped == total:
         raise DataError(
             f"{source}: 0 usable samples of {total} rows ({reasons or 'there are no rows'}); expected rows "
-            f"with {ACCEPTED} whose answers are not empty and begin within data.max_length"
+            f"with {ACCEPTED} whose answers are not empty and begin within data.max_length; prompts alone "
+            "need data.completions: teacher"
         )
     if dropped > max_dropped * total:
         raise DataError(
@@ -168,8 +169,8 @@ def drop_of(row: Row, kind: Kind, supervise: str) -> Drop | None:
     if kind is Kind.IDS:
         return None if row["input_ids"] else Drop.BLANK
     if kind in (Kind.TEXT, Kind.STRING_PAIR):
-        return Drop.BLANK if _blank(row["text" if kind is Kind.TEXT else "completion"]) else None
-    if row["messages" if kind is Kind.MESSAGES else "completion"] in (None, []):
+        return Drop.BLANK if _blank(row.get("text" if kind is Kind.TEXT else "completion")) else None
+    if row.get("messages" if kind is Kind.MESSAGES else "completion") in (None, []):
         return Drop.BLANK
     last = conversation(row, kind)[-1]
     if last["role"] == "assistant":

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from semalign.config import TransferConfig
 from semalign.data import render_example, templates_agree
+from semalign.data.chat import lacks_answer
 from semalign.errors import CacheError
 from semalign.folder import RunFolder, free_memory
 from semalign.loading import load_tokenizer
@@ -36,11 +37,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     inputs = load_inputs(config)
     plan, is_provisional = _plan(config, inputs)
     console.rule("[bold]rows", align="left")
-    agree = templates_agree(
-        load_tokenizer(config.teacher),
-        inputs.tokenizer,
-        split_rows(config.data)[0][:8],
-    )
+    first = split_rows(config.data)[0][:8]
+    agree = templates_agree(load_tokenizer(config.teacher), inputs.tokenizer, first)
     counts = inputs.counts()
     supervised = counts["supervised_tokens"]
     console.print(
@@ -53,12 +51,13 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     )
     if config.data.is_generated:
         console.print(
-            "the teacher has yet to answer prompts; the given rows stand in for its own, whose time is not estimated"
+            "the teacher has yet to answer prompts; given answers stand in for its own, and where there are none as many tokens as "
+            "data.max_new_tokens; its time is not estimated"
         )
-    console.print("one row, supervised part in brackets:")
-    console.print(
-        render_example(inputs.train[0], inputs.tokenizer), markup=False, highlight=False, style="dim"
-    )
+    if not lacks_answer(first[0]):
+        console.print("one row, supervised part in brackets:")
+        example = render_example(inputs.train[0], inputs.tokenizer)
+        console.print(example, markup=False, highlight=False, style="dim")
     request, wanted = request_of(config, plan)
     shown = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True)
     costs = Costs()

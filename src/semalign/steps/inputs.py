@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -23,10 +22,11 @@ from semalign.data import (
     prepare,
     shared_vocabulary,
 )
+from semalign.data.chat import answered, lacks_answer
 from semalign.data.mixture import Drawn, mix
 from semalign.embedded.splits import TASKS
 from semalign.errors import CacheError, DataError
-from semalign.folder import hash_of
+from semalign.folder import RunFolder, hash_of
 from semalign.loading import Checkpoint, check_pair, named
 from semalign.models import Decoder, share_vocabulary
 from semalign.signals import candidates_of
@@ -170,25 +170,35 @@ def _mixed(data: DataConfig, heldout: int) -> Drawn:
     )
 
 
-def _generated_rows(data: DataConfig, given: list[dict[str, Any]], path: Path | None) -> list[dict[str, Any]]:
-    if path is None:
-        # For an estimate: as many rows of the same lengths.
-        return given * (data.variants + 1)
-    if not path.exists():
-        raise CacheError(f"{path}: not there yet; run `semalign generate` first.")
-    return load_rows(str(path))
+def _generated(data: DataConfig, drawn: Drawn, run: RunFolder | None) -> Drawn:
+    """The same with the rows that the generate step wrote; without a run, with stand-ins for them."""
+    if run is None:
+        # For an estimate: as many rows of the same lengths, and answers still to come as long as they may be.
+        train, heldout = (_with_stand_ins(data, rows) for rows in (drawn.train, drawn.heldout))
+        return replace(drawn, train=train * (data.variants + 1), heldout=heldout)
+    for path in (run.rows, run.heldout):
+        if not path.exists():
+            raise CacheError(f"{path}: not there yet; run `semalign generate` first.")
+    heldout = load_rows(str(run.heldout)) if drawn.heldout else []
+    return replace(drawn, train=load_rows(str(run.rows)), heldout=heldout)
 
 
-def load_inputs(config: TransferConfig, generated: Path | None = None) -> Inputs:
+def _with_stand_ins(data: DataConfig, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    answer = "answer " * data.max_new_tokens
+    is_asked = data.completions == "teacher"
+    return [answered(row, answer) if is_asked and lacks_answer(row) else row for row in rows]
+
+
+def load_inputs(config: TransferConfig, run: RunFolder | None = None) -> Inputs:
     """Read configurations, tokenizers and rows; check that the models go together.
 
     Args:
-        generated: the file that the generate step wrote, where `data` asks for the teacher's answers.
+        run: folder of the generate step's rows, where `data` asks for the teacher's answers.
     """
     teacher, student = named(config.teacher), named(config.student)
     drawn = draw_rows(config.data)
     if config.data.is_generated:
-        drawn = replace(drawn, train=_generated_rows(config.data, drawn.train, generated))
+        drawn = _generated(config.data, drawn, run)
     if shared := disjoint(drawn.train, task_rows(config)):
         raise DataError(
             f"{config.evaluation.tasks}: the prompts of {shared} items are among the training rows too; remove them from one side."
