@@ -1,15 +1,19 @@
 """Batched generation equals one-by-one greedy decoding and leaves the model as it was."""
 
 import copy
+import functools
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from semalign import embedded
+from semalign.data import encode_prompt
 from semalign.errors import SemAlignError
+from semalign.evaluation import generate as module
 from semalign.evaluation.generate import answers, generate
 
 
@@ -42,6 +46,35 @@ def test_equals_plain_greedy_decoding(pair: tuple[LlamaForCausalLM, PreTrainedTo
     assert generate(model, tokenizer, prompts, max_new_tokens=12, batch_size=4) == wanted
     assert generate(model, tokenizer, prompts, max_new_tokens=12, batch_size=100) == wanted
     assert len(set(wanted)) > 3
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_rows_that_end_leave_the_batch_and_change_no_other(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = tiny_model(kind, layers=3, wide=False, seed=1), tiny_tokenizer()
+    prompts = [[{"role": "user", "content": "blue and green " * n}] for n in (1, 4, 2, 6, 3, 5)]
+    ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    tokens = [
+        model.generate(torch.tensor([row]), max_new_tokens=40, do_sample=False)[0, len(row) :].tolist()
+        for row in ids
+    ]
+    ends_at = {t: [row.index(t) if t in row else len(row) for row in tokens] for t in set().union(*tokens)}
+    model.generation_config.eos_token_id = max(ends_at, key=lambda t: len({n // 3 for n in ends_at[t]}))
+    whole = answers(model, tokenizer, prompts, 40, 6)
+    sizes, forward = [], model.forward
+
+    @functools.wraps(forward)
+    def counting(*arguments: object, **options: object) -> object:
+        sizes.append(tuple(options["input_ids"].shape))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(model, "forward", counting)
+    monkeypatch.setattr(module, "STEPS_BETWEEN_LEAVINGS", 3)
+    assert answers(model, tokenizer, prompts, 40, 6) == whole
+    rows = [rows for rows, _ in sizes]
+    assert rows[-1] < rows[0] and rows == sorted(rows, reverse=True), "the batch only shrinks"
+    assert {length for _, length in sizes[1:]} == {1}, "no token is read twice"
 
 
 def test_leaves_no_state(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:

@@ -1,6 +1,7 @@
 """Greedy answers to chats, for any causal language model of the transformers library."""
 
 import gc
+import inspect
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from semalign.config import Engine
 from semalign.data import encode_prompt
 from semalign.errors import ModelError, require
+
+STEPS_BETWEEN_LEAVINGS = 32
 
 
 def generate(
@@ -27,7 +30,7 @@ def generate(
 ) -> list[str]:
     """The model's greedy continuation of each chat, in the order of ``prompts``.
 
-    Batches hold prompts of similar length, padded on the left, and stop when every row has reached an end token. With
+    Batches hold prompts of similar length, padded on the left; a row that has reached an end token leaves its batch. With
     `continuous` transformers puts the next prompt where one has ended, without padding; with `vllm` that package generates from
     a copy of the model. Where two tokens are all but equally likely, the engines may differ.
     The model's mode and generation settings are as before afterwards.
@@ -146,7 +149,10 @@ def _until_end(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBas
 def _generate_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]
 ) -> list[tuple[str, bool]]:
-    """Continue one batch with the settings that the model holds now; whether each row reached an end token."""
+    """Continue one batch with the settings that the model holds now; whether each row reached an end token.
+
+    Rows that have ended leave the batch, so that the longest answer does not cost as much for all rows as for itself.
+    """
     assert model.generation_config is not None
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), model.generation_config.pad_token_id, dtype=torch.long)
@@ -154,7 +160,30 @@ def _generate_batch(
     for number, row in enumerate(rows):
         ids[number, longest - len(row) :] = torch.tensor(row)
         mask[number, longest - len(row) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
     generator: Any = model
-    output = generator.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+    takes_cache = "past_key_values" in inspect.signature(generator.forward).parameters
     ends = set(model.generation_config.eos_token_id or [])
-    return [_until_end(row, ends, tokenizer) for row in output[:, longest:].tolist()]
+    found: list[list[int]] = [[] for _ in rows]
+    going_on, left, cache = list(range(len(rows))), int(model.generation_config.max_new_tokens or 0), None
+    while going_on and left > 0:
+        output = generator.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=min(STEPS_BETWEEN_LEAVINGS, left),
+            return_dict_in_generate=True,
+            **({} if cache is None else {"past_key_values": cache}),
+        )
+        new = output.sequences[:, ids.shape[1] :]
+        left -= new.shape[1]
+        for number, tokens in zip(going_on, new.tolist(), strict=True):
+            found[number] += tokens
+        places = [n for n, number in enumerate(going_on) if ends.isdisjoint(found[number])]
+        kept = torch.tensor(places, dtype=torch.long, device=ids.device)
+        ids, mask = output.sequences[kept], torch.cat([mask[kept], mask.new_ones(len(kept), new.shape[1])], 1)
+        # A model that takes no cache reads its rows again.
+        cache = output.get("past_key_values") if takes_cache else None
+        if cache is not None and len(places) < len(going_on):
+            cache.reorder_cache(kept)
+        going_on = [going_on[n] for n in places]
+    return [_until_end(tokens, ends, tokenizer) for tokens in found]
