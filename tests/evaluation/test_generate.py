@@ -5,6 +5,7 @@ import functools
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
@@ -120,6 +121,24 @@ def test_continuous_batching_is_greedy_too(pair: tuple[LlamaForCausalLM, PreTrai
         chosen = logits.gather(1, ids[0, first:, None])[:, 0]
         # All but the likeliest token: attention is computed in another order.
         assert float((logits.max(1).values - chosen).max()) < 0.05, text
+
+
+def test_continuous_batching_leaves_half_of_the_free_memory_to_others(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = pair
+    seen, own = [], psutil.Process().memory_info().rss
+    memory = SimpleNamespace(total=own + 100 * 2**30, available=2 * 2**30)
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
+
+    def stopping(*_: object, continuous_batching_config: object, **__: object) -> object:
+        seen.append(continuous_batching_config.max_memory_percent * 100)
+        return {}
+
+    monkeypatch.setattr(model, "generate_batch", stopping)
+    with pytest.raises(SemAlignError, match="expected 1 answers, got 0"):
+        generate(model, tokenizer, [[{"role": "user", "content": "2 + 2"}]], engine="continuous")
+    assert seen == [pytest.approx(1.0, rel=0.02)]
 
 
 class FakeEngine:

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 from rich.progress import Progress
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import configuration_utils
 
 from semalign.config import Engine
 from semalign.data import encode_prompt
@@ -98,7 +100,8 @@ def _plain_greedy(
 def _generate_continuously(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], settings: GenerationConfig
 ) -> list[tuple[str, bool]]:
-    found = list(model.generate_batch(rows, generation_config=settings).values())
+    options = _memory_limit() if model.device.type == "cpu" else {}
+    found = list(model.generate_batch(rows, generation_config=settings, **options).values())
     failed = next((output.error for output in found if output.error), None)
     if failed or len(found) < len(rows):
         raise ModelError(
@@ -107,6 +110,18 @@ def _generate_continuously(
         )
     ends = set(settings.eos_token_id or [])
     return [_until_end(output.generated_tokens, ends, tokenizer) for output in found]
+
+
+def _memory_limit() -> dict[str, Any]:
+    """Half of what is free: left alone, transformers counts what other processes hold as free and takes it for its cache."""
+    limited = getattr(configuration_utils, "ContinuousBatchingConfig", None)
+    if limited is None:
+        return {}
+    memory = psutil.virtual_memory()
+    counted_as_free = memory.total - psutil.Process().memory_info().rss
+    return {
+        "continuous_batching_config": limited(max_memory_percent=0.5 * memory.available / counted_as_free)
+    }
 
 
 def _generate_with_vllm(
