@@ -17,7 +17,7 @@ from semalign.config import Engine
 from semalign.data import encode_prompt
 from semalign.errors import ModelError, require
 
-STEPS_BETWEEN_LEAVINGS = 32
+STEPS_BETWEEN_LEAVINGS = 16
 
 
 def generate(
