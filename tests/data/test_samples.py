@@ -41,7 +41,7 @@ answers = texts.filter(lambda text: text.strip() and not text[0].isspace())
 
 
 @pytest.mark.parametrize("style", ["chatml", "llama2", "gemma", "reasoning"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_supervised_tokens_are_the_answer_and_its_end(tokenizer, style, data):
     tok = tokenizer(style)
@@ -54,7 +54,7 @@ def test_supervised_tokens_are_the_answer_and_its_end(tokenizer, style, data):
 
 
 @pytest.mark.parametrize("style", ["chatml", "llama2", "gemma", "reasoning"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(question=texts, answer=texts.filter(str.strip))
 def test_an_answer_that_starts_with_space_never_loses_a_token(tokenizer, style, question, answer):
     tok = tokenizer(style)
@@ -215,7 +215,7 @@ def test_tokenised_rows(tokenizer):
         only({"input_ids": [9999]}, tok)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(question=texts, answer=answers, max_length=st.integers(2, 60))
 def test_cutting_keeps_the_prompt_and_a_part_of_the_answer_or_drops(tokenizer, question, answer, max_length):
     tok, row = tokenizer("chatml"), chat(question, answer)

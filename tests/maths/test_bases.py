@@ -79,7 +79,7 @@ def test_rcond_out_of_range_is_refused(rcond: float) -> None:
         bases.spectrum(torch.eye(2), rcond=rcond)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shapes)
 def test_bases_are_the_pseudo_inverse(shape: tuple[int, int, int, int]) -> None:
     width, _, extra, seed = shape
@@ -145,7 +145,7 @@ def test_decompose_ignores_length_and_survives_a_zero_state() -> None:
     assert torch.equal(bases.decompose(torch.zeros(1, 4), unit_bases), torch.zeros(1, 9).double())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shapes, st.integers(1, 9))
 def test_the_folded_map_is_decompose_then_recompose(shape: tuple[int, int, int, int], block: int) -> None:
     teacher_width, student_width, extra, seed = shape

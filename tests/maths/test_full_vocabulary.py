@@ -34,7 +34,7 @@ OPTIONS = [
 ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(1, 7),
     st.integers(1, 4),
@@ -75,7 +75,7 @@ def test_full_kl(
         torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 7), st.integers(1, 4), st.sampled_from([0.0, 0.1]), st.integers(0, 1000))
 def test_cross_entropy(positions: int, chunk: int, smoothing: float, seed: int) -> None:
     hidden, weight, _, _ = models(positions, 9, seed)

@@ -26,7 +26,7 @@ def same_value_and_gradient(loss: torch.Tensor, expected: torch.Tensor, *leaves:
     torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(sizes)
 def test_cosine_loss(size: tuple[int, int, int, int]) -> None:
     positions, width, _, seed = size
@@ -56,7 +56,7 @@ def test_the_target_of_the_cosine_loss_is_constant() -> None:
     assert hidden.grad is not None
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(sizes, st.sampled_from([0.0, 0.1, 0.9]))
 def test_output_cosine_loss(size: tuple[int, int, int, int], smoothing: float) -> None:
     positions, width, vocabulary, seed = size
@@ -113,7 +113,7 @@ def test_a_head_bias_is_one_more_column() -> None:
     torch.testing.assert_close(output_cosine_loss(states, wide, gram(wide), labels), expected)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(2, 9), st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
 def test_geometry_loss(tokens: int, width: int, other: int, seed: int) -> None:
     student, target = normal(tokens, width, seed=seed).requires_grad_(), normal(tokens, other, seed=seed + 1)

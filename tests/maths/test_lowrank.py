@@ -12,7 +12,7 @@ sizes = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(sizes, st.booleans(), st.floats(0.1, 4))
 def test_values_and_gradients_are_those_of_separate_products(
     size: tuple[int, int, int, int, int], has_bias: bool, scale: float

@@ -39,7 +39,6 @@ def test_forty_and_thirty_two_layers() -> None:
     assert interpolated(3, 40, 32) == LayerPair(teacher=3, student=3, fraction=0.75)
 
 
-@settings(deadline=None)
 @given(depths, depths, st.data())
 def test_layers_follow_the_text(teacher_layers: int, student_layers: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, student_layers))
@@ -58,7 +57,6 @@ def test_layers_follow_the_text(teacher_layers: int, student_layers: int, data: 
     assert max(pair.teacher_layers) <= teacher_layers
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), depths, st.booleans(), st.data())
 def test_critical_pairs_follow_the_text(
     scores: list[float], student_layers: int, interpolate: bool, data: st.DataObject
@@ -127,7 +125,7 @@ def test_out_of_range_is_refused(call: object, message: str) -> None:
         call()  # type: ignore[operator]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(1, 5), st.integers(1, 4), st.data())
 def test_the_best_path_is_the_first_of_all_monotone_paths(
     rows: int, columns: int, data: st.DataObject

@@ -23,7 +23,7 @@ def rows(count: int, width: int, size: float, spread: float, seed: int) -> torch
     return 10**size * torch.randn(count, width, generator=generator) * channels
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(cases, kinds)
 def test_every_channel_is_within_its_bound(case: tuple[int, int, float, float, int], kind: EightBit) -> None:
     x = rows(*case)
@@ -40,7 +40,7 @@ def test_every_channel_is_within_its_bound(case: tuple[int, int, float, float, i
     ).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cases, kinds)
 def test_codes_of_what_was_restored_are_the_same(
     case: tuple[int, int, float, float, int], kind: EightBit

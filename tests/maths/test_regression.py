@@ -19,7 +19,7 @@ def fitted(teacher: torch.Tensor, student: torch.Tensor, *, center: bool = True,
     return fit
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
 def test_noiseless_linear_data_is_recovered(width: int, student_width: int, seed: int) -> None:
     teacher = normal(8 * width + 4, width, seed=seed) + 3

@@ -20,7 +20,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 12), st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
 def test_cka_is_the_cosine_of_centred_gram_matrices(rows: int, width: int, other: int, seed: int) -> None:
     x, y = normal(rows, width, seed=seed), normal(rows, other, seed=seed + 1)

@@ -34,7 +34,7 @@ def drawn(size: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor, 
     return student, teacher, untouched, topk_targets(teacher, untouched, k)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(sizes)
 def test_targets_hold_the_union_once_with_both_log_probabilities(size: tuple[int, int, int, int]) -> None:
     _, teacher, untouched, targets = drawn(size)
@@ -60,7 +60,7 @@ def test_padding_is_masked_and_hides_nothing() -> None:
     assert mask.tolist() == [[True, False, True, False]]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(sizes, st.sampled_from([1.0, 2.5]))
 def test_topk_kl(size: tuple[int, int, int, int], temperature: float) -> None:
     student, teacher, untouched, targets = drawn(size)
@@ -75,7 +75,7 @@ def test_topk_kl(size: tuple[int, int, int, int], temperature: float) -> None:
     torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(sizes)
 def test_fisher(size: tuple[int, int, int, int]) -> None:
     student, teacher, untouched, targets = drawn(size)
@@ -119,7 +119,7 @@ def coarse(logits: torch.Tensor, unions: list[set[int]]) -> list[torch.Tensor]:
     return parts
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(sizes)
 def test_with_all_candidates_the_loss_is_the_kl_with_everything_outside_as_one_token(
     size: tuple[int, int, int, int],
@@ -138,7 +138,7 @@ def test_with_all_candidates_the_loss_is_the_kl_with_everything_outside_as_one_t
     assert float(loss.detach()) <= float(full) + 1e-4
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(sizes, st.data())
 def test_at_the_untouched_student_any_candidates_give_the_same_exact_loss(
     size: tuple[int, int, int, int], data: st.DataObject

@@ -13,7 +13,7 @@ from semalign.maths.windows import best_span, best_window, low_rank
 sizes = st.integers(1, 7)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes, sizes, st.data())
 def test_the_window_is_the_first_of_the_largest_sums(rows: int, columns: int, data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, rows)), data.draw(st.integers(1, columns))
@@ -29,7 +29,7 @@ def test_the_window_is_the_first_of_the_largest_sums(rows: int, columns: int, da
     assert best_window(matrix, (height, width)) == max(sums, key=lambda corner: sums[corner])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 3), st.data())
 def test_the_span_is_the_first_of_the_largest_sums(
     values: list[int], stride: int, data: st.DataObject
