@@ -296,6 +296,15 @@ def test_a_recipe_pays_for_what_it_reads(straight: Path) -> None:
     assert preparation_seconds(source, method("cross_entropy_all")) == pytest.approx(generated)
 
 
+def test_only_the_source_that_students_are_measured_with_caches_held_out_rows(straight: Path) -> None:
+    sources = read_comparison(straight).sources
+    for label, is_measured_with in (("aligned", True), ("cross_entropy", False)):
+        source = sources["knowledge", label]
+        assert source.is_measured_with == is_measured_with
+        assert source.run.manifest.exists()
+        assert bool(list((source.run.targets / "heldout").glob("*.safetensors"))) == is_measured_with
+
+
 def test_no_step_fits_where_preparation_takes_the_whole_budget() -> None:
     same = [{"seconds": 3.0, "train_seconds": 2.0, "steps": 10}]
     assert steps_within(6.05, 1.0, same, "x") == 20

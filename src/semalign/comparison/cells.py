@@ -88,10 +88,13 @@ def prepare(source: Source) -> None:
 
 
 def inputs_of(source: Source) -> Inputs:
-    """The source's tokenised rows, kept for the next cell of this worker."""
+    """The source's tokenised rows, kept for the next cell of this worker; held-out ones where students are measured with them."""
     key = source.config.output_dir
     if key not in _inputs:
-        _inputs[key] = load_inputs(source.config, source.run)
+        inputs = load_inputs(source.config, source.run)
+        if not source.is_measured_with:
+            inputs = replace(inputs, heldout=[], fingerprint=inputs.fingerprint | {"heldout": None})
+        _inputs[key] = inputs
     return _inputs[key]
 
 

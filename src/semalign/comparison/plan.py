@@ -91,6 +91,8 @@ class Source:
     config: TransferConfig = field(hash=False)
     """Its baselines are all recipes, by label, that read this cache."""
     has_random_teacher: bool = False
+    is_measured_with: bool = False
+    """Students are measured with its held-out rows: the default's source."""
 
     @property
     def run(self) -> RunFolder:
@@ -202,7 +204,12 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
     sources: dict[tuple[str, str], Source] = {}
     for key, members in groups.items():
         source = _source(key, {label: configs[task, label] for task, label in members}, options)
-        source = replace(source, task=members[0][0], has_random_teacher=has_random[members[0][1]])
+        source = replace(
+            source,
+            task=members[0][0],
+            has_random_teacher=has_random[members[0][1]],
+            is_measured_with=options.default in (label for _, label in members),
+        )
         sources |= dict.fromkeys(members, source)
     return Comparison(options, sources, configs, recipes)
 
