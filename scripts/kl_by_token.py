@@ -20,13 +20,17 @@ from semalign.config import ModelConfig
 from semalign.loading import load
 from semalign.models import share_vocabulary
 from semalign.steps.heldout import heldout_batches
+from semalign.steps.inputs import Inputs
 
 PLACES = (4, 16, 64)
 """Last place, counted from 1, of each group but the last."""
 
 
-def kind_of(text: str) -> str:
-    """Digits, signs and spaces, or words."""
+def kind_of(token: int, inputs: Inputs) -> str:
+    """Digits, signs and spaces, words, or a special token."""
+    if token in inputs.tokenizer.all_special_ids:
+        return "special"
+    text = str(inputs.tokenizer.decode([token]))
     if re.fullmatch(r"\s*\d+", text):
         return "digits"
     return "words" if re.search(r"\w", text) else "signs"
@@ -49,7 +53,7 @@ def figures(student: str, source: Source) -> dict[str, dict[str, float]]:
         for sample, kl in zip((inputs.heldout[n] for n in batch), parts, strict=True):
             ids = [i for i, supervised in zip(sample.input_ids, sample.mask, strict=True) if supervised]
             for number, (token, value) in enumerate(zip(ids, kl.tolist(), strict=True), start=1):
-                for group in ("all", kind_of(str(inputs.tokenizer.decode([token]))), place_of(number)):
+                for group in ("all", kind_of(token, inputs), place_of(number)):
                     found[group].append(value)
     whole = sum(found["all"])
     return {
