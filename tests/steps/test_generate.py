@@ -126,6 +126,26 @@ def test_held_out_rows_keep_their_answers(
     assert transfer(config, ("generate",)).heldout.exists()
 
 
+def test_held_out_rows_of_a_mixture_may_be_of_several_kinds(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line)["messages"] for line in rows_file.read_text().splitlines()]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        "".join(
+            json.dumps({"prompt": [{"role": "user", "content": f"more {n}"}], "completion": row[1:]}) + "\n"
+            for n, row in enumerate(rows)
+        )
+    )
+    config = config_of(talking_pair, rows_file, tmp_path / "run", completions="teacher")
+    both = {str(rows_file): 1.0, str(pairs): 1.0}
+    config = replace(config, data=replace(config.data, dataset_name=both))
+    run = transfer(config, ("generate",))
+    assert len(load_inputs(config, run).heldout) == 4
+    kinds = {tuple(json.loads(line)) for line in run.heldout.read_text().splitlines()}
+    assert kinds == {("id", "messages"), ("id", "prompt", "completion")}
+
+
 def test_prompts_without_the_teachers_answers_are_refused(
     talking_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

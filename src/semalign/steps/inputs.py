@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -179,7 +180,8 @@ def _generated(data: DataConfig, drawn: Drawn, run: RunFolder | None) -> Drawn:
     for path in (run.rows, run.heldout):
         if not path.exists():
             raise CacheError(f"{path}: not there yet; run `semalign generate` first.")
-    heldout = load_rows(str(run.heldout)) if drawn.heldout else []
+    # Line by line: of a mixture they may be of several kinds.
+    heldout = [json.loads(line) for line in run.heldout.read_text(encoding="utf-8").split("\n") if line]
     return replace(drawn, train=load_rows(str(run.rows)), heldout=heldout)
 
 
