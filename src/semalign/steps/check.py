@@ -14,7 +14,6 @@ from rich.table import Table
 
 from semalign.config import TransferConfig
 from semalign.data import render_example, templates_agree
-from semalign.data.chat import lacks_answer
 from semalign.errors import CacheError
 from semalign.folder import RunFolder, free_memory
 from semalign.loading import load_tokenizer
@@ -25,7 +24,7 @@ from semalign.models import Head
 from semalign.remote import is_remote
 from semalign.signals import Request
 from semalign.steps.cache import error_figures
-from semalign.steps.inputs import Inputs, load_inputs, split_rows
+from semalign.steps.inputs import Inputs, is_to_answer, load_inputs, split_rows
 from semalign.steps.maps import FITTED, head_maps
 from semalign.steps.pair import Plan, pair_layers, read_plan
 from semalign.steps.probe import Costs, Shown, probe_student, probe_teacher
@@ -54,7 +53,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
             "the teacher has yet to answer prompts; given answers stand in for its own, and where there are none as many tokens as "
             "data.max_new_tokens; its time is not estimated"
         )
-    if not lacks_answer(first[0]):
+    if not is_to_answer(config.data, first[0]):
         console.print("one row, supervised part in brackets:")
         example = render_example(inputs.train[0], inputs.tokenizer)
         console.print(example, markup=False, highlight=False, style="dim")

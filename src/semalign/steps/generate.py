@@ -15,7 +15,7 @@ from typing import Any
 from semalign.cache import write_atomic
 from semalign.config import DataConfig, TransferConfig, without_names
 from semalign.data import prompt_of, variants
-from semalign.data.chat import Message, answered, asked, conversation, lacks_answer
+from semalign.data.chat import Message, answered, asked, conversation
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind
 from semalign.embedded.keys import splits_of
 from semalign.errors import DataError
@@ -24,7 +24,7 @@ from semalign.folder import RunFolder, fingerprint, free_memory, hash_of, is_don
 from semalign.loading import identity, load
 from semalign.models import Decoder
 from semalign.progress import bar
-from semalign.steps.inputs import split_rows, task_rows
+from semalign.steps.inputs import is_to_answer, split_rows, task_rows
 
 Chat = list[Message]
 
@@ -60,7 +60,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     prompts = [asked(chat) for chat in chats]
     new = [*(prompts if is_teachers else []), *_varied(prompts, config, measured_on)]
     given = [] if is_teachers else chats
-    unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_teachers and lacks_answer(row)}
+    unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
     open_teacher = functools.cache(lambda: load(config.teacher))
     result: dict[str, Any] = {}
     with measured(result):

@@ -185,10 +185,14 @@ def _generated(data: DataConfig, drawn: Drawn, run: RunFolder | None) -> Drawn:
     return replace(drawn, train=load_rows(str(run.rows)), heldout=heldout)
 
 
+def is_to_answer(data: DataConfig, row: dict[str, Any]) -> bool:
+    """Whether a row has no answer and the teacher is to give it one."""
+    return data.completions == "teacher" and lacks_answer(row)
+
+
 def _with_stand_ins(data: DataConfig, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     answer = "answer " * data.max_new_tokens
-    is_asked = data.completions == "teacher"
-    return [answered(row, answer) if is_asked and lacks_answer(row) else row for row in rows]
+    return [answered(row, answer) if is_to_answer(data, row) else row for row in rows]
 
 
 def load_inputs(config: TransferConfig, run: RunFolder | None = None) -> Inputs:
