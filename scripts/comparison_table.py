@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from semalign.comparison.page import at_budgets, figure_texts, ranked, shown
-from semalign.report.words import DASH, GAPS, number
+from semalign.report.words import DASH, GAPS, count, number
 
 Figures = dict[str, Any]
 
@@ -21,12 +21,20 @@ Figures = dict[str, Any]
 def markdown(found: Figures) -> str:
     """One line per method, the best first; columns that nothing was measured for are left out."""
     gaps = ("accuracy gap closed", "KL gap closed")
-    head = ["method", *gaps, *(f"{gap} at equal time" for gap in gaps), "retention", "KL gap elsewhere", "s"]
+    head = [
+        "method",
+        *gaps,
+        *(f"{gap} at equal time" for gap in gaps),
+        "retention",
+        "KL gap elsewhere",
+        "rows",
+        "s",
+    ]
     lines = []
     for m in ranked(found):
         label = f"**{m['method']}** (default)" if m["default"] else f"`{m['method']}`"
         elsewhere = shown(m, "kl_gap_closed_elsewhere")
-        lines.append([label, *figure_texts(m), elsewhere, number(m["wall_seconds"], 0)])
+        lines.append([label, *figure_texts(m), elsewhere, count(m["rows"]), number(m["wall_seconds"], 0)])
     kept = [n for n in range(len(head)) if any(line[n] != DASH for line in lines)]
     table = [[line[n] for n in kept] for line in (head, ["---"] * len(head), *lines)]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)

@@ -45,6 +45,7 @@ def lines_of(*, seeds: int = 3, items: int = 60, rows: int = 25, luck: int = 0) 
         costs = {
             "wall_seconds": 2.0 + len(cell["method"]),
             "train_seconds": 1.0,
+            "rows": 5,
             "steps": 7,
             "peak_rss_bytes": 9,
             "budget_seconds": 3.0 if cell.get("budget") == "time" else None,
@@ -115,7 +116,7 @@ def test_every_figure_equals_a_plain_loop_over_the_lines(budget: str) -> None:
     assert entry["kl_gap_closed"] == pytest.approx(mean(kl_shares), abs=1e-6)
     assert entry["retention"] == pytest.approx(mean(changes), abs=1e-6)
     assert entry["extraction_failures"] == pytest.approx(mean(failures), abs=1e-6)
-    assert (entry["wall_seconds"], entry["steps"], entry["seeds"]) == (4.0, 7, 3)
+    assert (entry["wall_seconds"], entry["rows"], entry["steps"], entry["seeds"]) == (4.0, 5, 7, 3)
     ours = next(m for m in found["methods"] if m["default"])
     for key in ("accuracy_gap_closed", "kl_gap_closed", "retention", "kl_gap_closed_elsewhere"):
         assert entry[f"{key}_minus_default"] == pytest.approx(entry[key] - ours[key], abs=2e-6)

@@ -30,7 +30,7 @@ def figures(lines: Iterable[Line], *, draws: int = DRAWS, seed: int = 0) -> dict
     """Everything that is reported; see the module.
 
     Returns: `methods`, one entry each (accuracy_gap_closed, kl_gap_closed, retention, kl_gap_closed_elsewhere, their
-    `_interval`s and `_minus_default`s, wall_seconds, extraction_failures, tasks, and the same under equal_time), `controls`, `models`,
+    `_interval`s and `_minus_default`s, rows, steps, wall_seconds, extraction_failures, tasks, and the same under equal_time), `controls`, `models`,
     `failed` and the comparison's own fields. A figure that was not measured is None.
     """
     results = Results(lines)
@@ -71,6 +71,7 @@ def _outcome(boot: Bootstrap, name: str, budget: str, reference: Mapping[str, Ar
     for key, kind in (
         ("wall_seconds", np.mean),
         ("train_seconds", np.mean),
+        ("rows", np.mean),
         ("steps", np.mean),
         ("peak_rss_bytes", np.max),
     ):

@@ -55,7 +55,7 @@ class Drop(StrEnum):
     """Why a row gives no sample."""
 
     BLANK = "empty, null or blank completion"
-    NO_ANSWER = "conversation without an assistant turn at its end"
+    NO_ANSWER = "conversation without an assistant turn at its end (with data.completions: teacher the teacher writes one)"
     TOO_LONG = "prompt fills max_length, no answer token survives"
     NOTHING = "no supervised token"
 
