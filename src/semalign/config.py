@@ -95,7 +95,10 @@ class DataConfig:
     """Whose answers are trained on: the rows' own, or the teacher's to the same prompts (rows may be prompts alone; then it
     answers the held-out ones too)."""
     variants: int = 0
-    """New prompts per row, made by exchanging words that stand in the same surroundings; the teacher answers them."""
+    """New prompts per row; the teacher answers them."""
+    variants_by: Literal["words", "teacher"] = "words"
+    """What makes them: words that stand in the same surroundings change places (for rows of few patterns), or the teacher goes
+    on with the next question after three of the rows (for natural text)."""
     max_new_tokens: int = 256
     """Longest answer of the teacher; one that does not end within it is dropped."""
     max_length: int = 1024

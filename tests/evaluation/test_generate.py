@@ -3,6 +3,7 @@
 import copy
 import functools
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import psutil
@@ -15,7 +16,7 @@ from semalign import embedded
 from semalign.data import encode_prompt
 from semalign.errors import SemAlignError
 from semalign.evaluation import generate as module
-from semalign.evaluation.generate import answers, generate
+from semalign.evaluation.generate import answers, continuations, generate
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,46 @@ def test_rows_that_end_leave_the_batch_and_change_no_other(
     rows = [rows for rows, _ in sizes]
     assert rows[-1] < rows[0] and rows == sorted(rows, reverse=True), "the batch only shrinks"
     assert {length for _, length in sizes[1:]} == {1}, "no token is read twice"
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_one_row_is_read_once_and_continued_as_if_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model(kind, layers=3, wide=False, seed=1), tiny_tokenizer()
+    prompt = [{"role": "user", "content": "blue and green " * 4}]
+    alone = answers(model, tokenizer, [prompt], 12, 3)
+    sizes, forward = [], model.forward
+
+    @functools.wraps(forward)
+    def counting(*arguments: object, **options: object) -> object:
+        sizes.append(tuple(options["input_ids"].shape))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(model, "forward", counting)
+    assert answers(model, tokenizer, [prompt] * 3, 12, 3) == 3 * alone
+    assert sizes == [(1, len(encode_prompt(prompt, tokenizer)) - 1), *[(3, 1)] * (len(sizes) - 1)]
+
+
+def test_continuations_are_drawn_from_what_holds_nine_tenths() -> None:
+    model, tokenizer = tiny_model("llama", layers=3, wide=False, seed=1), tiny_tokenizer()
+    row = encode_prompt([{"role": "user", "content": "blue and green"}], tokenizer)
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 4  # a few tokens hold most of the probability
+    state = torch.get_rng_state()
+    found = continuations(model, tokenizer, row, 600, max_new_tokens=1, seed=3)
+    assert found == continuations(model, tokenizer, row, 600, max_new_tokens=1, seed=3)
+    assert found != continuations(model, tokenizer, row, 600, max_new_tokens=1, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        shares, tokens = model(torch.tensor([row])).logits[0, -1].softmax(-1).sort(descending=True)
+    kept = int((shares.cumsum(0) < 0.9).sum()) + 1
+    assert 1 < kept < 50, "the case says something"
+    expected: Counter[str] = Counter()
+    for token, share in zip(tokens[:kept], shares[:kept] / shares[:kept].sum(), strict=True):
+        expected[tokenizer.decode(token, skip_special_tokens=True)] += float(share)
+    counts = Counter(text for text, _ in found)
+    assert set(counts) <= set(expected)
+    for text, share in expected.items():
+        assert counts[text] / 600 == pytest.approx(share, abs=0.08)
 
 
 def test_leaves_no_state(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:

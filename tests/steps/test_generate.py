@@ -23,7 +23,9 @@ from semalign.errors import CacheError, DataError
 from semalign.folder import RunFolder
 from semalign.run import transfer
 from semalign.steps import generate as step
+from semalign.steps import prompts as new_prompts
 from semalign.steps.inputs import load_inputs, split_rows
+from semalign.steps.prompts import by_words
 
 LIMIT = 24
 
@@ -197,6 +199,88 @@ def test_a_stopped_step_keeps_its_answers(
     assert len(calls) - 1 == asked == -(-32 // 4), "every batch is asked once, a finished step not at all"
 
 
+@pytest.mark.parametrize("completions", ["given", "teacher"])
+def test_the_teacher_goes_on_with_prompts_of_its_own(
+    completions: str, talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    options = {"variants": 2, "variants_by": "teacher", "completions": completions}
+    config = config_of(talking_pair, rows_file, tmp_path / "run", **options)
+    run = transfer(config, ("generate",))
+    given = [json.loads(line)["messages"] for line in rows_file.read_text().splitlines()]
+    counts = json.loads(run.generated.read_text())
+    rows, known = written(run), {row[0]["content"] for row in given}
+    new = [row for row in rows if row[0]["content"] not in known]
+    assert counts["given"] == (16 if completions == "given" else 0)
+    assert counts["given"] + counts["written"] == len(rows)
+    assert 10 < len(new) <= 32 and len({row[0]["content"] for row in new}) == len(new)
+    assert [turn["role"] for row in new for turn in row] == ["user", "assistant"] * len(new)
+    assert not list(run.root.glob("*.part"))
+    assert len(load_inputs(config, run).train) == len(rows)
+
+
+def test_the_teachers_prompt_is_what_follows_three_rows(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[list[int]] = []
+
+    def listening(
+        model: object, tokenizer: object, row: list[int], *rest: object, **more: object
+    ) -> list[tuple[str, bool]]:
+        met.append(row)
+        return [(f" new {len(met)} ", True), ("cut o", False), ("  ", True), (f"new {len(met)}", True)]
+
+    monkeypatch.setattr(new_prompts, "continuations", listening)
+    config = config_of(
+        talking_pair, rows_file, tmp_path / "run", variants=1, variants_by="teacher", max_length=512
+    )
+    run = transfer(config, ("generate",))
+    tokenizer = AutoTokenizer.from_pretrained(talking_pair[0])
+    given = [json.loads(line)["messages"] for line in rows_file.read_text().splitlines()]
+    places = {row[0]["content"]: n for n, row in enumerate(given)}
+    for ids in met:
+        text = tokenizer.decode(ids)
+        shown = [n for content, n in places.items() if f"{content}<|end|>" in text]
+        shown.sort(key=lambda n: text.index(f"{given[n][0]['content']}<|end|>"))
+        assert len(shown) == 3 and max(shown) < 16, "held-out rows are not shown"
+        whole = tokenizer.apply_chat_template(
+            [*given[shown[0]], *given[shown[1]], *given[shown[2]], {"role": "user", "content": "next"}],
+            tokenize=False,
+        )
+        assert whole.startswith(text) and whole[len(text) :].startswith("next")
+    assert len(met) == 2, "32 prompts may be drawn for 16, and every call stands for 16"
+    answered = [row[0]["content"] for row in written(run)[16:]]
+    assert set(answered) <= {"new 1", "new 2"} and len(answered) == len(set(answered))
+
+
+def test_prompts_and_answers_outlive_a_stop(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"variants": 2, "variants_by": "teacher", "completions": "teacher"}
+    straight = transfer(config_of(talking_pair, rows_file, tmp_path / "a", **options), ("generate",))
+    config, calls = config_of(talking_pair, rows_file, tmp_path / "b", **options), []
+
+    def stop_at(name: str, module: object, limit: int) -> None:
+        original = getattr(module, name)
+
+        def stopping(*arguments: object, **more: object) -> object:
+            calls.append(name)
+            if calls.count(name) == limit:
+                raise KeyboardInterrupt
+            return original(*arguments, **more)
+
+        monkeypatch.setattr(module, name, stopping)
+
+    stop_at("continuations", new_prompts, 2)
+    stop_at("answers", step, 6)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            transfer(config, ("generate",))
+    run = transfer(config, ("generate",))
+    assert written(run) == written(straight)
+    asked = json.loads(run.generated.read_text())
+    assert calls.count("answers") == 1 + 4 + -(-(asked["written"] + asked["dropped"] - 16) // 4)
+
+
 def test_bad_input_gets_a_sentence(talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -> None:
     config = config_of(talking_pair, rows_file, tmp_path / "run", variants=1)
     with pytest.raises(CacheError, match="run `semalign generate` first"):
@@ -204,6 +288,15 @@ def test_bad_input_gets_a_sentence(talking_pair: tuple[Path, Path], rows_file: P
     with pytest.raises(DataError, match=r"data\.max_new_tokens"):
         transfer(
             config_of(talking_pair, rows_file, tmp_path / "b", completions="teacher", max_new_tokens=1),
+            ("generate",),
+        )
+    unanswered = tmp_path / "unanswered.jsonl"
+    unanswered.write_text(
+        "".join(json.dumps({"messages": [{"role": "user", "content": f"one {n}"}]}) + "\n" for n in range(9))
+    )
+    with pytest.raises(DataError, match=r"goes on from rows with answers.*data\.completions: teacher"):
+        transfer(
+            config_of(talking_pair, unanswered, tmp_path / "d", variants=1, variants_by="teacher"),
             ("generate",),
         )
     rows = tmp_path / "rows.jsonl"
@@ -218,7 +311,7 @@ def test_new_prompts_of_the_embedded_world_are_no_problems_of_its_test_or_valida
     )
     config = TransferConfig(ModelConfig("x"), ModelConfig("y"), data, "unused")
     rows, heldout = split_rows(data)
-    made = list(step._varied([row["messages"][:1] for row in rows], config, heldout))
+    made = list(by_words([row["messages"][:1] for row in rows], config, heldout))
     assert len(made) == 3 * len(rows)
     found = {split for chat in made for split in splits_of(chat[-1]["content"])}
     assert "transfer" in found and not found & {"test", "validation"}

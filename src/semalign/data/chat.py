@@ -116,6 +116,16 @@ def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
     return list(ids)
 
 
+def encode_next_turn(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the conversation up to where the text of the user's next turn begins."""
+    probes = [
+        render([*messages, {"role": "user", "content": letter}], tokenizer, "next turn", prompt=False)
+        for letter in "AB"
+    ]
+    text = probes[0][: common_prefix(*probes)]
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def conversation(row: Row, kind: Kind) -> list[Message]:
     """The messages of a conversational row."""
     if kind is Kind.MESSAGES:

@@ -1,4 +1,4 @@
-"""Greedy answers to chats, for any causal language model of the transformers library."""
+"""Greedy answers to chats, and sampled continuations, for any causal language model of the transformers library."""
 
 import gc
 import inspect
@@ -54,13 +54,13 @@ def answers(
     encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     if engine != "padded":
         run = _generate_continuously if engine == "continuous" else _generate_with_vllm
-        with _plain_greedy(model, tokenizer, max_new_tokens) as settings:
+        with _plain(model, tokenizer, max_new_tokens) as settings:
             return run(model, tokenizer, encoded, settings)
     order = sorted(range(len(encoded)), key=lambda n: (len(encoded[n]), n))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     completions = [("", False)] * len(encoded)
     with (
-        _plain_greedy(model, tokenizer, max_new_tokens),
+        _plain(model, tokenizer, max_new_tokens),
         Progress(disable=not progress, transient=True) as bar,
     ):
         task = bar.add_task("generate", total=len(order))
@@ -72,11 +72,32 @@ def answers(
     return completions
 
 
+def continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    row: Sequence[int],
+    count: int,
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> list[tuple[str, bool]]:
+    """``count`` samples of what follows the token ids ``row``, each with whether it came to its end.
+
+    Drawn at temperature 1 from the likeliest tokens that hold 90% of the probability (nucleus sampling, arXiv 1904.09751).
+    The row is read once; the caller's random state stays as it is.
+    """
+    devices = [model.device] if model.device.type == "cuda" else []
+    sampling = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0}
+    with torch.random.fork_rng(devices), _plain(model, tokenizer, max_new_tokens, **sampling):
+        torch.manual_seed(seed)
+        return _generate_batch(model, tokenizer, [list(row)] * count)
+
+
 @contextmanager
-def _plain_greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+def _plain(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, **sampling: Any
 ) -> Iterator[GenerationConfig]:
-    """Evaluation mode and bare greedy settings.
+    """Evaluation mode and bare settings, greedy unless told.
 
     The model's own settings are put aside, not overridden one by one: a shipped repetition penalty or temperature
     would otherwise fill every field left open here. Its end tokens are kept, for chat models end turns in many ways.
@@ -87,7 +108,10 @@ def _plain_greedy(
     known_ends = sorted({int(n) for n in ends if n is not None})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(known_ends), 0)
     model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=known_ends or None, pad_token_id=pad
+        **{"do_sample": False, **sampling},
+        max_new_tokens=max_new_tokens,
+        eos_token_id=known_ends or None,
+        pad_token_id=pad,
     )
     model.eval()
     try:
@@ -177,10 +201,16 @@ def _generate_batch(
         mask[number, longest - len(row) :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     generator: Any = model
-    takes_cache = "past_key_values" in inspect.signature(generator.forward).parameters
+    parameters = inspect.signature(generator.forward).parameters
+    takes_cache = "past_key_values" in parameters
     ends = set(model.generation_config.eos_token_id or [])
     found: list[list[int]] = [[] for _ in rows]
     going_on, left, cache = list(range(len(rows))), int(model.generation_config.max_new_tokens or 0), None
+    if takes_cache and len(rows) > 1 and longest > 1 and all(row == rows[0] for row in rows):
+        # One row that is continued in several ways is read once.
+        last_alone = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        cache = generator(input_ids=ids[:1, :-1], use_cache=True, **last_alone).past_key_values
+        cache.batch_repeat_interleave(len(rows))
     while going_on and left > 0:
         output = generator.generate(
             input_ids=ids,

@@ -1,0 +1,151 @@
+"""New prompts beside the given ones; what the right answer is, the teacher has to be asked.
+
+By words: words that stand in the same surroundings change places (see `semalign.data.variants`).
+By the teacher: the conversation of three rows, drawn anew for every 16 prompts, goes on with the user's next turn, in the teacher's
+words (after Magpie, arXiv 2406.08464, where nothing goes before it). No instruction is needed: the chat template says whose turn
+it is, and the rows say what about.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from semalign.cache import write_atomic
+from semalign.config import DataConfig, TransferConfig
+from semalign.data import prompt_of, variants
+from semalign.data.chat import Message, encode_next_turn
+from semalign.data.kinds import Row
+from semalign.embedded.keys import splits_of
+from semalign.errors import DataError
+from semalign.evaluation.generate import continuations
+from semalign.models import Decoder
+from semalign.progress import bar
+
+Chat = list[Message]
+ROWS_SHOWN = 3
+PROMPTS_A_CONTEXT = 16
+PATIENCE = 2
+"""Prompts that may be drawn for each one wanted."""
+
+
+def by_words(prompts: Sequence[Chat], config: TransferConfig, measured_on: Sequence[Row]) -> Iterator[Chat]:
+    """Prompts whose last turn is a variant of a given one; none is a prompt that students are measured on."""
+    texts = [prompt[-1]["content"] or "" for prompt in prompts]
+    is_new = _novelty(config.data, measured_on)
+
+    def chat(number: int, text: str) -> Chat:
+        return [*prompts[number][:-1], {**prompts[number][-1], "content": text}]
+
+    count = config.data.variants * len(texts)
+    found = variants(texts, count, seed=config.seed, accept=lambda number, text: is_new(chat(number, text)))
+    for number, text in found:
+        yield chat(number, text)
+
+
+def by_teacher(
+    rows: Sequence[Chat],
+    given: int,
+    config: TransferConfig,
+    known: Sequence[Row],
+    open_teacher: Callable[[], Decoder],
+    part: Path,
+    wanted: Mapping[str, Any],
+) -> list[Chat]:
+    """Up to `data.variants` prompts for each of the `given` ones, in the teacher's words; no two are alike, none is known.
+
+    Args:
+        rows: conversations with answers, to go on from.
+        known: given prompts, and those that students are measured on.
+        part: file that keeps what the teacher wrote before a stop.
+        wanted: what that file has to have been written for.
+
+    Raises:
+        DataError: no row has an answer.
+    """
+    if not rows:
+        raise DataError(
+            "data.variants_by: the teacher goes on from rows with answers, but none has one; set data.completions: teacher."
+        )
+    is_new, count = _novelty(config.data, known), config.data.variants * given
+    found: list[Chat] = []
+    done = kept_lines(part, wanted)
+    with bar(count, "teacher's prompts") as progress, part.open("a", encoding="utf-8") as file:
+        for number in range(-(-PATIENCE * count // PROMPTS_A_CONTEXT)):
+            shown = random.Random(f"{config.seed} {number}").sample(rows, min(ROWS_SHOWN, len(rows)))
+            if number == len(done):
+                done.append(_next_turns(open_teacher(), shown, config, number))
+                file.write(json_line(done[-1]))
+                file.flush()
+            system = [turn for turn in shown[0] if turn["role"] == "system"]
+            chats = [[*system, {"role": "user", "content": text}] for text in done[number]]
+            new = [chat for chat in chats if is_new(chat)][: count - len(found)]
+            found += new
+            progress.update(len(new))
+            if len(found) == count:
+                break
+    return found
+
+
+def _next_turns(teacher: Decoder, shown: Sequence[Chat], config: TransferConfig, number: int) -> list[str]:
+    """What the user says next after some rows, in the teacher's words; texts that end and say something."""
+    assert teacher.tokenizer is not None
+    system = [turn for turn in shown[0] if turn["role"] == "system"]
+    turns = [[turn for turn in chat if turn["role"] != "system"] for chat in shown]
+    limit = getattr(teacher.model.config.get_text_config(), "max_position_embeddings", None)
+    while True:
+        ids = encode_next_turn([*system, *(turn for chat in turns for turn in chat)], teacher.tokenizer)
+        if limit is None or len(turns) == 1 or len(ids) + config.data.max_new_tokens <= limit:
+            break
+        turns.pop()
+    found = continuations(
+        teacher.model,
+        teacher.tokenizer,
+        ids,
+        PROMPTS_A_CONTEXT,
+        max_new_tokens=config.data.max_new_tokens,
+        seed=config.seed + number,
+    )
+    return [text.strip() for text, has_ended in found if has_ended and text.strip()]
+
+
+def _novelty(data: DataConfig, known_rows: Sequence[Row]) -> Callable[[Chat], bool]:
+    """Whether a prompt is neither known nor told before, nor states a problem kept for validation or test."""
+    known = {prompt_of(row) for row in known_rows}
+    is_kept_apart = _kept_apart(data)
+
+    def is_new(chat: Chat) -> bool:
+        prompt = prompt_of({"messages": chat})
+        if prompt in known or is_kept_apart(chat[-1]["content"]):
+            return False
+        known.add(prompt)
+        return True
+
+    return is_new
+
+
+def _kept_apart(data: DataConfig) -> Callable[[str], bool]:
+    """Whether a prompt states a problem of the embedded world that is kept for validation or test, in whatever words."""
+    names = [
+        name.removeprefix("embedded:").split("/")[0] for name in data.weights if name.startswith("embedded:")
+    ]
+    apart = {"validation", "test"} - set(names)
+    return lambda text: bool(names) and not apart.isdisjoint(splits_of(text))
+
+
+def kept_lines(part: Path, wanted: Mapping[str, Any]) -> list[Any]:
+    """What an earlier try with the same inputs wrote, without a last line that was cut off."""
+    # Only at line feeds: a text may hold any other character that ends a line.
+    lines = part.read_text(encoding="utf-8").split("\n") if part.exists() else []
+    whole = [json.loads(line) for line in lines[:-1]]
+    done = whole[1:] if whole and whole[0] == wanted else []
+    write_atomic(part, "".join(map(json_line, [dict(wanted), *done])))
+    return done
+
+
+def json_line(value: Any) -> str:
+    """JSON, then a line feed."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
