@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from semalign import ranks
-from semalign.cache import read_json, write_json
+from semalign.cache import read_json, write_atomic, write_json
 from semalign.errors import CacheError
 
 
@@ -217,3 +217,18 @@ def peak_gpu() -> int | None:
 def save_result(path: Path, wanted: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     """Write a result with the fingerprint that makes it valid."""
     write_json(path, {**result, "fingerprint": wanted})
+
+
+def kept_lines(part: Path, wanted: Mapping[str, Any]) -> list[Any]:
+    """What an earlier try with the same inputs wrote, without a last line that was cut off."""
+    # Only at line feeds: a text may hold any other character that ends a line.
+    lines = part.read_text(encoding="utf-8").split("\n") if part.exists() else []
+    whole = [json.loads(line) for line in lines[:-1]]
+    done = whole[1:] if whole and whole[0] == wanted else []
+    write_atomic(part, "".join(map(json_line, [dict(wanted), *done])))
+    return done
+
+
+def json_line(value: Any) -> str:
+    """JSON, then a line feed."""
+    return json.dumps(value, ensure_ascii=False) + "\n"

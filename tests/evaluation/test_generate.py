@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from semalign import embedded
 from semalign.data import encode_prompt
@@ -41,6 +41,20 @@ def greedy(
     return str(tokenizer.decode(new, skip_special_tokens=True))
 
 
+def shapes_read(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Fills with the shape of every batch of tokens that the model reads from now on."""
+    sizes: list[tuple[int, ...]] = []
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def counting(*arguments: object, **options: object) -> object:
+        sizes.append(tuple(options["input_ids"].shape))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(model, "forward", counting)
+    return sizes
+
+
 def test_equals_plain_greedy_decoding(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:
     model, tokenizer = pair
     prompts = [row["messages"][:1] for row in embedded.rows("validation")[::20]]
@@ -64,14 +78,7 @@ def test_rows_that_end_leave_the_batch_and_change_no_other(
     ends_at = {t: [row.index(t) if t in row else len(row) for row in tokens] for t in set().union(*tokens)}
     model.generation_config.eos_token_id = max(ends_at, key=lambda t: len({n // 3 for n in ends_at[t]}))
     whole = answers(model, tokenizer, prompts, 40, 6)
-    sizes, forward = [], model.forward
-
-    @functools.wraps(forward)
-    def counting(*arguments: object, **options: object) -> object:
-        sizes.append(tuple(options["input_ids"].shape))
-        return forward(*arguments, **options)
-
-    monkeypatch.setattr(model, "forward", counting)
+    sizes = shapes_read(model, monkeypatch)
     monkeypatch.setattr(module, "STEPS_BETWEEN_LEAVINGS", 3)
     assert answers(model, tokenizer, prompts, 40, 6) == whole
     rows = [rows for rows, _ in sizes]
@@ -84,14 +91,7 @@ def test_one_row_is_read_once_and_continued_as_if_alone(kind: str, monkeypatch: 
     model, tokenizer = tiny_model(kind, layers=3, wide=False, seed=1), tiny_tokenizer()
     prompt = [{"role": "user", "content": "blue and green " * 4}]
     alone = answers(model, tokenizer, [prompt], 12, 3)
-    sizes, forward = [], model.forward
-
-    @functools.wraps(forward)
-    def counting(*arguments: object, **options: object) -> object:
-        sizes.append(tuple(options["input_ids"].shape))
-        return forward(*arguments, **options)
-
-    monkeypatch.setattr(model, "forward", counting)
+    sizes = shapes_read(model, monkeypatch)
     assert answers(model, tokenizer, [prompt] * 3, 12, 3) == 3 * alone
     assert sizes == [(1, len(encode_prompt(prompt, tokenizer)) - 1), *[(3, 1)] * (len(sizes) - 1)]
 

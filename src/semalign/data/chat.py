@@ -85,9 +85,7 @@ def render_answer(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
     *before, last = messages
     text = render(messages, tokenizer, name, prompt=False)
     prefix = render(before, tokenizer, name, prompt=True) if before else ""
-    probes = [
-        render([*before, {**last, "content": letter}], tokenizer, name, prompt=False) for letter in "AB"
-    ]
+    probes = _probes(before, last, tokenizer, name)
     header = common_prefix(*probes)
     tail = probes[0][header + 1 :]
     shows_answer = header < len(probes[0]) and probes[1][header + 1 :] == tail and text.endswith(tail)
@@ -103,6 +101,16 @@ def render_answer(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
     return Rendering(text, answer, len(text) - len(tail))
 
 
+def _probes(
+    before: Sequence[Message], last: Message, tokenizer: PreTrainedTokenizerBase, name: str
+) -> tuple[str, str]:
+    """Two renderings that differ in the last turn's text alone."""
+    first, second = (
+        render([*before, {**last, "content": letter}], tokenizer, name, prompt=False) for letter in "AB"
+    )
+    return first, second
+
+
 def common_prefix(first: str, second: str) -> int:
     """How many leading characters two strings share."""
     pairs = enumerate(zip(first, second, strict=False))
@@ -111,18 +119,16 @@ def common_prefix(first: str, second: str) -> int:
 
 def encode_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of the conversation with the generation prompt: what the model meets when asked to answer."""
-    text = render(messages, tokenizer, "prompt", prompt=True)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return list(ids)
+    return _encode(render(messages, tokenizer, "prompt", prompt=True), tokenizer)
 
 
 def encode_next_turn(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of the conversation up to where the text of the user's next turn begins."""
-    probes = [
-        render([*messages, {"role": "user", "content": letter}], tokenizer, "next turn", prompt=False)
-        for letter in "AB"
-    ]
-    text = probes[0][: common_prefix(*probes)]
+    probes = _probes(messages, {"role": "user"}, tokenizer, "next turn")
+    return _encode(probes[0][: common_prefix(*probes)], tokenizer)
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

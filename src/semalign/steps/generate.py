@@ -17,12 +17,22 @@ from semalign.data.chat import answered, asked, conversation
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind
 from semalign.errors import DataError
 from semalign.evaluation.generate import answers
-from semalign.folder import RunFolder, fingerprint, free_memory, hash_of, is_done, measured, save_result
+from semalign.folder import (
+    RunFolder,
+    fingerprint,
+    free_memory,
+    hash_of,
+    is_done,
+    json_line,
+    kept_lines,
+    measured,
+    save_result,
+)
 from semalign.loading import identity, load
 from semalign.models import Decoder
 from semalign.progress import bar
 from semalign.steps.inputs import is_to_answer, split_rows, task_rows
-from semalign.steps.prompts import Chat, by_teacher, by_words, json_line, kept_lines
+from semalign.steps.prompts import Chat, by_teacher, by_words
 
 
 def generate(config: TransferConfig, run: RunFolder) -> None:
@@ -53,22 +63,12 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         return
     is_teachers = options.completions == "teacher"
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
-    prompts = [asked(chat) for chat in chats]
-    own, given = (prompts, []) if is_teachers else ([], chats)
+    own, given = ([asked(chat) for chat in chats], []) if is_teachers else ([], chats)
     unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
     open_teacher = functools.cache(lambda: load(config.teacher))
     result: dict[str, Any] = {}
     with measured(result):
-        texts = _answers(config, open_teacher, own, _part(run.rows), wanted)
-        if options.variants and options.variants_by == "teacher":
-            shown = _answered(own, texts) if is_teachers else [c for c in chats if c != asked(c)]
-            known = [*measured_on, *({"messages": prompt} for prompt in prompts)]
-            new = by_teacher(
-                shown, len(chats), config, known, open_teacher, _part(run.root / "prompts"), wanted
-            )
-        else:
-            new = list(by_words(prompts, config, measured_on))
-        asked_for = [*own, *new]
+        asked_for = [*own, *_new_prompts(config, run, chats, measured_on, open_teacher, wanted)]
         texts = _answers(config, open_teacher, asked_for, _part(run.rows), wanted)
         start = time.perf_counter()
         found = _answers(config, open_teacher, list(unanswered.values()), _part(run.heldout), wanted)
@@ -98,6 +98,28 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
 def _part(path: Path) -> Path:
     """Where answers are kept until the file is whole."""
     return path.with_suffix(".part")
+
+
+def _new_prompts(
+    config: TransferConfig,
+    run: RunFolder,
+    chats: Sequence[Chat],
+    measured_on: Sequence[Row],
+    open_teacher: Callable[[], Decoder],
+    wanted: Mapping[str, Any],
+) -> list[Chat]:
+    """The prompts that `data.variants` asks for; the teacher goes on from its own answers where those are trained on."""
+    options, prompts = config.data, [asked(chat) for chat in chats]
+    if not options.variants:
+        return []
+    if options.variants_by == "words":
+        return list(by_words(prompts, config, measured_on))
+    if options.completions == "teacher":
+        shown = _answered(prompts, _answers(config, open_teacher, prompts, _part(run.rows), wanted))
+    else:
+        shown = [chat for chat in chats if chat != asked(chat)]
+    known = [*measured_on, *({"messages": prompt} for prompt in prompts)]
+    return by_teacher(shown, len(chats), config, known, open_teacher, _part(run.root / "prompts"), wanted)
 
 
 def _answered(prompts: Sequence[Chat], texts: Sequence[str | None]) -> list[Chat]:

@@ -8,13 +8,11 @@ it is, and the rows say what about.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.cache import write_atomic
 from semalign.config import DataConfig, TransferConfig
 from semalign.data import prompt_of, variants
 from semalign.data.chat import Message, encode_next_turn
@@ -22,6 +20,7 @@ from semalign.data.kinds import Row
 from semalign.embedded.keys import splits_of
 from semalign.errors import DataError
 from semalign.evaluation.generate import continuations
+from semalign.folder import json_line, kept_lines
 from semalign.models import Decoder
 from semalign.progress import bar
 
@@ -76,11 +75,11 @@ def by_teacher(
     with bar(count, "teacher's prompts") as progress, part.open("a", encoding="utf-8") as file:
         for number in range(-(-PATIENCE * count // PROMPTS_A_CONTEXT)):
             shown = random.Random(f"{config.seed} {number}").sample(rows, min(ROWS_SHOWN, len(rows)))
+            system = [turn for turn in shown[0] if turn["role"] == "system"]
             if number == len(done):
-                done.append(_next_turns(open_teacher(), shown, config, number))
+                done.append(_next_turns(open_teacher(), system, shown, config, number))
                 file.write(json_line(done[-1]))
                 file.flush()
-            system = [turn for turn in shown[0] if turn["role"] == "system"]
             chats = [[*system, {"role": "user", "content": text}] for text in done[number]]
             new = [chat for chat in chats if is_new(chat)][: count - len(found)]
             found += new
@@ -90,10 +89,11 @@ def by_teacher(
     return found
 
 
-def _next_turns(teacher: Decoder, shown: Sequence[Chat], config: TransferConfig, number: int) -> list[str]:
+def _next_turns(
+    teacher: Decoder, system: Chat, shown: Sequence[Chat], config: TransferConfig, number: int
+) -> list[str]:
     """What the user says next after some rows, in the teacher's words; texts that end and say something."""
     assert teacher.tokenizer is not None
-    system = [turn for turn in shown[0] if turn["role"] == "system"]
     turns = [[turn for turn in chat if turn["role"] != "system"] for chat in shown]
     limit = getattr(teacher.model.config.get_text_config(), "max_position_embeddings", None)
     while True:
@@ -134,18 +134,3 @@ def _kept_apart(data: DataConfig) -> Callable[[str], bool]:
     ]
     apart = {"validation", "test"} - set(names)
     return lambda text: bool(names) and not apart.isdisjoint(splits_of(text))
-
-
-def kept_lines(part: Path, wanted: Mapping[str, Any]) -> list[Any]:
-    """What an earlier try with the same inputs wrote, without a last line that was cut off."""
-    # Only at line feeds: a text may hold any other character that ends a line.
-    lines = part.read_text(encoding="utf-8").split("\n") if part.exists() else []
-    whole = [json.loads(line) for line in lines[:-1]]
-    done = whole[1:] if whole and whole[0] == wanted else []
-    write_atomic(part, "".join(map(json_line, [dict(wanted), *done])))
-    return done
-
-
-def json_line(value: Any) -> str:
-    """JSON, then a line feed."""
-    return json.dumps(value, ensure_ascii=False) + "\n"
