@@ -87,13 +87,17 @@ def test_rows_that_end_leave_the_batch_and_change_no_other(
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_one_row_is_read_once_and_continued_as_if_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_read_once_and_continued_as_if_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model(kind, layers=3, wide=False, seed=1), tiny_tokenizer()
-    prompt = [{"role": "user", "content": "blue and green " * 4}]
-    alone = answers(model, tokenizer, [prompt], 12, 3)
+    prompts = [[{"role": "user", "content": "blue and green " * n}] for n in (4, 1, 2)]
+    rows = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    alone = answers(model, tokenizer, prompts, 12, 1)
     sizes = shapes_read(model, monkeypatch)
-    assert answers(model, tokenizer, [prompt] * 3, 12, 3) == 3 * alone
-    assert sizes == [(1, len(encode_prompt(prompt, tokenizer)) - 1), *[(3, 1)] * (len(sizes) - 1)]
+    # Greedy, so that each sample is known.
+    monkeypatch.setattr(module, "SAMPLING", {"do_sample": False})
+    found = continuations(model, tokenizer, rows, 4, max_new_tokens=12, seed=0)
+    assert found == [[text] * 4 for text in alone]
+    assert sizes == [(3, max(map(len, rows)) - 1), *[(12, 1)] * (len(sizes) - 1)]
 
 
 def test_continuations_are_drawn_from_what_holds_nine_tenths() -> None:
@@ -102,9 +106,9 @@ def test_continuations_are_drawn_from_what_holds_nine_tenths() -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight *= 4  # a few tokens hold most of the probability
     state = torch.get_rng_state()
-    found = continuations(model, tokenizer, row, 600, max_new_tokens=1, seed=3)
-    assert found == continuations(model, tokenizer, row, 600, max_new_tokens=1, seed=3)
-    assert found != continuations(model, tokenizer, row, 600, max_new_tokens=1, seed=4)
+    [found] = continuations(model, tokenizer, [row], 600, max_new_tokens=1, seed=3)
+    assert [found] == continuations(model, tokenizer, [row], 600, max_new_tokens=1, seed=3)
+    assert [found] != continuations(model, tokenizer, [row], 600, max_new_tokens=1, seed=4)
     assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
         shares, tokens = model(torch.tensor([row])).logits[0, -1].softmax(-1).sort(descending=True)

@@ -218,21 +218,31 @@ def test_the_teacher_goes_on_with_prompts_of_its_own(
     assert len(load_inputs(config, run).train) == len(rows)
 
 
+@pytest.mark.parametrize(("batch_size", "at_once"), [(4, [1] * 6), (64, [3, 3])])
 def test_the_teachers_prompt_is_what_follows_three_rows(
-    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batch_size: int,
+    at_once: list[int],
+    talking_pair: tuple[Path, Path],
+    rows_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     met: list[list[int]] = []
+    sizes: list[int] = []
 
     def listening(
-        model: object, tokenizer: object, row: list[int], *rest: object, **more: object
-    ) -> list[tuple[str, bool]]:
-        met.append(row)
-        return [(f" new {len(met)} ", True), ("cut o", False), ("  ", True), (f"new {len(met)}", True)]
+        model: object, tokenizer: object, rows: list[list[int]], *rest: object, **more: object
+    ) -> list[list[tuple[str, bool]]]:
+        met.extend(rows)
+        sizes.append(len(rows))
+        texts = [(f" new {len(met)} ", True), ("cut o", False), ("  ", True), (f"new {len(met)}", True)]
+        return [texts] * len(rows)
 
     monkeypatch.setattr(new_prompts, "continuations", listening)
     config = config_of(
-        talking_pair, rows_file, tmp_path / "run", variants=1, variants_by="teacher", max_length=512
+        talking_pair, rows_file, tmp_path / "run", variants=3, variants_by="teacher", max_length=512
     )
+    config = replace(config, evaluation=EvaluationConfig(batch_size=batch_size))
     run = transfer(config, ("generate",))
     tokenizer = AutoTokenizer.from_pretrained(talking_pair[0])
     given = [json.loads(line)["messages"] for line in rows_file.read_text().splitlines()]
@@ -247,9 +257,11 @@ def test_the_teachers_prompt_is_what_follows_three_rows(
             tokenize=False,
         )
         assert whole.startswith(text) and whole[len(text) :].startswith("next")
-    assert len(met) == 2, "32 prompts may be drawn for 16, and every call stands for 16"
+    assert sizes == at_once, (
+        "96 prompts may be drawn for 48, every context stands for 16, a batch holds as many as it can"
+    )
     answered = [row[0]["content"] for row in written(run)[16:]]
-    assert set(answered) <= {"new 1", "new 2"} and len(answered) == len(set(answered))
+    assert set(answered) <= {f"new {n}" for n in range(1, 7)} and len(answered) == len(set(answered))
 
 
 def test_prompts_and_answers_outlive_a_stop(

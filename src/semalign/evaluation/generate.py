@@ -18,6 +18,7 @@ from semalign.data import encode_prompt
 from semalign.errors import ModelError, require
 
 STEPS_BETWEEN_LEAVINGS = 16
+SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0}
 
 
 def generate(
@@ -75,22 +76,22 @@ def answers(
 def continuations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    row: Sequence[int],
+    rows: Sequence[Sequence[int]],
     count: int,
     *,
     max_new_tokens: int,
     seed: int,
-) -> list[tuple[str, bool]]:
-    """``count`` samples of what follows the token ids ``row``, each with whether it came to its end.
+) -> list[list[tuple[str, bool]]]:
+    """For each row of token ids ``count`` samples of what follows it, each with whether it came to its end.
 
     Drawn at temperature 1 from the likeliest tokens that hold 90% of the probability (nucleus sampling, arXiv 1904.09751).
-    The row is read once; the caller's random state stays as it is.
+    All are one batch, each row is read once; the caller's random state stays as it is.
     """
     devices = [model.device] if model.device.type == "cuda" else []
-    sampling = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0}
-    with torch.random.fork_rng(devices), _plain(model, tokenizer, max_new_tokens, **sampling):
+    with torch.random.fork_rng(devices), _plain(model, tokenizer, max_new_tokens, **SAMPLING):
         torch.manual_seed(seed)
-        return _generate_batch(model, tokenizer, [list(row)] * count)
+        found = _generate_batch(model, tokenizer, [list(row) for row in rows], count)
+    return [found[start : start + count] for start in range(0, len(found), count)]
 
 
 @contextmanager
@@ -186,9 +187,9 @@ def _until_end(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBas
 
 @torch.inference_mode()
 def _generate_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], count: int = 1
 ) -> list[tuple[str, bool]]:
-    """Continue one batch with the settings that the model holds now; whether each row reached an end token.
+    """Continue each row of a batch ``count`` times with the settings that the model holds now; whether each reached an end token.
 
     Rows that have ended leave the batch, so that the longest answer does not cost as much for all rows as for itself.
     """
@@ -204,13 +205,20 @@ def _generate_batch(
     parameters = inspect.signature(generator.forward).parameters
     takes_cache = "past_key_values" in parameters
     ends = set(model.generation_config.eos_token_id or [])
-    found: list[list[int]] = [[] for _ in rows]
-    going_on, left, cache = list(range(len(rows))), int(model.generation_config.max_new_tokens or 0), None
-    if takes_cache and len(rows) > 1 and longest > 1 and all(row == rows[0] for row in rows):
-        # One row that is continued in several ways is read once.
-        last_alone = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        cache = generator(input_ids=ids[:1, :-1], use_cache=True, **last_alone).past_key_values
-        cache.batch_repeat_interleave(len(rows))
+    found: list[list[int]] = [[] for _ in range(len(rows) * count)]
+    going_on, left, cache = list(range(len(found))), int(model.generation_config.max_new_tokens or 0), None
+    if takes_cache and count > 1 and longest > 1:
+        # A row that is continued in several ways is read once.
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        options = {"position_ids": places[:, :-1], "logits_to_keep": 1}
+        cache = generator(
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            use_cache=True,
+            **{name: value for name, value in options.items() if name in parameters},
+        ).past_key_values
+        cache.batch_repeat_interleave(count)
+    ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
     while going_on and left > 0:
         output = generator.generate(
             input_ids=ids,
@@ -223,12 +231,12 @@ def _generate_batch(
         left -= new.shape[1]
         for number, tokens in zip(going_on, new.tolist(), strict=True):
             found[number] += tokens
-        places = [n for n, number in enumerate(going_on) if ends.isdisjoint(found[number])]
-        kept = torch.tensor(places, dtype=torch.long, device=ids.device)
+        staying = [n for n, number in enumerate(going_on) if ends.isdisjoint(found[number])]
+        kept = torch.tensor(staying, dtype=torch.long, device=ids.device)
         ids, mask = output.sequences[kept], torch.cat([mask[kept], mask.new_ones(len(kept), new.shape[1])], 1)
         # A model that takes no cache reads its rows again.
         cache = output.get("past_key_values") if takes_cache else None
-        if cache is not None and len(places) < len(going_on):
+        if cache is not None and len(staying) < len(going_on):
             cache.reorder_cache(kept)
-        going_on = [going_on[n] for n in places]
+        going_on = [going_on[n] for n in staying]
     return [_until_end(tokens, ends, tokenizer) for tokens in found]

@@ -72,14 +72,24 @@ def by_teacher(
     is_new, count = _novelty(config.data, known), config.data.variants * given
     found: list[Chat] = []
     done = kept_lines(part, wanted)
+    most, at_once = (
+        -(-PATIENCE * count // PROMPTS_A_CONTEXT),
+        max(1, config.evaluation.batch_size // PROMPTS_A_CONTEXT),
+    )
+    shown = [
+        random.Random(f"{config.seed} {number}").sample(rows, min(ROWS_SHOWN, len(rows)))
+        for number in range(most)
+    ]
     with bar(count, "teacher's prompts") as progress, part.open("a", encoding="utf-8") as file:
-        for number in range(-(-PATIENCE * count // PROMPTS_A_CONTEXT)):
-            shown = random.Random(f"{config.seed} {number}").sample(rows, min(ROWS_SHOWN, len(rows)))
-            system = [turn for turn in shown[0] if turn["role"] == "system"]
+        for number in range(most):
             if number == len(done):
-                done.append(_next_turns(open_teacher(), system, shown, config, number))
-                file.write(json_line(done[-1]))
+                missing = -(-(count - len(found)) // PROMPTS_A_CONTEXT)
+                contexts = shown[number : number + min(at_once, missing)]
+                texts = _next_turns(open_teacher(), contexts, config, number)
+                file.write("".join(map(json_line, texts)))
                 file.flush()
+                done += texts
+            system = _system(shown[number])
             chats = [[*system, {"role": "user", "content": text}] for text in done[number]]
             new = [chat for chat in chats if is_new(chat)][: count - len(found)]
             found += new
@@ -89,27 +99,39 @@ def by_teacher(
     return found
 
 
+def _system(shown: Sequence[Chat]) -> Chat:
+    """The system turn that a context and its new prompts begin with, where there is one."""
+    return [turn for turn in shown[0] if turn["role"] == "system"]
+
+
 def _next_turns(
-    teacher: Decoder, system: Chat, shown: Sequence[Chat], config: TransferConfig, number: int
-) -> list[str]:
-    """What the user says next after some rows, in the teacher's words; texts that end and say something."""
+    teacher: Decoder, contexts: Sequence[Sequence[Chat]], config: TransferConfig, number: int
+) -> list[list[str]]:
+    """What the user says next after the rows of each context, in the teacher's words; texts that end and say something."""
     assert teacher.tokenizer is not None
-    turns = [[turn for turn in chat if turn["role"] != "system"] for chat in shown]
-    limit = getattr(teacher.model.config.get_text_config(), "max_position_embeddings", None)
-    while True:
-        ids = encode_next_turn([*system, *(turn for chat in turns for turn in chat)], teacher.tokenizer)
-        if limit is None or len(turns) == 1 or len(ids) + config.data.max_new_tokens <= limit:
-            break
-        turns.pop()
     found = continuations(
         teacher.model,
         teacher.tokenizer,
-        ids,
+        [_context_ids(teacher, shown, config) for shown in contexts],
         PROMPTS_A_CONTEXT,
         max_new_tokens=config.data.max_new_tokens,
         seed=config.seed + number,
     )
-    return [text.strip() for text, has_ended in found if has_ended and text.strip()]
+    return [[text.strip() for text, has_ended in texts if has_ended and text.strip()] for texts in found]
+
+
+def _context_ids(teacher: Decoder, shown: Sequence[Chat], config: TransferConfig) -> list[int]:
+    """Tokens up to the user's next turn, of as many of the rows as the teacher has positions for."""
+    assert teacher.tokenizer is not None
+    turns = [[turn for turn in chat if turn["role"] != "system"] for chat in shown]
+    limit = getattr(teacher.model.config.get_text_config(), "max_position_embeddings", None)
+    while True:
+        ids = encode_next_turn(
+            [*_system(shown), *(turn for chat in turns for turn in chat)], teacher.tokenizer
+        )
+        if limit is None or len(turns) == 1 or len(ids) + config.data.max_new_tokens <= limit:
+            return ids
+        turns.pop()
 
 
 def _novelty(data: DataConfig, known_rows: Sequence[Row]) -> Callable[[Chat], bool]:
