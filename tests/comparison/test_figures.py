@@ -101,6 +101,7 @@ def test_every_figure_equals_a_plain_loop_over_the_lines(budget: str) -> None:
         own = select(lines, "item", method="kl", trained=t, measured=t, budget=budget)
         failures.append(mean(1 - x["extracted"] for x in own))
         assert entry["tasks"][t]["accuracy"] == pytest.approx(after, abs=1e-6)
+        assert entry["tasks"][t]["accuracy_change"][t] == pytest.approx(100 * (after - before), abs=1e-5)
         for other in TASKS:
             if other != t:
                 few = {f"i{n}" for n in range(20)}
@@ -109,6 +110,7 @@ def test_every_figure_equals_a_plain_loop_over_the_lines(budget: str) -> None:
                 ]
                 there = accuracy(lines, method="kl", trained=t, measured=other, budget=budget)
                 changes.append(100 * (there - mean(x["correct"] for x in untouched)))
+                assert entry["tasks"][t]["accuracy_change"][other] == pytest.approx(changes[-1], abs=1e-5)
                 moved = kl(lines, method="kl", trained=t, measured=other, budget=budget)
                 elsewhere.append(1 - moved / kl(lines, method="untouched", measured=other))
     assert entry["kl_gap_closed_elsewhere"] == pytest.approx(mean(elsewhere), abs=1e-6)
@@ -148,7 +150,7 @@ def test_intervals_agree_with_a_bootstrap_written_as_loops() -> None:
 def test_the_mean_over_drawn_seeds_has_the_variance_of_a_mean_of_seeds() -> None:
     boot = Bootstrap(Results(lines_of(seeds=5)), 20_000, 0)
     boot.mean("ours", "rows", TASKS[0], "correct", TASKS[0])
-    drawn = boot.seed_weights["ours", "rows"][1:]
+    drawn = boot.seed_weights["ours", "rows", *range(5)][1:]
     values = np.array([0.1, 0.4, 0.35, 0.7, 0.2])
     variance = (drawn @ values / drawn.sum(1)).var()
     assert variance == pytest.approx(values.var(ddof=1) / 5, rel=0.05)
@@ -175,7 +177,9 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 0.85 <= mean(hits) <= 1.0
 
 
-def test_a_seed_without_all_its_cells_is_left_out_and_a_method_without_cells_has_no_figures() -> None:
+def test_a_seed_without_all_its_cells_counts_for_its_tasks_alone_and_a_method_without_cells_has_no_figures() -> (
+    None
+):
     lines = lines_of()
     cut = [
         x
@@ -192,6 +196,12 @@ def test_a_seed_without_all_its_cells_is_left_out_and_a_method_without_cells_has
     other = {m["method"]: m for m in figures(kept, draws=50)["methods"]}
     assert by_name["kl"]["seeds"] == 2
     assert by_name["kl"]["accuracy_gap_closed"] == other["kl"]["accuracy_gap_closed"]
+    whole = next(m for m in figures(lines, draws=50)["methods"] if m["method"] == "kl")["tasks"]
+    assert by_name["kl"]["tasks"]["letters"]["seeds"] == 3 and by_name["kl"]["tasks"]["sums"]["seeds"] == 2
+    assert by_name["kl"]["tasks"]["letters"]["accuracy_change"] == whole["letters"]["accuracy_change"]
+    assert (
+        by_name["kl"]["tasks"]["sums"]["accuracy_change"] == other["kl"]["tasks"]["sums"]["accuracy_change"]
+    )
     assert by_name["bad"]["accuracy_gap_closed"] is None and by_name["bad"]["seeds"] == 0
     assert found["failed"] == [
         {"method": "bad", "trained": "sums", "seed": 0, "budget": "rows", "error": "no"}

@@ -43,12 +43,11 @@ class Results:
         """All items or rows of a task, as the untouched student met them."""
         return list(self.found.get((kind, UNTOUCHED, None, None, None, task), {}))
 
-    def seeds(self, method: str, budget: str) -> list[int]:
-        """Seeds whose cells are there for every task."""
+    def seeds(self, method: str, budget: str, task: str | None = None) -> list[int]:
+        """Seeds whose cells are there for every task, or for the one."""
+        tasks = self.tasks if task is None else [task]
         return [
-            s
-            for s in range(self.head["seeds"])
-            if all((method, budget, task, s) in self.cells for task in self.tasks)
+            s for s in range(self.head["seeds"]) if all((method, budget, t, s) in self.cells for t in tasks)
         ]
 
     def values(self, key: str, cells: Sequence[tuple[Any, ...]], task: str) -> Array:
@@ -72,7 +71,7 @@ class Bootstrap:
             for kind in ("item", "row")
             for task in results.tasks
         }
-        self.seed_weights: dict[tuple[str, str], Array] = {}
+        self.seed_weights: dict[tuple[Any, ...], Array] = {}
         self._means: dict[tuple[Any, ...], Array] = {}
 
     def _weights(self, count: int, drawn: int | None = None) -> Array:
@@ -93,14 +92,19 @@ class Bootstrap:
         measured: str,
         *,
         subset: Array | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Array:
-        """(R + 1,) mean of a field over a method's seeds and a task's items, or tokens; `subset` (N,) keeps some items.
+        """(R + 1,) mean of a field over a method's seeds and a task's items, or tokens.
 
-        NaN where nothing was measured.
+        `subset` (N,) keeps some items, `seeds` says which cells to use, else those of the seeds that are whole. NaN where nothing
+        was measured.
         """
-        place = (method, budget, trained, key, measured, None if subset is None else subset.tobytes())
+        if budget and seeds is None:
+            seeds = self.results.seeds(method, budget)
+        chosen = tuple(seeds or ())
+        place = (method, budget, trained, key, measured, None if subset is None else subset.tobytes(), chosen)
         if place not in self._means:
-            self._means[place] = self._mean(method, budget, trained, key, measured, subset)
+            self._means[place] = self._mean(method, budget, trained, key, measured, subset, chosen)
         return self._means[place]
 
     def _mean(
@@ -111,11 +115,11 @@ class Bootstrap:
         key: str,
         measured: str,
         subset: Array | None,
+        seeds: Sequence[int],
     ) -> Array:
         results = self.results
         kind = "row" if key in ("kl", "top1", "nll") else "item"
-        seeds: list[int | None] = list(results.seeds(method, budget)) if budget else [None]
-        cells = [(method, budget, trained, s) for s in seeds]
+        cells = [(method, budget, trained, s) for s in (seeds if budget else [None])]
         weights = self.weights[kind, measured]
         if not cells or not weights.shape[1]:
             return np.full(self.draws + 1, np.nan)
@@ -127,14 +131,18 @@ class Bootstrap:
             by_seed = weights[:, kept] @ values[:, kept].T / weights[:, kept].sum(1, keepdims=True)
         if budget is None:
             return by_seed[:, 0]
-        if (method, budget) not in self.seed_weights:
+        drawn = (method, budget, *seeds)
+        if drawn not in self.seed_weights:
             # One less than there are: the mean of n drawn from n has only (n - 1)/n of its variance, which tells
             # where seeds are few (the rescaled bootstrap of Rao and Wu, 1988).
-            self.seed_weights[method, budget] = self._weights(len(seeds), max(1, len(seeds) - 1))
-        own = self.seed_weights[method, budget]
+            self.seed_weights[drawn] = self._weights(len(seeds), max(1, len(seeds) - 1))
+        own = self.seed_weights[drawn]
         return (by_seed * own).sum(1) / own.sum(1)
 
-    def answered(self, method: str, budget: str, trained: str, measured: str) -> Array:
+    def answered(
+        self, method: str, budget: str, trained: str, measured: str, seeds: Sequence[int] | None = None
+    ) -> Array:
         """(N,) which items of another task a method's students answered."""
-        cells = [(method, budget, trained, s) for s in self.results.seeds(method, budget)]
+        chosen = self.results.seeds(method, budget) if seeds is None else seeds
+        cells = [(method, budget, trained, s) for s in chosen]
         return np.asarray(~np.isnan(self.results.values("correct", cells, measured)).any(0))

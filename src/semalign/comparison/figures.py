@@ -6,6 +6,7 @@ Shares of the teacher-student gap, averaged over tasks t:
 What becomes of the tasks t' that a student was not trained on, averaged over pairs of tasks:
     retention:     100 (a_m - a_untouched), in points;
     KL, elsewhere: 1 - kl_m / kl_untouched there; below 0 the student has moved away from the teacher.
+Averages are of the seeds whose cells are there for every task; a task's own figures, of all of its cells.
 
 Intervals come from a hierarchical paired bootstrap: in each draw the items (and held-out rows) of every task are drawn
 anew, the same ones for all methods, and of the n seeds of every method n - 1 are drawn anew, the same ones for all its
@@ -97,7 +98,14 @@ def _shares(boot: Bootstrap, name: str, budget: str) -> dict[str, Array]:
 
 
 def accuracy_share(
-    boot: Bootstrap, name: str, budget: str, trained: str, measured: str, subset: Array | None = None
+    boot: Bootstrap,
+    name: str,
+    budget: str,
+    trained: str,
+    measured: str,
+    *,
+    subset: Array | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Array | None:
     """Draws of the share of a task's accuracy gap; None where the teacher is not ahead."""
     before, teacher = (
@@ -105,27 +113,33 @@ def accuracy_share(
     )
     if not teacher[0] > before[0]:
         return None
-    after = boot.mean(name, budget, trained, "correct", measured, subset=subset)
+    after = boot.mean(name, budget, trained, "correct", measured, subset=subset, seeds=seeds)
     gap = np.where(teacher > before, teacher - before, np.nan)  # a draw without a gap has no share of it
     return (after - before) / gap
 
 
-def kl_share(boot: Bootstrap, name: str, budget: str, trained: str, measured: str) -> Array | None:
+def kl_share(
+    boot: Bootstrap, name: str, budget: str, trained: str, measured: str, seeds: Sequence[int] | None = None
+) -> Array | None:
     """Draws of the share of a task's KL gap; None without held-out rows."""
     before = boot.mean(UNTOUCHED, None, None, "kl", measured)
     if not before[0] > 0:
         return None
-    return 1 - boot.mean(name, budget, trained, "kl", measured) / before
+    return 1 - boot.mean(name, budget, trained, "kl", measured, seeds=seeds) / before
+
+
+def accuracy_change(
+    boot: Bootstrap, name: str, budget: str, trained: str, measured: str, seeds: Sequence[int] | None = None
+) -> Array:
+    """Draws of the change of accuracy against the untouched student, in points, on the items that both answered."""
+    subset = boot.answered(name, budget, trained, measured, seeds)
+    after = boot.mean(name, budget, trained, "correct", measured, subset=subset, seeds=seeds)
+    return 100 * (after - boot.mean(UNTOUCHED, None, None, "correct", measured, subset=subset))
 
 
 def retention(boot: Bootstrap, name: str, budget: str) -> Array:
     """Draws of the change of accuracy, in points, on items of the tasks a student was not trained on."""
-    changes: list[Array | None] = []
-    for trained, measured in _other_tasks(boot):
-        subset = boot.answered(name, budget, trained, measured)
-        after = boot.mean(name, budget, trained, "correct", measured, subset=subset)
-        changes.append(100 * (after - boot.mean(UNTOUCHED, None, None, "correct", measured, subset=subset)))
-    return _average(changes)
+    return _average([accuracy_change(boot, name, budget, *pair) for pair in _other_tasks(boot)])
 
 
 def wrong_task(boot: Bootstrap) -> dict[str, Any]:
@@ -133,7 +147,7 @@ def wrong_task(boot: Bootstrap) -> dict[str, Any]:
     default, shares = boot.results.default, list[Array | None]()
     for trained, measured in _other_tasks(boot):
         subset = boot.answered(default, "rows", trained, measured)
-        shares.append(accuracy_share(boot, default, "rows", trained, measured, subset))
+        shares.append(accuracy_share(boot, default, "rows", trained, measured, subset=subset))
     values = _average(shares)
     return {"accuracy_gap_closed": point(values), "accuracy_gap_closed_interval": interval(values)}
 
@@ -147,16 +161,26 @@ def _other_tasks(boot: Bootstrap, kind: str = "item") -> list[tuple[str, str]]:
 
 
 def _task(boot: Bootstrap, name: str, budget: str, task: str) -> dict[str, Any]:
-    entry: dict[str, Any] = {k: point(boot.mean(name, budget, task, k, task)) for k in ("kl", "top1", "nll")}
-    accuracy = boot.mean(name, budget, task, "correct", task)
-    entry |= {"accuracy": point(accuracy), "accuracy_interval": interval(accuracy)}
-    shares = {
-        "accuracy_gap_closed": accuracy_share(boot, name, budget, task, task),
-        "kl_gap_closed": kl_share(boot, name, budget, task, task),
+    """Figures of the students trained on one task, of whatever seeds there are."""
+    seeds = boot.results.seeds(name, budget, task)
+    values = {
+        k: boot.mean(name, budget, task, k, task, seeds=seeds) for k in ("kl", "top1", "nll", "correct")
     }
-    for key, values in shares.items():
-        entry[key] = None if values is None else point(values)
-        entry[f"{key}_interval"] = None if values is None else interval(values)
+    entry: dict[str, Any] = {
+        "seeds": len(seeds),
+        **{k: point(v) for k, v in values.items() if k != "correct"},
+    }
+    entry |= {"accuracy": point(values["correct"]), "accuracy_interval": interval(values["correct"])}
+    shares = {
+        "accuracy_gap_closed": accuracy_share(boot, name, budget, task, task, seeds=seeds),
+        "kl_gap_closed": kl_share(boot, name, budget, task, task, seeds),
+    }
+    for key, share in shares.items():
+        entry[key] = None if share is None else point(share)
+        entry[f"{key}_interval"] = None if share is None else interval(share)
+    changes = {t: accuracy_change(boot, name, budget, task, t, seeds) for t in boot.results.tasks}
+    entry["accuracy_change"] = {t: point(v) for t, v in changes.items()}
+    entry["accuracy_change_interval"] = {t: interval(v) for t, v in changes.items()}
     return entry
 
 

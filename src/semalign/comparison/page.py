@@ -274,22 +274,30 @@ def _retention_section(methods: Sequence[Figures]) -> Section:
 
 
 def _task_section(methods: Sequence[Figures], figures: Figures, task: str) -> Section:
-    columns = ["Method", "Accuracy", "Gap closed", "KL", "KL gap closed", "Same next token", "NLL"]
+    untouched = figures["models"]["untouched"]["tasks"]
+    answered = [t for t in dict.fromkeys((task, *untouched)) if untouched[t]["accuracy"] is not None]
+    columns = ["Method", "Seeds", "Accuracy", "Gap closed", "KL", "KL gap closed", "Same next token", "NLL"]
+    columns += [f"Points, {t}" for t in answered]
     rows = []
     for name, kind in (("teacher", "c-teacher"), ("untouched", "c-before")):
-        rows.append(Row(name, _task_cells(figures["models"][name]["tasks"][task]), kind))
-    rows[1:1] = [Row(m["method"], _task_cells(m["tasks"][task]), _kind(m)) for m in methods]
-    return Section(f"task-{task}", f"Task {task}", blocks=[Table(f"Figures on {task}", columns, rows)])
+        rows.append(Row(name, _task_cells(figures["models"][name]["tasks"][task], answered), kind))
+    rows[1:1] = [Row(m["method"], _task_cells(m["tasks"][task], answered), _kind(m)) for m in methods]
+    note = f"Students trained on {task}. Points: change of accuracy against the untouched student on the items of each task."
+    blocks = [Table(f"Figures on {task}", columns, rows)]
+    return Section(f"task-{task}", f"Task {task}", note=note if answered else "", blocks=blocks)
 
 
-def _task_cells(entry: Figures) -> list[Cell]:
+def _task_cells(entry: Figures, answered: Sequence[str]) -> list[Cell]:
+    changes, ends = entry.get("accuracy_change", {}), entry.get("accuracy_change_interval", {})
     return [
+        Cell(count(entry["seeds"]) if "seeds" in entry else "–"),
         Cell(shown(entry, "accuracy", lambda v: percent(v, 1))),
         Cell(shown(entry, "accuracy_gap_closed")),
         Cell(number(entry["kl"])),
         Cell(shown(entry, "kl_gap_closed")),
         Cell(percent(entry["top1"], 1)),
         Cell(number(entry["nll"])),
+        *(Cell(shown({"at": changes.get(t), "at_interval": ends.get(t)}, "at", points)) for t in answered),
     ]
 
 
