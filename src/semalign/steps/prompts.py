@@ -72,10 +72,8 @@ def by_teacher(
     is_new, count = _novelty(config.data, known), config.data.variants * given
     found: list[Chat] = []
     done = kept_lines(part, wanted)
-    most, at_once = (
-        -(-PATIENCE * count // PROMPTS_A_CONTEXT),
-        max(1, config.evaluation.batch_size // PROMPTS_A_CONTEXT),
-    )
+    most = -(-PATIENCE * count // PROMPTS_A_CONTEXT)
+    at_once = max(1, config.evaluation.batch_size // PROMPTS_A_CONTEXT)
     shown = [
         random.Random(f"{config.seed} {number}").sample(rows, min(ROWS_SHOWN, len(rows)))
         for number in range(most)
