@@ -31,8 +31,9 @@ def figures(lines: Iterable[Line], *, draws: int = DRAWS, seed: int = 0) -> dict
     """Everything that is reported; see the module.
 
     Returns: `methods`, one entry each (accuracy_gap_closed, kl_gap_closed, retention, kl_gap_closed_elsewhere, their
-    `_interval`s and `_minus_default`s, rows, steps, wall_seconds, extraction_failures, tasks, and the same under equal_time), `controls`, `models`,
-    `failed` and the comparison's own fields. A figure that was not measured is None.
+    `_interval`s and `_minus_default`s, rows, steps, wall_seconds, extraction_failures, tasks, and the same under equal_time),
+    `controls`, `models`, `failed` and the comparison's own fields. `tasks` holds what the students trained on each did on it, and
+    as accuracy_change the points they gained or lost on every task. A figure that was not measured is None.
     """
     results = Results(lines)
     boot = Bootstrap(results, draws, seed)
