@@ -274,31 +274,37 @@ def _retention_section(methods: Sequence[Figures]) -> Section:
 
 
 def _task_section(methods: Sequence[Figures], figures: Figures, task: str) -> Section:
-    untouched = figures["models"]["untouched"]["tasks"]
-    answered = [t for t in dict.fromkeys((task, *untouched)) if untouched[t]["accuracy"] is not None]
     columns = ["Method", "Seeds", "Accuracy", "Gap closed", "KL", "KL gap closed", "Same next token", "NLL"]
-    columns += [f"Points, {t}" for t in answered]
-    rows = []
-    for name, kind in (("teacher", "c-teacher"), ("untouched", "c-before")):
-        rows.append(Row(name, _task_cells(figures["models"][name]["tasks"][task], answered), kind))
-    rows[1:1] = [Row(m["method"], _task_cells(m["tasks"][task], answered), _kind(m)) for m in methods]
-    note = f"Students trained on {task}. Points: change of accuracy against the untouched student on the items of each task."
-    blocks = [Table(f"Figures on {task}", columns, rows)]
-    return Section(f"task-{task}", f"Task {task}", note=note if answered else "", blocks=blocks)
+    models = {name: figures["models"][name]["tasks"] for name in ("teacher", "untouched")}
+    rows = [Row(m["method"], _task_cells(m["tasks"][task]), _kind(m)) for m in methods]
+    rows.insert(0, Row("teacher", _task_cells(models["teacher"][task]), "c-teacher"))
+    rows.append(Row("untouched", _task_cells(models["untouched"][task]), "c-before"))
+    blocks, note = [Table(f"Figures on {task}", columns, rows)], f"Students trained on {task}."
+    answered = [
+        t for t in dict.fromkeys((task, *figures["tasks"])) if models["untouched"][t]["accuracy"] is not None
+    ]
+    if answered:
+        note += " The lower table has their change of accuracy against the untouched student on the items of every task, in points."
+        changes = [Row(m["method"], _changes(m["tasks"][task], answered), _kind(m)) for m in methods]
+        blocks.append(Table(f"Points won or lost after training on {task}", ["Points", *answered], changes))
+    return Section(f"task-{task}", f"Task {task}", note=note, blocks=blocks)
 
 
-def _task_cells(entry: Figures, answered: Sequence[str]) -> list[Cell]:
-    changes, ends = entry.get("accuracy_change", {}), entry.get("accuracy_change_interval", {})
+def _task_cells(entry: Figures) -> list[Cell]:
     return [
-        Cell(count(entry["seeds"]) if "seeds" in entry else "–"),
+        Cell(count(entry.get("seeds"))),
         Cell(shown(entry, "accuracy", lambda v: percent(v, 1))),
         Cell(shown(entry, "accuracy_gap_closed")),
         Cell(number(entry["kl"])),
         Cell(shown(entry, "kl_gap_closed")),
         Cell(percent(entry["top1"], 1)),
         Cell(number(entry["nll"])),
-        *(Cell(shown({"at": changes.get(t), "at_interval": ends.get(t)}, "at", points)) for t in answered),
     ]
+
+
+def _changes(entry: Figures, tasks: Sequence[str]) -> list[Cell]:
+    values, ends = entry["accuracy_change"], entry["accuracy_change_interval"]
+    return [Cell(shown({"at": values[t], "at_interval": ends[t]}, "at", points)) for t in tasks]
 
 
 def _failed_section(figures: Figures) -> Section:
