@@ -177,9 +177,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 0.85 <= mean(hits) <= 1.0
 
 
-def test_a_seed_without_all_its_cells_counts_for_its_tasks_alone_and_a_method_without_cells_has_no_figures() -> (
-    None
-):
+def test_an_unfinished_seed_counts_for_its_tasks_alone_and_a_method_without_cells_has_no_figures() -> None:
     lines = lines_of()
     cut = [
         x
@@ -197,11 +195,10 @@ def test_a_seed_without_all_its_cells_counts_for_its_tasks_alone_and_a_method_wi
     assert by_name["kl"]["seeds"] == 2
     assert by_name["kl"]["accuracy_gap_closed"] == other["kl"]["accuracy_gap_closed"]
     whole = next(m for m in figures(lines, draws=50)["methods"] if m["method"] == "kl")["tasks"]
-    assert by_name["kl"]["tasks"]["letters"]["seeds"] == 3 and by_name["kl"]["tasks"]["sums"]["seeds"] == 2
-    assert by_name["kl"]["tasks"]["letters"]["accuracy_change"] == whole["letters"]["accuracy_change"]
-    assert (
-        by_name["kl"]["tasks"]["sums"]["accuracy_change"] == other["kl"]["tasks"]["sums"]["accuracy_change"]
-    )
+    tasks, two = by_name["kl"]["tasks"], other["kl"]["tasks"]
+    assert (tasks["letters"]["seeds"], tasks["sums"]["seeds"]) == (3, 2)
+    assert tasks["letters"]["accuracy_change"] == whole["letters"]["accuracy_change"]
+    assert tasks["sums"]["accuracy_change"] == two["sums"]["accuracy_change"]
     assert by_name["bad"]["accuracy_gap_closed"] is None and by_name["bad"]["seeds"] == 0
     assert found["failed"] == [
         {"method": "bad", "trained": "sums", "seed": 0, "budget": "rows", "error": "no"}

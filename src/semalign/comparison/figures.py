@@ -164,14 +164,7 @@ def _other_tasks(boot: Bootstrap, kind: str = "item") -> list[tuple[str, str]]:
 def _task(boot: Bootstrap, name: str, budget: str, task: str) -> dict[str, Any]:
     """Figures of the students trained on one task, of whatever seeds there are."""
     seeds = boot.results.seeds(name, budget, task)
-    values = {
-        k: boot.mean(name, budget, task, k, task, seeds=seeds) for k in ("kl", "top1", "nll", "correct")
-    }
-    entry: dict[str, Any] = {
-        "seeds": len(seeds),
-        **{k: point(v) for k, v in values.items() if k != "correct"},
-    }
-    entry |= {"accuracy": point(values["correct"]), "accuracy_interval": interval(values["correct"])}
+    entry: dict[str, Any] = {"seeds": len(seeds), **_means(boot, name, budget, task, seeds)}
     shares = {
         "accuracy_gap_closed": accuracy_share(boot, name, budget, task, task, seeds=seeds),
         "kl_gap_closed": kl_share(boot, name, budget, task, task, seeds),
@@ -187,13 +180,21 @@ def _task(boot: Bootstrap, name: str, budget: str, task: str) -> dict[str, Any]:
 
 def _model(boot: Bootstrap, name: str) -> dict[str, Any]:
     """Untouched student or teacher."""
-    tasks: dict[str, dict[str, Any]] = {}
-    for t in boot.results.tasks:
-        values = {k: boot.mean(name, None, None, k, t) for k in ("correct", "kl", "top1", "nll")}
-        tasks[t] = {("accuracy" if k == "correct" else k): point(v) for k, v in values.items()}
-        tasks[t]["accuracy_interval"] = interval(values["correct"])
+    tasks = {t: _means(boot, name, None, t) for t in boot.results.tasks}
     failures = _over_tasks(boot, lambda t: 1 - boot.mean(name, None, None, "extracted", t))
     return {"extraction_failures": failures, "tasks": tasks}
+
+
+def _means(
+    boot: Bootstrap, name: str, budget: str | None, task: str, seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Accuracy and closeness on a task, of a model as it is or of students trained on that task."""
+    trained = task if budget else None
+    values = {
+        k: boot.mean(name, budget, trained, k, task, seeds=seeds) for k in ("correct", "kl", "top1", "nll")
+    }
+    found: dict[str, Any] = {("accuracy" if k == "correct" else k): point(v) for k, v in values.items()}
+    return found | {"accuracy_interval": interval(values["correct"])}
 
 
 def _over_tasks(boot: Bootstrap, figure: Callable[[str], Array]) -> float | None:

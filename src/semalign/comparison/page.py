@@ -276,9 +276,11 @@ def _retention_section(methods: Sequence[Figures]) -> Section:
 def _task_section(methods: Sequence[Figures], figures: Figures, task: str) -> Section:
     columns = ["Method", "Seeds", "Accuracy", "Gap closed", "KL", "KL gap closed", "Same next token", "NLL"]
     models = {name: figures["models"][name]["tasks"] for name in ("teacher", "untouched")}
-    rows = [Row(m["method"], _task_cells(m["tasks"][task]), _kind(m)) for m in methods]
-    rows.insert(0, Row("teacher", _task_cells(models["teacher"][task]), "c-teacher"))
-    rows.append(Row("untouched", _task_cells(models["untouched"][task]), "c-before"))
+    rows = [
+        Row("teacher", _task_cells(models["teacher"][task]), "c-teacher"),
+        *(Row(m["method"], _task_cells(m["tasks"][task]), _kind(m)) for m in methods),
+        Row("untouched", _task_cells(models["untouched"][task]), "c-before"),
+    ]
     blocks, note = [Table(f"Figures on {task}", columns, rows)], f"Students trained on {task}."
     answered = [
         t for t in dict.fromkeys((task, *figures["tasks"])) if models["untouched"][t]["accuracy"] is not None

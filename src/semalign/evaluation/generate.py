@@ -209,8 +209,8 @@ def _generate_batch(
     going_on, left, cache = list(range(len(found))), int(model.generation_config.max_new_tokens or 0), None
     if takes_cache and count > 1 and longest > 1:
         # A row that is continued in several ways is read once.
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        options = {"position_ids": places[:, :-1], "logits_to_keep": 1}
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        options = {"position_ids": positions[:, :-1], "logits_to_keep": 1}
         cache = generator(
             input_ids=ids[:, :-1],
             attention_mask=mask[:, :-1],
@@ -231,12 +231,12 @@ def _generate_batch(
         left -= new.shape[1]
         for number, tokens in zip(going_on, new.tolist(), strict=True):
             found[number] += tokens
-        staying = [n for n, number in enumerate(going_on) if ends.isdisjoint(found[number])]
-        kept = torch.tensor(staying, dtype=torch.long, device=ids.device)
+        places = [n for n, number in enumerate(going_on) if ends.isdisjoint(found[number])]
+        kept = torch.tensor(places, dtype=torch.long, device=ids.device)
         ids, mask = output.sequences[kept], torch.cat([mask[kept], mask.new_ones(len(kept), new.shape[1])], 1)
         # A model that takes no cache reads its rows again.
         cache = output.get("past_key_values") if takes_cache else None
-        if cache is not None and len(staying) < len(going_on):
+        if cache is not None and len(places) < len(going_on):
             cache.reorder_cache(kept)
-        going_on = [going_on[n] for n in staying]
+        going_on = [going_on[n] for n in places]
     return [_until_end(tokens, ends, tokenizer) for tokens in found]
