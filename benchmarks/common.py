@@ -23,8 +23,8 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from semalign.folder import measured, peak_gpu, peak_rss, reset_peak
-from semalign.run import environment
+from semalign.run.environment import environment
+from semalign.run.meter import measured, peak_gpu, peak_rss, reset_peak
 
 REPETITIONS = 5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -22,7 +22,7 @@ class Checked(SemAlign):
         """What check says."""
         from rich.console import Console
 
-        from semalign.steps.check import check
+        from semalign.estimate.check import check
 
         found = check(self.config, Console(quiet=True))["estimate"]
         return {**found, "peak_bytes": found.get("peak_gpu_bytes", found["peak_bytes"])}

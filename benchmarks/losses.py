@@ -15,11 +15,11 @@ import torch
 from common import DEVICE, Result, arguments, finish, fitted_exponent, peak_growth, ratios, seconds
 from torch import Tensor, nn
 
+from semalign.data.batches import CANDIDATES
 from semalign.maths.bases import gram
 from semalign.maths.head import gathered_logits
 from semalign.maths.losses import output_cosine_loss
 from semalign.maths.topk import fisher_loss, rest_logit, topk_kl_loss, with_rest
-from semalign.signals import CANDIDATES
 
 POSITIONS, WIDTH, TOP_K = 1024, 896, 32
 SIZES = (1024, 4096, 16_384, 65_536, 151_936, 262_144)

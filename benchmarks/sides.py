@@ -19,18 +19,19 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from semalign.capture import Point, capture
 from semalign.config import ModelConfig, TransferConfig
-from semalign.config_file import build_config
 from semalign.data import Sample, collate
-from semalign.folder import RunFolder, free_memory
-from semalign.loading import load
+from semalign.data.batches import batch_inputs, labels_of, state_mask
+from semalign.data.inputs import load_inputs
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.pairing import depth_pairs
-from semalign.models import Decoder, share_vocabulary
-from semalign.run import open_run, run_step
-from semalign.signals import batch_inputs, labels_of, state_mask
-from semalign.steps.inputs import load_inputs
+from semalign.models.capture import Point, capture
+from semalign.models.decoder import Decoder, share_vocabulary
+from semalign.models.loading import load
+from semalign.parsing import build_config
+from semalign.run.folder import RunFolder
+from semalign.run.meter import free_memory
+from semalign.steps.pipeline import open_run, run_step
 from semalign.steps.train import train
 
 

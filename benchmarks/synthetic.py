@@ -7,10 +7,12 @@ from common import DEVICE
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from semalign.data import Sample
+from semalign.data.batches import CANDIDATES, candidates_of
 from semalign.methods import methods
-from semalign.models import Decoder
-from semalign.signals import CANDIDATES, Request, candidates_of, teacher_signals
-from semalign.suffix import SuffixModel
+from semalign.models.decoder import Decoder
+from semalign.signals.passes import teacher_signals
+from semalign.signals.request import Request
+from semalign.training.suffix import SuffixModel
 
 WIDTH, INNER = 896, 4864
 

@@ -38,7 +38,7 @@ from semalign import embedded
 from semalign.embedded import corpus, functions, world
 from semalign.embedded.splits import TASKS
 from semalign.embedded.tokenizer import ASSISTANT, train_tokenizer
-from semalign.evaluation.generate import generate
+from semalign.evaluation.decoding import generate
 from semalign.evaluation.tasks import check_answers
 
 CONTEXT = 512

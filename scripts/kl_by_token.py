@@ -17,10 +17,10 @@ from pathlib import Path
 from semalign.comparison.cells import inputs_of
 from semalign.comparison.plan import Source, read_comparison
 from semalign.config import ModelConfig
-from semalign.loading import load
-from semalign.models import share_vocabulary
-from semalign.steps.heldout import heldout_batches
-from semalign.steps.inputs import Inputs
+from semalign.data.inputs import Inputs
+from semalign.evaluation.heldout import heldout_batches
+from semalign.models.decoder import share_vocabulary
+from semalign.models.loading import load
 
 PLACES = (4, 16, 64)
 """Last place, counted from 1, of each group but the last."""

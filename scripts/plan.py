@@ -27,10 +27,11 @@ from semalign.config import (
     TrainConfig,
     TransferConfig,
 )
-from semalign.signals import LOGIT_CHUNK
-from semalign.steps.check import Sizes, record_sizes
-from semalign.steps.pair import Plan, pair_layers
-from semalign.steps.stores import request_of
+from semalign.estimate.cost import Sizes, record_sizes
+from semalign.signals.passes import LOGIT_CHUNK
+from semalign.signals.plan import Plan
+from semalign.signals.request import request_of
+from semalign.steps.pair import pair_layers
 
 BEGIN, END = "<!-- plan: begin, written by scripts/plan.py -->", "<!-- plan: end -->"
 GB = 1e9

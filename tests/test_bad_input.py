@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 from semalign.config import DataConfig, ModelConfig, PairingConfig, RecipeConfig, TrainConfig, TransferConfig
 from semalign.data import prepare
 from semalign.errors import CacheError, ConfigError, DataError, ModelError
-from semalign.models import Decoder
-from semalign.run import transfer
-from semalign.signals import Request, student_signals
+from semalign.models.decoder import Decoder
+from semalign.signals.passes import student_signals
+from semalign.signals.request import Request
+from semalign.steps.pipeline import transfer
 
 
 def config_of(teacher: Path, student: Path, rows: Path, out: Path, **changes: Any) -> TransferConfig:
@@ -67,7 +68,7 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_loading(
     tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("semalign.run.load_inputs", lambda *_: pytest.fail("rows were read first"))
+    monkeypatch.setattr("semalign.steps.pipeline.load_inputs", lambda *_: pytest.fail("rows were read first"))
     with pytest.raises(CacheError, match="cannot be written"):
         transfer(config_of(*tiny_pair, rows_file, tmp_path / "file" / "run"))
 

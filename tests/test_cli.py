@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from semalign.cli import main, parser
-from semalign.config_file import load_config
 from semalign.errors import CacheError, ConfigError, DataError, ModelError, SemAlignError, require
-from semalign.parsing import UsageError, commands_of
+from semalign.parsing import UsageError, commands_of, load_config
 
 
 def test_transfer_prints_one_json_object_and_leaves_every_file(

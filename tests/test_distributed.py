@@ -14,17 +14,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from semalign.cache import read_tensors
 from semalign.cli import main
+from semalign.run.files import read_tensors
 
 STEPS = ("attribute", "pair", "cache", "train")
 # Runs the steps of a config, in every process of a launch; process 1 sends itself a signal where the test says so.
 DRIVER = """
 import os, signal, sys
-from semalign import ranks
-from semalign.cache import ShardStore
-from semalign.callbacks import StopOnSignal
 from semalign.cli import main
+from semalign.run import ranks
+from semalign.signals.shards import ShardStore
+from semalign.training.callbacks import StopOnSignal
 
 def signalled(function, place):
     calls = []

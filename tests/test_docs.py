@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from semalign import cli
-from semalign.config_file import load_config
+from semalign.parsing import load_config
 
 ROOT = Path(__file__).parent.parent
 # Figures and history: what stands there was run when it was written.

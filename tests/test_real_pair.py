@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from semalign.config import ModelConfig
 from semalign.data import shared_vocabulary
-from semalign.loading import load, load_config, load_tokenizer
+from semalign.models.loading import load, load_config, load_tokenizer
 
 FOLDER = os.environ.get("SEMALIGN_REAL_PAIR")
 pytestmark = pytest.mark.skipif(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semalign.config_file import build_config, keys
+from semalign.parsing import build_config, keys
 
 TEXT = (Path(__file__).parents[1] / "docs" / "trl.md").read_text(encoding="utf-8")
 ROWS = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from semalign.callbacks import LineLog
-from semalign.config import CacheConfig, DataConfig, ModelConfig, TransferConfig
+from semalign.config import CacheConfig, DataConfig, ModelConfig, PairingConfig, TrainConfig, TransferConfig
+from semalign.run.files import Record
+from semalign.run.folder import RunFolder
+from semalign.signals.remote import Remote
+from semalign.signals.shards import ShardStore
+from semalign.training.callbacks import LineLog
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -127,6 +133,40 @@ def tiny_config(
         cache=CacheConfig(shard_rows=8, dtype="float32", top_k=8),
     )
     return replace(config, **changes)
+
+
+TRAIN = TrainConfig(num_train_epochs=2, per_device_train_batch_size=4)
+config_of = partial(
+    tiny_config,
+    pairing=PairingConfig(num_layers=2, interpolate=True),
+    cache=CacheConfig(shard_rows=6, dtype="float32", top_k=8),
+    train=TRAIN,
+)
+"""A run that pairs two layers and trains them for two epochs."""
+
+
+def losses(run: RunFolder) -> list[float]:
+    """The loss of every logged step."""
+    return [json.loads(line)["loss"] for line in (run.root / "train.jsonl").read_text().splitlines()]
+
+
+# A store of five samples in two shards.
+PLAN = [[3, 1], [0, 2, 4]]
+
+
+def record(sample: int) -> Record:
+    generator = torch.Generator().manual_seed(sample)
+    return {
+        "tokens.prefix": torch.randn(5 + sample, 8, generator=generator).bfloat16(),
+        "positions.ids": torch.randint(0, 99, (1 + sample, 4), generator=generator, dtype=torch.int32),
+    }
+
+
+def filled(folder: Path, fingerprint: dict | None = None, remote: Remote | None = None) -> ShardStore:
+    store = ShardStore(folder, fingerprint or {"a": 1}, PLAN, remote)
+    for number in store.missing():
+        store.write(number, [record(s) for s in PLAN[number]])
+    return store
 
 
 class CutError(Exception):

@@ -11,29 +11,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from semalign.api import SemAlignConfig, SemAlignTrainer, cache_targets
     from semalign.config import TransferConfig
-    from semalign.config_file import load_config
     from semalign.errors import SemAlignError
-    from semalign.loading import load
     from semalign.maths.bases import semantic_map
-    from semalign.models import Decoder
-    from semalign.run import transfer
+    from semalign.models.decoder import Decoder
+    from semalign.models.loading import load
+    from semalign.parsing import load_config
     from semalign.steps.attribute import attribute_layers
     from semalign.steps.pair import pair_layers
-    from semalign.trainer import SemAlignConfig, SemAlignTrainer, cache_targets
+    from semalign.steps.pipeline import transfer
 
 _WHERE = {
     "TransferConfig": "semalign.config",
     "SemAlignError": "semalign.errors",
     "semantic_map": "semalign.maths.bases",
-    "Decoder": "semalign.models",
-    "load": "semalign.loading",
-    "transfer": "semalign.run",
+    "Decoder": "semalign.models.decoder",
+    "load": "semalign.models.loading",
+    "transfer": "semalign.steps.pipeline",
     "attribute_layers": "semalign.steps.attribute",
     "pair_layers": "semalign.steps.pair",
-    "SemAlignConfig": "semalign.trainer",
-    "SemAlignTrainer": "semalign.trainer",
-    "cache_targets": "semalign.trainer",
+    "SemAlignConfig": "semalign.api",
+    "SemAlignTrainer": "semalign.api",
+    "cache_targets": "semalign.api",
     "load_config": "semalign.config_file",
 }
 __all__ = [

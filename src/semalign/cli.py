@@ -17,14 +17,13 @@ from typing import Any
 import jsonargparse
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import semalign
-from semalign import ranks
 from semalign.config import TransferConfig
-from semalign.config_file import build_config, load_config
 from semalign.errors import ConfigError, RankError, SemAlignError, require
-from semalign.parsing import Parser, Root, UsageError
+from semalign.parsing import Parser, Root, UsageError, build_config, load_config
+from semalign.report.tables import final_table
+from semalign.run import ranks
 
 STEP_HELP = {
     "generate": "let the teacher answer the prompts, where data asks for it",
@@ -173,7 +172,7 @@ def _main(arguments: list[str]) -> int:
     if command in CONFIG_COMMANDS and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = [command, "--config", *arguments[1:]]
     parsed = parser().parse_args(arguments)
-    from semalign.progress import quieten
+    from semalign.run.progress import quieten
 
     options = parsed[parsed.command]
     if "action" in options:
@@ -229,10 +228,10 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
     else:
         config = _config(options)
     if command == "check":
-        from semalign.steps.check import check
+        from semalign.estimate.check import check
 
         return check(config, console)
-    from semalign.run import STEPS, transfer
+    from semalign.steps.pipeline import STEPS, transfer
 
     steps = STEPS if command in ("transfer", "demo") else (command,)
     run = transfer(config, steps, lambda step: console.rule(f"[bold]{step}", align="left"))
@@ -277,8 +276,8 @@ def _report(options: Any, console: Console) -> dict[str, Any]:
 
 
 def _push(options: Any) -> dict[str, Any]:
-    from semalign.folder import RunFolder
-    from semalign.hub import push, show
+    from semalign.report.hub import push, show
+    from semalign.run.folder import RunFolder
 
     run = RunFolder(Path(options.run))
     config = load_config(run.config)
@@ -301,7 +300,8 @@ def _completion(options: Any) -> dict[str, Any]:
 
 
 def _check_data(options: Any) -> dict[str, Any]:
-    from semalign.steps.data_check import check_data, show
+    from semalign.data.check import check_data
+    from semalign.report.tables import show
 
     found = check_data(options.file, options.model, options.against, options.max_length)
     if not options.json:
@@ -313,41 +313,3 @@ def _config(options: Any) -> TransferConfig:
     fields = {k: v for k, v in options.as_dict().items() if k in TransferConfig.__dataclass_fields__}
     files = [Path(str(p)) for p in options.get("config") or []]
     return build_config(fields, files[-1].parent if files else Path())
-
-
-def final_table(metrics: dict[str, Any], console: Console) -> None:
-    """Before, baselines, after and teacher side by side, with the shares of the gaps closed."""
-    from semalign.folder import figure_name
-
-    names = ["before", *metrics["baselines"], "after", "teacher"]
-    table = Table(title=f"recipe {metrics['recipe']}", title_justify="left")
-    for column in ("", *names):
-        table.add_column(column, justify="left" if not column else "right")
-    for task, entry in metrics["tasks"].items():
-        table.add_row(f"{task} (n={entry['n']})", *(f"{100 * entry[n]['accuracy']:.1f}%" for n in names))
-    for entry in metrics["harness"]:
-        label = f"{entry['task']} {figure_name(entry)} (n={entry['n']})"
-        table.add_row(label, *(f"{entry[n]['value']:.3f}" if n in entry else "-" for n in names))
-    if metrics["tasks"]:
-        table.add_row(
-            "average accuracy", *(f"{100 * metrics['accuracy'][n]:.1f}%" for n in names), style="bold"
-        )
-    near = metrics.get("closeness", {})
-    for key, label in (("kl", "KL to the teacher"), ("top1_agreement", "top-1 agreement"), ("nll", "NLL")):
-        if near:
-            table.add_row(
-                label, *(f"{near[n][key]:.3f}" if n in near and key in near[n] else "-" for n in names)
-            )
-    closed = {**metrics["baselines"], "after": metrics}
-    for key, label in (("accuracy_gap_closed", "accuracy gap closed"), ("kl_gap_closed", "KL gap closed")):
-        table.add_row(label, *(_share(closed[n][key]) if n in closed else "-" for n in names), style="bold")
-    console.print(table)
-    seconds, memory = metrics["wall_seconds"], metrics["peak_rss_bytes"] / 2**30
-    gpu = f", {metrics['peak_gpu_bytes'] / 2**30:.2f} GiB on the GPU" if "peak_gpu_bytes" in metrics else ""
-    console.print(
-        f"{seconds:.0f} s in all, training {metrics['train_seconds']:.0f} s, peak memory {memory:.2f} GiB{gpu}"
-    )
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f}%"

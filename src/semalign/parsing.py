@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
 
 import jsonargparse
+import yaml
 
-from semalign.config_file import hint, unknown_key
+from semalign.config import TransferConfig, resolve_path
+from semalign.errors import ConfigError
 
 EPILOG = """\
 Config commands take a YAML file and dotted overrides (transfer run.yaml --train.lora_r 16).
@@ -66,3 +72,103 @@ def _advice(message: str, parser: jsonargparse.ArgumentParser) -> str:
     if key := unknown_key(message):
         return "; " + hint(key, keys_of(parser))
     return "; see --help."
+
+
+def load_config(path: str | Path, **changes: Any) -> TransferConfig:
+    """A TransferConfig from a YAML file, with top-level fields replaced by keyword.
+
+    Paths of models and rows that exist beside the file are taken from there, so that an example works from anywhere.
+
+    Raises:
+        ConfigError: the file does not parse, or a value is not what its field expects.
+    """
+    path = Path(path)
+    return build_config({**read_yaml(path), **changes}, path.parent)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error}); give a config file.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: expected fields and values, got {type(values).__name__}; give a config file."
+        )
+    return values
+
+
+@cache
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TransferConfig)
+    return parser
+
+
+def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
+    """A TransferConfig from nested plain values."""
+    built = _parser()
+    try:
+        config = TransferConfig(**vars(built.instantiate(built.parse_object(dict(values)))))
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(f"config: {_mended(str(error))}") from error
+    teacher, student, data = config.teacher, config.student, config.data
+    return replace(
+        config,
+        teacher=replace(teacher, model_name_or_path=resolve_path(teacher.model_name_or_path, base)),
+        student=replace(student, model_name_or_path=resolve_path(student.model_name_or_path, base)),
+        data=replace(
+            data,
+            dataset_name=resolve_path(data.dataset_name, base)
+            if isinstance(data.dataset_name, str)
+            else {resolve_path(name, base): weight for name, weight in data.dataset_name.items()},
+            heldout_name=data.heldout_name and resolve_path(data.heldout_name, base),
+        ),
+    )
+
+
+def keys(owner: type = TransferConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all fields."""
+    found = []
+    for name, kind in get_type_hints(owner).items():
+        found.append(prefix + name)
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            found += keys(kind, f"{prefix}{name}.")
+    return found
+
+
+def hint(key: str, known: Sequence[str]) -> str:
+    """The known key that an unknown one was most likely meant to be, as the end of a sentence.
+
+    A field given without its group, or in the wrong one, is found by its last part.
+
+        >>> hint("learning_rate", ["recipe.learning_rate", "seed"])
+        'did you mean recipe.learning_rate?'
+    """
+    last = key.rsplit(".", 1)[-1]
+    parts = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
+    same = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    near = difflib.get_close_matches(key, same, n=2, cutoff=0) or difflib.get_close_matches(key, known, n=1)
+    found = near or [parts[k] for k in difflib.get_close_matches(last, parts, n=1)]
+    return f"did you mean {' or '.join(found)}?" if found else "no field is named like it; see --help."
+
+
+def unknown_key(message: str) -> str | None:
+    """The dotted key that jsonargparse's message refuses, if that is what it is about."""
+    group = re.search(r"Group '([^']+)' does not accept option '([^']+)'", message)
+    if group:
+        return f"{group[1]}.{group[2]}"
+    patterns = (
+        r"does not accept option '([^']+)'",
+        r"Option '([^']+)' is not accepted",
+        r"unrecognized arguments: --([\w.]+)",
+    )
+    return next((found[1] for p in patterns if (found := re.search(p, message))), None)
+
+
+def _mended(message: str) -> str:
+    """The parser's message on one line, and the nearest field where it is about one that does not exist."""
+    text = " ".join(message.split())
+    key = unknown_key(text)
+    return f"{text}; {hint(key, keys())}" if key else text

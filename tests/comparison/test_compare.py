@@ -22,8 +22,8 @@ from semalign.comparison.cells import preparation_seconds, steps_within
 from semalign.comparison.plan import read_comparison
 from semalign.comparison.pool import Done, Job
 from semalign.errors import ConfigError, SemAlignError
-from semalign.loading import load
 from semalign.methods import method
+from semalign.models.loading import load
 
 TASKS = ("knowledge", "arithmetic")
 METHODS: dict[str, Any] = {"aligned": {"data.variants": 1}, "cross_entropy": {}}

@@ -12,7 +12,7 @@ import yaml
 from semalign.comparison.overrides import nested
 from semalign.comparison.plan import Comparison, read_comparison
 from semalign.errors import ConfigError
-from semalign.loading import load
+from semalign.models.loading import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = EXAMPLES / "compare-embedded.yaml"

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from semalign.cli import main
 from semalign.config import DataConfig
-from semalign.config_file import load_config
 from semalign.data import disjoint
+from semalign.data.drawing import draw_rows
 from semalign.data.mixture import apportion, mix
 from semalign.errors import ConfigError, DataError
-from semalign.steps.inputs import draw_rows
+from semalign.parsing import load_config
 
 
 def rows(name: str, count: int) -> list[dict[str, Any]]:

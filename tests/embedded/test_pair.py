@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semalign import embedded
 from semalign.embedded import world
-from semalign.evaluation.generate import generate
+from semalign.evaluation.decoding import generate
 from semalign.evaluation.tasks import check_answers
 
 FOLDERS = [embedded.model_path(name) for name in embedded.MODELS]

@@ -10,9 +10,9 @@ import pytest
 
 from semalign.config import EvaluationConfig, by_name
 from semalign.errors import ConfigError, SemAlignError
+from semalign.evaluation.answers import answer_items
 from semalign.evaluation.harness import harness_figures
-from semalign.loading import load
-from semalign.steps.evaluate import answer_items
+from semalign.models.loading import load
 
 CONFIG = EvaluationConfig(harness=("semalign_arithmetic",), max_items=12, batch_size=12)
 

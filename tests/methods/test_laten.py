@@ -12,22 +12,17 @@ import torch
 from tiny import STEPS, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from semalign.cache import read_json
-from semalign.config import (
-    EvaluationConfig,
-    ModelConfig,
-    RecipeConfig,
-    TrainConfig,
-)
+from semalign.config import EvaluationConfig, ModelConfig, RecipeConfig, TrainConfig
+from semalign.data.batches import batch_inputs
+from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError, ModelError
-from semalign.loading import load
 from semalign.methods import resolve, starts
 from semalign.methods.laten import added, answer_token, locate, vectors
-from semalign.models import Decoder
-from semalign.run import transfer
-from semalign.signals import batch_inputs
-from semalign.steps.inputs import Inputs, load_inputs
-from semalign.steps.student import add_deltas
+from semalign.models.decoder import Decoder
+from semalign.models.loading import load
+from semalign.run.files import read_json
+from semalign.steps.pipeline import transfer
+from semalign.training.student import add_deltas
 
 config_of = partial(
     tiny_config,

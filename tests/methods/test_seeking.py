@@ -13,25 +13,20 @@ import torch
 from tiny import STEPS, CutError, cut_at, save_model, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 
-from semalign.cache import read_tensors
-from semalign.config import (
-    AttributionConfig,
-    EvaluationConfig,
-    RecipeConfig,
-    TrainConfig,
-    TransferConfig,
-)
+from semalign.config import AttributionConfig, EvaluationConfig, RecipeConfig, TrainConfig, TransferConfig
+from semalign.data.batches import batch_inputs, labels_of
+from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError, ModelError
-from semalign.loading import load
 from semalign.methods import methods, resolve, starts
 from semalign.methods.seeking import sensitivities
-from semalign.models import PROJECTIONS, Decoder
-from semalign.run import transfer
-from semalign.signals import batch_inputs, labels_of
-from semalign.steps.inputs import Inputs, load_inputs
-from semalign.steps.pair import Plan
-from semalign.steps.student import prepared
-from semalign.steps.train import with_recipe
+from semalign.models.decoder import Decoder
+from semalign.models.layouts import PROJECTIONS
+from semalign.models.loading import load
+from semalign.run.files import read_tensors
+from semalign.signals.plan import Plan
+from semalign.steps.pipeline import transfer
+from semalign.training.stages import with_recipe
+from semalign.training.student import prepared
 
 VARIANTS = ("seeking", "seeking_corrected")
 

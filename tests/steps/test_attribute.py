@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from semalign.data import Sample, prepare
+from semalign.data.batches import labels_of, state_mask
 from semalign.errors import ModelError
-from semalign.models import Decoder
-from semalign.signals import labels_of, state_mask
+from semalign.models.decoder import Decoder
 from semalign.steps.attribute import attribute_layers
 
 

@@ -18,13 +18,14 @@ from semalign.config import (
     TrainConfig,
     TransferConfig,
 )
+from semalign.data.drawing import split_rows
+from semalign.data.inputs import load_inputs
 from semalign.embedded.keys import splits_of
 from semalign.errors import CacheError, DataError
-from semalign.folder import RunFolder
-from semalign.run import transfer
+from semalign.run.folder import RunFolder
 from semalign.steps import generate as step
 from semalign.steps import prompts as new_prompts
-from semalign.steps.inputs import load_inputs, split_rows
+from semalign.steps.pipeline import transfer
 from semalign.steps.prompts import by_words
 
 LIMIT = 24

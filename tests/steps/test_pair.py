@@ -11,10 +11,11 @@ import torch
 
 from semalign.config import AttributionConfig, DataConfig, ModelConfig, PairingConfig, TransferConfig
 from semalign.errors import CacheError, ConfigError
-from semalign.folder import RunFolder
 from semalign.maths.pairing import best_path
-from semalign.run import transfer
-from semalign.steps.pair import pair_layers, read_plan
+from semalign.run.folder import RunFolder
+from semalign.signals.plan import read_plan
+from semalign.steps.pair import pair_layers
+from semalign.steps.pipeline import transfer
 
 SCORES = [5.0, 1.0, 9.0, 2.0, 3.0, 4.0, 0.5]
 

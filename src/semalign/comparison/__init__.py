@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from semalign.cache import write_json
 from semalign.comparison.figures import figures
 from semalign.comparison.page import write_page
 from semalign.comparison.plan import read_comparison
 from semalign.comparison.run import environment_of, run_comparison
+from semalign.run.files import write_json
 
 __all__ = ["compare"]
 

@@ -14,21 +14,25 @@ from typing import Any
 
 import torch
 
-from semalign.cache import read_json
 from semalign.comparison.plan import TEACHER, Cell, Source
 from semalign.config import ModelConfig, TransferConfig
+from semalign.data.drawing import task_rows
+from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError, DataError
-from semalign.folder import free_memory, is_done, save_result
-from semalign.loading import load, load_config, load_tokenizer
-from semalign.models import Decoder, share_vocabulary
-from semalign.recipe import Recipe
+from semalign.evaluation.answers import answer_items
+from semalign.evaluation.heldout import heldout_batches
+from semalign.evaluation.summary import trained_model
+from semalign.methods.recipe import Recipe
+from semalign.models.decoder import Decoder, share_vocabulary
+from semalign.models.loading import load, load_config, load_tokenizer
+from semalign.run.files import read_json
+from semalign.run.folder import is_done, save_result
+from semalign.run.meter import free_memory
+from semalign.signals.plan import read_plan
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
-from semalign.steps.evaluate import answer_items, trained_model
 from semalign.steps.generate import generate
-from semalign.steps.heldout import heldout_batches
-from semalign.steps.inputs import Inputs, load_inputs, task_rows
-from semalign.steps.pair import pair, read_plan
+from semalign.steps.pair import pair
 from semalign.steps.train import train_student
 
 Line = dict[str, Any]

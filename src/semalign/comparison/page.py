@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from semalign.cache import write_atomic
 from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
 from semalign.report.words import GAPS, NBSP, Headline, count, listing, moment, number, percent, seconds
+from semalign.run.files import write_atomic
 
 Figures = Mapping[str, Any]
 UNEVEN = 0.15

@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from semalign.comparison.overrides import CUTOFF, flatten, nested
 from semalign.config import ModelConfig, TransferConfig, to_dict
-from semalign.config_file import build_config, read_yaml
 from semalign.errors import ConfigError, suggestion
-from semalign.folder import RunFolder, hash_of
 from semalign.methods import named
-from semalign.recipe import Recipe
+from semalign.methods.recipe import Recipe
+from semalign.parsing import build_config, read_yaml
+from semalign.run.files import hash_of
+from semalign.run.folder import RunFolder
 
 Budget = Literal["rows", "time"]
 UNTOUCHED, TEACHER, WRONG_TASK = "untouched", "teacher", "wrong_task"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from semalign.errors import SemAlignError
-from semalign.progress import quieten
+from semalign.run.progress import quieten
 
 logger = logging.getLogger(__name__)
 Done = Callable[[str, str | None], None]  # name of a job, its failure

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 import yaml
 
-from semalign.cache import read_json, write_atomic, write_json
 from semalign.comparison.cells import CellJob, items_of, key_of, make_random_teacher, prepare, run_cell
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
 from semalign.config import ModelConfig, to_dict, without_names
-from semalign.folder import RunFolder, fingerprint, hash_of, is_done
-from semalign.loading import identity
-from semalign.progress import bar
-from semalign.run import environment
-from semalign.steps.inputs import split_rows
+from semalign.data.drawing import split_rows
+from semalign.models.loading import identity
+from semalign.run.environment import environment
+from semalign.run.files import hash_of, read_json, write_atomic, write_json
+from semalign.run.folder import RunFolder, fingerprint, is_done
+from semalign.run.progress import bar
 
 Line = dict[str, Any]
 Say = Callable[[str], None]

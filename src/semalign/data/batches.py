@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from semalign.data.samples import Sample
+from semalign.models.decoder import Decoder
 
 
 def collate(samples: Sequence[Sample], *, pad_id: int = 0) -> dict[str, torch.Tensor]:
@@ -53,3 +55,32 @@ def length_batches(lengths: Sequence[int], *, max_tokens: int | None, batch_size
             batches.append([])
         batches[-1].append(index)
     return batches
+
+
+CANDIDATES = 1024  # tokens outside the top k that training follows
+
+
+def state_mask(mask_BT: Tensor) -> Tensor:
+    """Positions whose state predicts a supervised token: the token mask moved one to the left."""
+    shifted = torch.zeros_like(mask_BT)
+    shifted[:, :-1] = mask_BT[:, 1:]
+    return shifted
+
+
+def labels_of(sample: Sample) -> Tensor:
+    """Supervised token ids (N,)."""
+    return torch.tensor([i for i, m in zip(sample.input_ids, sample.mask, strict=True) if m])
+
+
+def candidates_of(samples: Sequence[Sample]) -> Tensor:
+    """The tokens of all rows, each once, ascending; the 1,024 most frequent where there are more."""
+    ids, counts = torch.cat([torch.tensor(s.input_ids) for s in samples]).unique(return_counts=True)
+    kept = counts.argsort(descending=True, stable=True)[:CANDIDATES]
+    return ids[kept].sort().values
+
+
+def batch_inputs(decoder: Decoder, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask and states mask (B, T) of samples, on the model's device."""
+    batch = collate(samples)
+    move = decoder.device
+    return batch["input_ids"].to(move), batch["attention_mask"].to(move), state_mask(batch["mask"]).to(move)

@@ -15,10 +15,15 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from semalign.config import ModelConfig
+from semalign.data import effective_max_length
+from semalign.data.drawing import embedded_rows
 from semalign.data.kinds import ACCEPTED, Kind, Row, row_kind
 from semalign.data.overlap import prompt_of
+from semalign.data.rows import entries
 from semalign.data.samples import Drop, Sample, cut_to, drop_of, mark_row, render_example
 from semalign.errors import DataError
+from semalign.models.loading import load_config, load_tokenizer
 
 Placed = tuple[str, Row]
 Finding = dict[str, str]
@@ -193,3 +198,27 @@ def quantiles(values: Sequence[int]) -> dict[str, int]:
     """Nearest-rank quantiles: each is one of the values."""
     ordered = sorted(values)
     return {name: ordered[max(0, math.ceil(q * len(ordered)) - 1)] for name, q in QUANTILES.items()}
+
+
+def check_data(file: str, model: str | None, against: str | None, max_length: int) -> dict[str, Any]:
+    """Findings of `semalign.data.check.check_rows`, with `exit_code`: 0, or DataError's where there are errors.
+
+    Args:
+        file: rows, as data.dataset_name names them.
+        model: whose tokenizer and chat template count; None: lengths and masks are not known.
+        against: rows that must not be trained on, named likewise.
+        max_length: tokens a row may have, if the model allows as many.
+    """
+    tokens = None
+    if model is not None:
+        loaded = ModelConfig(model)
+        tokenizer = load_tokenizer(loaded)
+        tokens = Tokens(tokenizer, effective_max_length(tokenizer, load_config(loaded), max_length))
+    found = check_rows(_entries(file), tokens=tokens, evaluation=_entries(against) if against else ())
+    return {"file": file, **found, "exit_code": DataError.exit_code if found["errors"] else 0}
+
+
+def _entries(name: str) -> Any:
+    if not name.startswith("embedded:"):
+        return entries(name)
+    return ((f"{name}:{n}", row) for n, row in enumerate(embedded_rows(name), start=1))

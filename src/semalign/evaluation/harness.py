@@ -21,7 +21,7 @@ import yaml
 from semalign.config import EvaluationConfig, by_name
 from semalign.errors import ConfigError, require, suggestion
 from semalign.evaluation.statistics import Z95
-from semalign.models import Decoder
+from semalign.models.decoder import Decoder
 
 TASKS = Path(__file__).parent / "harness_tasks"
 

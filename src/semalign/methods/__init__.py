@@ -17,7 +17,7 @@ from typing import Any
 
 from semalign.config import RecipeConfig
 from semalign.errors import ConfigError, suggestion
-from semalign.recipe import Recipe
+from semalign.methods.recipe import Recipe
 
 __all__ = ["method", "methods", "named", "resolve", "starts"]
 

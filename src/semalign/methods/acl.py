@@ -4,6 +4,6 @@ One teacher layer per student layer; from shallow to deep only the frontier laye
 Fisher-weighted quadratic on target-space aligned logits; the output keeps a KL to the teacher.
 """
 
-from semalign.recipe import Recipe
+from semalign.methods.recipe import Recipe
 
 METHODS = (Recipe("acl", "topk_kl", layer_loss="fisher", layer_weight=1.0, schedule="frontier"),)

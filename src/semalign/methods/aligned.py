@@ -4,7 +4,7 @@ loss = KL(p_T || p_S) on the union of both models' top-k tokens and the rest as 
 pairs of 1 - cos(h_S, M h_T + b), with M and b fitted by ridge regression on the untouched pair.
 """
 
-from semalign.recipe import Recipe
+from semalign.methods.recipe import Recipe
 
 METHODS = (
     Recipe("aligned", "topk_kl", layer_loss="cosine", layer_weight=0.1),

@@ -4,7 +4,7 @@ The same layers in full, LoRA on them, every layer in full, and every layer with
 principal components (PiSSA, arXiv 2404.02948).
 """
 
-from semalign.recipe import Recipe
+from semalign.methods.recipe import Recipe
 
 METHODS = (
     Recipe("cross_entropy", "cross_entropy"),

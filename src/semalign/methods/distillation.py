@@ -3,7 +3,7 @@
 kl is KL(p_T || p_S), jsd the Jensen-Shannon divergence; kl_all trains every layer.
 """
 
-from semalign.recipe import Recipe
+from semalign.methods.recipe import Recipe
 
 METHODS = (
     Recipe("kl", "kl"),

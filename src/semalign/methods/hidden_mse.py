@@ -3,6 +3,6 @@
 loss = cross-entropy + mean over pairs of |W_k h_S - h_T|^2 / |h_T - mean h_T|^2, W_k trained beside the student.
 """
 
-from semalign.recipe import Recipe
+from semalign.methods.recipe import Recipe
 
 METHODS = (Recipe("hidden_mse", "cross_entropy", layer_loss="projected_mse", map="none", layer_weight=1.0),)

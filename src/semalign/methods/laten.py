@@ -31,16 +31,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semalign.cache import Record
-from semalign.capture import Point, capture
 from semalign.config import TransferConfig
 from semalign.data import Sample
+from semalign.data.batches import batch_inputs
 from semalign.data.tokens import control_ids
 from semalign.errors import ModelError
-from semalign.models import Decoder, Head
-from semalign.progress import bar
-from semalign.recipe import Recipe
-from semalign.signals import batch_inputs, sum_of_row_means
+from semalign.methods.objective import sum_of_row_means
+from semalign.methods.recipe import Recipe
+from semalign.models.capture import Point, capture
+from semalign.models.decoder import Decoder
+from semalign.models.head import Head
+from semalign.run.files import Record
+from semalign.run.progress import bar
 
 METHODS = (
     Recipe("laten", "cross_entropy", learning_rate=3e-5, trained="none", start="laten"),

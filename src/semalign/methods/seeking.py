@@ -29,16 +29,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semalign.cache import Record
-from semalign.capture import Point, capture
 from semalign.config import TransferConfig
 from semalign.data import Sample
+from semalign.data.batches import batch_inputs
 from semalign.errors import ConfigError, ModelError
 from semalign.maths.windows import best_span, best_window, low_rank
-from semalign.models import PROJECTIONS, Decoder
-from semalign.progress import bar
-from semalign.recipe import Recipe
-from semalign.signals import batch_inputs, sum_of_row_means
+from semalign.methods.objective import sum_of_row_means
+from semalign.methods.recipe import Recipe
+from semalign.models.capture import Point, capture
+from semalign.models.decoder import Decoder
+from semalign.models.layouts import PROJECTIONS
+from semalign.run.files import Record
+from semalign.run.progress import bar
 
 logger = logging.getLogger(__name__)
 

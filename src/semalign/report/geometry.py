@@ -8,16 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from semalign.report import plots, stacks, words
-from semalign.report.blocks import (
-    Cell,
-    HeatLegend,
-    Legend,
-    Panel,
-    Panels,
-    Row,
-    Section,
-    Table,
-)
+from semalign.report.blocks import Cell, HeatLegend, Legend, Panel, Panels, Row, Section, Table
 from semalign.report.files import Json, RunFiles
 from semalign.report.stacks import HeatScale, Link
 from semalign.report.words import finite, listing, number, percent

@@ -7,7 +7,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from semalign.folder import figure_name
 from semalign.report import plots, words
 from semalign.report.blocks import (
     Answer,
@@ -24,7 +23,7 @@ from semalign.report.blocks import (
 )
 from semalign.report.files import Json
 from semalign.report.plots import Bar
-from semalign.report.words import finite, number, percent, share_closed
+from semalign.report.words import figure_name, finite, number, percent, share_closed
 
 TEXT_LIMIT = 4000
 """Characters of a prompt or an answer that are shown."""

@@ -8,17 +8,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from semalign.report import plots, words
-from semalign.report.blocks import (
-    Cell,
-    Code,
-    Facts,
-    Legend,
-    Panel,
-    Panels,
-    Row,
-    Section,
-    Table,
-)
+from semalign.report.blocks import Cell, Code, Facts, Legend, Panel, Panels, Row, Section, Table
 from semalign.report.files import Json, RunFiles
 from semalign.report.plots import Series
 from semalign.report.words import finite, number, recipe_name

@@ -7,12 +7,7 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from semalign.report import outcome, plots, words
-from semalign.report.blocks import (
-    Panel,
-    Panels,
-    Tile,
-    contenders,
-)
+from semalign.report.blocks import Panel, Panels, Tile, contenders
 from semalign.report.files import Json, RunFiles
 from semalign.report.plots import Bar
 from semalign.report.words import Headline, finite, listing, number, percent

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 GAPS = (("accuracy_gap_closed", "Accuracy gap closed"), ("kl_gap_closed", "KL gap closed"))
 """The two headline figures of metrics.json, with their titles."""
@@ -223,3 +224,8 @@ def comparison(share: float, baselines: Mapping[str, float]) -> str:
 def closed(share: float) -> str:
     """closed 45% / widened it by 3%."""
     return f"widened it by {percent(-share)}" if share < -LEVEL else f"closed {percent(share)}"
+
+
+def figure_name(entry: Mapping[str, Any]) -> str:
+    """A figure of metrics.json's `harness` in words: its metric, and how the answer was read off."""
+    return entry["metric"] + ("" if entry["filter"] == "none" else f", {entry['filter']}")

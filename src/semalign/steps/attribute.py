@@ -10,16 +10,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from semalign.capture import Point, capture
 from semalign.config import TransferConfig
 from semalign.data import Sample, collate, length_batches
+from semalign.data.batches import state_mask
+from semalign.data.inputs import Inputs
 from semalign.errors import ModelError
-from semalign.folder import RunFolder, fingerprint, is_done, measured, save_result
 from semalign.maths.attribution import head_scores
-from semalign.models import Decoder, Head, let_checkpoint
-from semalign.progress import bar
-from semalign.signals import state_mask, sum_of_row_means
-from semalign.steps.inputs import Inputs
+from semalign.methods.objective import sum_of_row_means
+from semalign.models.capture import Point, capture
+from semalign.models.decoder import Decoder, let_checkpoint
+from semalign.models.head import Head
+from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+from semalign.run.meter import measured
+from semalign.run.progress import bar
 
 __all__ = ["Scores", "attribute", "attribute_all", "attribute_as", "attribute_layers"]
 SCHEMA = 2  # of scores.json; 2 has heads

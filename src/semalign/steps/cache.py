@@ -15,19 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semalign import ranks
-from semalign.cache import Record, ShardStore, write_tensors
 from semalign.config import TransferConfig
+from semalign.data.inputs import Inputs
 from semalign.errors import CacheError
-from semalign.folder import RunFolder, free_memory, is_done, measured, save_result
 from semalign.maths.similarity import mean_cosine
-from semalign.models import Decoder, Head
-from semalign.signals import layer_states, student_signals, teacher_signals
-from semalign.steps.inputs import Inputs
-from semalign.steps.maps import FITTED, fit_maps, head_maps
-from semalign.steps.pair import read_plan
-from semalign.steps.stores import Source, Stores, fill
-from semalign.supervision import Maps, to_targets
+from semalign.models.decoder import Decoder
+from semalign.models.head import Head
+from semalign.run import ranks
+from semalign.run.files import Record, write_tensors
+from semalign.run.folder import RunFolder, is_done, save_result
+from semalign.run.meter import free_memory, measured
+from semalign.signals.maps import FITTED, Maps, fit_maps, head_maps, to_targets
+from semalign.signals.passes import layer_states, student_signals, teacher_signals
+from semalign.signals.plan import read_plan
+from semalign.signals.shards import ShardStore
+from semalign.signals.stores import Source, Stores, fill
 
 logger = logging.getLogger(__name__)
 

@@ -11,27 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.cache import write_atomic
 from semalign.config import TransferConfig, without_names
 from semalign.data.chat import answered, asked, conversation
+from semalign.data.drawing import split_rows, task_rows
+from semalign.data.inputs import is_to_answer
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind
 from semalign.errors import DataError
-from semalign.evaluation.generate import answers
-from semalign.folder import (
-    RunFolder,
-    fingerprint,
-    free_memory,
-    hash_of,
-    is_done,
-    json_line,
-    kept_lines,
-    measured,
-    save_result,
-)
-from semalign.loading import identity, load
-from semalign.models import Decoder
-from semalign.progress import bar
-from semalign.steps.inputs import is_to_answer, split_rows, task_rows
+from semalign.evaluation.decoding import answers
+from semalign.models.decoder import Decoder
+from semalign.models.loading import identity, load
+from semalign.run.files import hash_of, json_line, kept_lines, write_atomic
+from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+from semalign.run.meter import free_memory, measured
+from semalign.run.progress import bar
 from semalign.steps.prompts import Chat, by_teacher, by_words
 
 

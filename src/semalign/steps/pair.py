@@ -7,47 +7,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from semalign.cache import read_json
-from semalign.capture import Point
 from semalign.config import PairingConfig, TransferConfig
 from semalign.data import Sample
+from semalign.data.inputs import Inputs
 from semalign.errors import ConfigError
-from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
 from semalign.maths.pairing import LayerPair, best_path, depth_pairs, match_heads, nearest, pair_critical
 from semalign.maths.regression import ridge_scores
 from semalign.maths.similarity import cka_matrix, unit_gram
 from semalign.methods import resolve
-from semalign.models import Decoder
-from semalign.signals import layer_states, states_at
-from semalign.steps.inputs import Inputs
+from semalign.models.capture import Point
+from semalign.models.decoder import Decoder
+from semalign.run.files import read_json
+from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+from semalign.run.meter import free_memory, measured
+from semalign.signals.passes import layer_states, states_at
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What later steps obey."""
-
-    pairs: tuple[LayerPair, ...]
-    trained_layers: tuple[int, ...]
-    heads: tuple[LayerPair, ...] = ()
-    """Pairs of single attention heads, for the interface head."""
-
-    def at(self, interface: str) -> tuple[LayerPair, ...]:
-        """What is paired at an interface: heads, or else layers."""
-        return self.heads if interface == "head" else self.pairs
-
-    @property
-    def cut(self) -> int:
-        """Student layers 1..cut never change."""
-        return min(self.trained_layers) - 1
 
 
 def pair_layers(
@@ -197,38 +179,3 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         "trained_layers": [p.student for p in pairs],
     }
     save_result(run.pairs, wanted, result)
-
-
-def read_plan(run: RunFolder) -> Plan:
-    """The plan as it stands in the file, checked like any user's input."""
-    plan = read_json(run.pairs, "pair")
-    try:
-        pairs, heads = (tuple(LayerPair(**p) for p in plan.get(key, ())) for key in ("pairs", "heads"))
-        trained = tuple(sorted({int(k) for k in plan["trained_layers"]}))
-        depths = plan["teacher_layers"], plan["student_layers"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{run.pairs}: expected pairs of teacher, student and fraction and a list trained_layers, got {error}; mend or delete it."
-        ) from error
-    for p in (*pairs, *heads):
-        if not (
-            1 <= p.student <= depths[1]
-            and 1 <= p.teacher <= depths[0]
-            and p.teacher + (p.fraction > 0) <= depths[0]
-        ):
-            raise ConfigError(
-                f"{run.pairs}: pair {asdict(p)} is out of range; student layers are 1 to {depths[1]}, teacher layers 1 to {depths[0]}."
-            )
-    if not trained or not set(trained) <= set(range(1, depths[1] + 1)):
-        raise ConfigError(
-            f"{run.pairs}: trained_layers {list(trained)} must name layers between 1 and {depths[1]}; mend the list."
-        )
-    if len({p.student for p in pairs}) != len(pairs):
-        raise ConfigError(f"{run.pairs}: a student layer is paired twice; keep one pair per student layer.")
-    if not all(p.teacher_head and p.student_head for p in heads) or len({p.place for p in heads}) != len(
-        heads
-    ):
-        raise ConfigError(
-            f"{run.pairs}: expected heads with teacher_head and student_head, a student's head once; mend the list heads."
-        )
-    return Plan(pairs, trained, heads)

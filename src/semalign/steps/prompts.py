@@ -19,10 +19,10 @@ from semalign.data.chat import Message, encode_next_turn
 from semalign.data.kinds import Row
 from semalign.embedded.keys import splits_of
 from semalign.errors import DataError
-from semalign.evaluation.generate import continuations
-from semalign.folder import json_line, kept_lines
-from semalign.models import Decoder
-from semalign.progress import bar
+from semalign.evaluation.decoding import continuations
+from semalign.models.decoder import Decoder
+from semalign.run.files import json_line, kept_lines
+from semalign.run.progress import bar
 
 Chat = list[Message]
 ROWS_SHOWN = 3

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from semalign import ranks
-from semalign.cache import Record, ShardStore, read_json, read_tensors, write_tensors
-from semalign.callbacks import GradientCheck, LineLog, StopOnSignal, complete_checkpoint
 from semalign.config import TransferConfig, to_dict
-from semalign.errors import ConfigError
-from semalign.folder import RunFolder, fingerprint, free_memory, is_done, measured, save_result
-from semalign.models import Decoder, Head, head_options
-from semalign.progress import LossProgress
-from semalign.recipe import Recipe
-from semalign.signals import extended_prefix, stream_of
-from semalign.steps.inputs import Inputs
-from semalign.steps.pair import Plan, read_plan
-from semalign.steps.start import make_start
-from semalign.steps.stores import Stores, fill, recipes_of, shard_plan
-from semalign.steps.student import add_deltas, merge, movement, prepared, save_student, weights_of
-from semalign.suffix import Collator, SuffixModel, SuffixTrainer
-from semalign.supervision import CachedSupervision, LiveSupervision, Maps, ShuffledSupervision, Supervision
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training stopped on a signal after saving a checkpoint."""
+from semalign.data.inputs import Inputs
+from semalign.methods.recipe import Recipe
+from semalign.run import ranks
+from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+from semalign.run.meter import free_memory, measured
+from semalign.signals.plan import read_plan
+from semalign.signals.request import recipes_of
+from semalign.signals.stores import Stores
+from semalign.training.stages import _Training, stages, trained_plan, with_recipe
+from semalign.training.start import make_start
+from semalign.training.student import add_deltas, merge, movement, prepared, save_student, weights_of
 
 
 def train(config: TransferConfig, run: RunFolder, inputs: Inputs, baseline: str | None = None) -> None:
@@ -103,234 +88,3 @@ def _forget(folder: Path) -> None:
     for part in (*folder.glob("checkpoint-*"), *folder.glob("stage-*")):
         shutil.rmtree(part)
     (folder / "training.json").unlink(missing_ok=True)
-
-
-def with_recipe(config: TransferConfig, recipe: Recipe) -> TransferConfig:
-    """The config with what the recipe says about LoRA in place."""
-    names = ("lora_r", "lora_target_modules")
-    given = {name: getattr(recipe, name) for name in names if getattr(recipe, name) is not None}
-    return replace(config, train=replace(config.train, **given))
-
-
-def trained_plan(plan: Plan, recipe: Recipe, depth: int) -> Plan:
-    """The plan with every layer trained, or changed by the start, where the recipe says so."""
-    return plan if recipe.trained == "pairs" else replace(plan, trained_layers=tuple(range(1, depth + 1)))
-
-
-def stages(plan: Plan, recipe: Recipe) -> list[Plan]:
-    """What is trained together: all layers at once, or each in turn, from shallow to deep, towards its own target."""
-    if recipe.schedule == "joint":
-        return [plan]
-    return [
-        Plan(
-            tuple(p for p in plan.pairs if p.student == layer),
-            (layer,),
-            tuple(p for p in plan.heads if p.student == layer),
-        )
-        for layer in plan.trained_layers
-    ]
-
-
-class _Training:
-    """One student's training, stage by stage, each in a Trainer with an optimiser of its own."""
-
-    def __init__(
-        self,
-        config: TransferConfig,
-        run: RunFolder,
-        inputs: Inputs,
-        stores: Stores,
-        recipe: Recipe,
-        student: Decoder,
-        folder: Path,
-    ) -> None:
-        self.config, self.inputs, self.stores, self.recipe = config, inputs, stores, recipe
-        self.student, self.folder = student, folder
-        self.teacher_head = (
-            read_teacher_head(run, inputs).to(student.device) if recipe.needs_teacher_head else None
-        )
-        self.supervision = _supervision(config, run, inputs, stores, recipe)
-        self.cut = 0  # layers whose output is read instead of computed
-        self.prefixes: ShardStore | None = None  # and from where
-
-    def run(self, plans: list[Plan]) -> dict[str, Any]:
-        """Train all stages that are not done yet; their totals."""
-        if self.stores.request.cut is not None and plans[0].cut >= self.stores.request.cut:
-            self.cut, self.prefixes = self.stores.request.cut, self.stores.student
-        trainable = [p for p in self.student.model.parameters() if p.requires_grad]
-        done: list[dict[str, Any]] = []
-        for number, plan in enumerate(plans, 1):
-            chosen = {id(p) for k in plan.trained_layers for p in self.student.layers[k - 1].parameters()}
-            for parameter in trainable:
-                parameter.requires_grad_(id(parameter) in chosen)
-            steps = sum(stage["steps"] for stage in done)
-            if len(plans) == 1:
-                done.append(self._optimise(plan, self.folder, steps, stages=1))
-            else:
-                done.append(self._stage(plan, self.folder / f"stage-{number}", steps, stages=len(plans)))
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        return {
-            "steps": sum(stage["steps"] for stage in done),
-            "loss": done[-1]["loss"],
-            "trained_parameters": sum(p.numel() for p in trainable),
-            "train_seconds": round(sum(stage["train_seconds"] for stage in done), 3),
-        }
-
-    def _stage(self, plan: Plan, folder: Path, steps: int, stages: int) -> dict[str, Any]:
-        """One of several stages: what it trained lies in its folder, so that a resumed run goes on from the very weights."""
-        names = [n for n, p in self.student.model.named_parameters() if p.requires_grad]
-        parameters = dict(self.student.model.named_parameters())
-        before, store = self.prefixes, self._prefix_store(plan.cut, folder)
-        if is_done(folder / "stage.json", {}):
-            for name, tensor in read_tensors(folder / "weights.safetensors").items():
-                parameters[name].data.copy_(tensor)
-            self.cut, self.prefixes = plan.cut if store else self.cut, store
-            return read_json(folder / "stage.json", "train")
-        if store is not None and store is not before:
-            self._extend(store, plan.cut)
-            if before is not None and before is not self.stores.student and ranks.is_main():
-                shutil.rmtree(before.folder, ignore_errors=True)
-        result = self._optimise(plan, folder, steps, stages)
-        if ranks.is_main():
-            write_tensors(folder / "weights.safetensors", {name: parameters[name] for name in names})
-            save_result(folder / "stage.json", {}, result)
-        ranks.wait()
-        return result
-
-    def _prefix_store(self, cut: int, folder: Path) -> ShardStore | None:
-        """Where the streams that enter layer cut + 1 lie: the present store while the cut stays, else the stage's own."""
-        if not self.config.train.cache_prefix or cut == self.cut:
-            return self.prefixes
-        known = self.stores.fingerprint | {"cut": cut}
-        plan = shard_plan(self.inputs.train, self.config.cache.shard_rows)
-        return ShardStore(folder / "prefix", known, plan)
-
-    def _extend(self, store: ShardStore, cut: int) -> None:
-        """Run the present streams on through the layers that are finished, instead of computing all anew."""
-
-        def through(batch: list[int]) -> list[Record]:
-            streams = (
-                [stream_of(self.prefixes.read(n, self.stores.request.prefix_keys)) for n in batch]
-                if self.prefixes
-                else None
-            )
-            samples = [self.inputs.train[n] for n in batch]
-            # As in training: frozen matrices may still be in half precision.
-            kind, is_mixed = self.student.device.type, self.config.train.bf16
-            with torch.autocast(kind, torch.bfloat16, enabled=is_mixed):
-                return extended_prefix(self.student, samples, streams, (self.cut, cut), self.stores.request)
-
-        fill(store, through, label=f"prefix to layer {cut}", batch_size=self.config.cache.batch_size)
-        self.cut, self.prefixes = cut, store
-
-    def _optimise(self, plan: Plan, folder: Path, steps: int, stages: int) -> dict[str, Any]:
-        """Run the Trainer, from the newest complete checkpoint if there is one."""
-        student, config = self.student, self.config
-        with StopOnSignal().installed() as stopper:
-            suffix = SuffixModel(
-                student,
-                self.cut,
-                self.recipe,
-                plan.at(self.recipe.interface),
-                self.inputs.candidates,
-                self.teacher_head,
-            )
-            trainer = SuffixTrainer(
-                suffix,
-                arguments(config, self.recipe, folder, stages),
-                self.inputs.train,
-                Collator(self.inputs.train, self.supervision, self.prefixes, self.stores.request.prefix_keys),
-                callbacks=[LineLog(self.folder / "train.jsonl", steps), GradientCheck(), stopper],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.remove_callback(ProgressCallback)
-            if ranks.is_main() and logging.getLogger("semalign").isEnabledFor(logging.INFO):
-                trainer.add_callback(LossProgress)
-            output = trainer.train(resume_from_checkpoint=complete_checkpoint(folder))
-            if stopper.must_stop and trainer.state.global_step < trainer.state.max_steps:
-                raise Interrupted(
-                    f"stopped after step {steps + trainer.state.global_step}; run the same command again to go on"
-                )
-        return {
-            "steps": trainer.state.global_step,
-            "loss": mean_loss(trainer.state.log_history, output.training_loss),
-            "train_seconds": round(output.metrics["train_runtime"], 3),
-        }
-
-
-def mean_loss(logged: Sequence[Mapping[str, Any]], otherwise: float) -> float:
-    """Mean loss over the logged steps, those before a resume included; the Trainer's own figure counts only what it ran."""
-    lines = [(line["step"], line["loss"]) for line in logged if "loss" in line]
-    starts = [0, *(step for step, _ in lines)]
-    total = sum(loss * (step - start) for (step, loss), start in zip(lines, starts, strict=False))
-    return total / lines[-1][0] if lines else otherwise
-
-
-def cached_supervision(inputs: Inputs, stores: Stores, recipe: Recipe) -> Supervision:
-    """The stored signals of each sample, or of another one where the recipe says so."""
-    places = [p.place for p in stores.request.at(recipe.interface)]
-    if recipe.signals == "shuffled":
-        return ShuffledSupervision(stores.teacher, recipe, places, [s.supervised for s in inputs.train])
-    return CachedSupervision(stores.teacher, recipe, places)
-
-
-def _supervision(
-    config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, recipe: Recipe
-) -> Supervision:
-    if recipe.signals == "shuffled" or not config.train.live_teacher:
-        return cached_supervision(inputs, stores, recipe)
-    teacher, untouched = inputs.load_teacher(), inputs.load_student()
-    untouched.model.requires_grad_(False)
-    return LiveSupervision(
-        teacher,
-        untouched,
-        inputs.train,
-        stores.request,
-        recipe=recipe,
-        maps=Maps.read(run.targets / "maps.safetensors"),
-    )
-
-
-def read_teacher_head(run: RunFolder, inputs: Inputs) -> Head:
-    """The teacher's head as the cache step stored it."""
-    stored = read_tensors(run.targets / "teacher_head.safetensors")
-    return Head(stored["weight"], head_options(inputs.teacher, stored.get("bias")))
-
-
-def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int = 1) -> TrainingArguments:
-    """The config's fields as transformers' own; several stages share the epochs or steps."""
-    t = config.train
-    trackers = ["none", *get_available_reporting_integrations()]
-    if t.report_to not in trackers:
-        raise ConfigError(
-            f"train.report_to: expected one of {', '.join(trackers)}, which are installed here, got {t.report_to!r}; "
-            "install the tracker or choose none."
-        )
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=t.num_train_epochs / stages,
-        max_steps=t.max_steps if t.max_steps <= 0 else max(1, t.max_steps // stages),
-        per_device_train_batch_size=t.per_device_train_batch_size,
-        gradient_accumulation_steps=t.gradient_accumulation_steps,
-        learning_rate=recipe.learning_rate,
-        weight_decay=t.weight_decay,
-        lr_scheduler_type=t.lr_scheduler_type,
-        warmup_steps=t.warmup_steps,
-        max_grad_norm=t.max_grad_norm,
-        bf16=t.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=t.logging_steps,
-        save_steps=t.save_steps,
-        save_total_limit=2,
-        seed=config.seed,
-        # A NaN step must show, never be averaged away.
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-        report_to=t.report_to,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        log_level="warning",
-        # GradientCheck has made sure that the loss reaches every trained parameter.
-        ddp_find_unused_parameters=False,
-    )

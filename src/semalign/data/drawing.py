@@ -1,0 +1,105 @@
+"""Which rows a run trains on and which it measures: read by name, cut or mixed, held-out rows apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from semalign import embedded
+from semalign.config import DataConfig, TransferConfig
+from semalign.data import (
+    disjoint,
+    load_rows,
+)
+from semalign.data.mixture import Drawn, mix
+from semalign.embedded.splits import TASKS
+from semalign.errors import DataError
+
+
+def rows_named(name: str, data: DataConfig) -> list[dict[str, Any]]:
+    """Rows of a dataset, file, or split of the embedded world."""
+    if name.startswith("embedded:"):
+        return embedded_rows(name)
+    return load_rows(
+        name, dataset_config=data.dataset_config, split=data.dataset_train_split, on_bad_row=data.on_bad_row
+    )
+
+
+def embedded_rows(name: str) -> list[dict[str, Any]]:
+    """Rows of a split of the embedded world, of all tasks or of one."""
+    split, _, task = name.removeprefix("embedded:").partition("/")
+    if split not in ("transfer", "validation", "test") or task not in ("", *TASKS):
+        raise DataError(
+            f"{name}: expected embedded:transfer, embedded:validation or embedded:test, alone or with one of "
+            f"/{', /'.join(TASKS)}; choose one."
+        )
+    return [row for row in embedded.rows(split) if task in ("", row["task"])]  # type: ignore[arg-type]
+
+
+def task_rows(config: TransferConfig) -> list[dict[str, Any]]:
+    """Items to answer, at most max_items of each task; none where none are asked for."""
+    if config.evaluation.tasks is None:
+        return []
+    counts: dict[str, int] = {}
+    kept = []
+    for row in rows_named(config.evaluation.tasks, config.data):
+        if "check" not in row or "task" not in row:
+            raise DataError(
+                f"{config.evaluation.tasks}: expected rows with task, messages and check, got {sorted(row)}; see the docs on tasks."
+            )
+        counts[row["task"]] = counts.get(row["task"], 0) + 1
+        if config.evaluation.max_items is None or counts[row["task"]] <= config.evaluation.max_items:
+            kept.append(row)
+    return kept
+
+
+def split_rows(data: DataConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Training and held-out rows; an overlap between them stops the run."""
+    drawn = draw_rows(data)
+    return drawn.train, drawn.heldout
+
+
+def draw_rows(data: DataConfig) -> Drawn:
+    """As `split_rows`, with how many rows each dataset gave."""
+    heldout = rows_named(data.heldout_name, data) if data.heldout_name is not None else None
+    if heldout is not None and data.heldout_rows:
+        heldout = heldout[: data.heldout_rows]
+    to_hold = data.heldout_rows if heldout is None else 0
+    drawn = _cut(data, to_hold) if isinstance(data.dataset_name, str) else _mixed(data, to_hold)
+    if heldout is not None:
+        drawn = replace(drawn, heldout=heldout)
+    if drawn.heldout and (shared := disjoint(drawn.train, drawn.heldout)):
+        raise DataError(
+            f"{', '.join(data.weights)}: {shared} held-out prompts are among the training rows too; remove the duplicates from one side."
+        )
+    return drawn
+
+
+def _cut(data: DataConfig, heldout: int) -> Drawn:
+    """One dataset: the last rows are held out, the first are trained on."""
+    (name,) = data.weights
+    rows = rows_named(name, data)
+    if heldout >= len(rows):
+        raise DataError(
+            f"data.heldout_rows: expected fewer than the {len(rows)} rows of {name}, got {heldout}; lower it."
+        )
+    at = len(rows) - heldout
+    train, kept = rows[:at][: data.max_rows], rows[at:]
+    counts = {"weight": 1.0, "available": len(rows), "train": len(train), "heldout": len(kept)}
+    return Drawn(train, kept, {name: counts})
+
+
+def _mixed(data: DataConfig, heldout: int) -> Drawn:
+    """Several datasets; rows without an id get one that says where they come from."""
+    datasets = {
+        name: [{"id": f"{name}:{n}", **row} for n, row in enumerate(rows_named(name, data), 1)]
+        for name in data.weights
+    }
+    return mix(
+        datasets,
+        data.weights,
+        total=data.max_rows,
+        heldout=heldout,
+        stopping=data.stopping_strategy,
+        seed=data.mixture_seed,
+    )

@@ -1,0 +1,168 @@
+"""What every step starts from: tokenised rows and the vocabulary both models share, checked before weights are read."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from semalign.config import DataConfig, TransferConfig, without_names
+from semalign.data import (
+    Sample,
+    check_shared,
+    disjoint,
+    effective_max_length,
+    load_rows,
+    prepare,
+    shared_vocabulary,
+)
+from semalign.data.batches import candidates_of
+from semalign.data.chat import answered, lacks_answer
+from semalign.data.drawing import draw_rows, task_rows
+from semalign.data.mixture import Drawn
+from semalign.errors import CacheError, DataError
+from semalign.models.decoder import Decoder, share_vocabulary
+from semalign.models.loading import Checkpoint, check_pair, named
+from semalign.run.files import hash_of
+from semalign.run.folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows as tokens, for training and for measuring, and what identifies them."""
+
+    train: list[Sample]
+    heldout: list[Sample]
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+    """Leading ids that mean the same in both models; heads are sliced to them."""
+    teacher: Any
+    """The teacher's configuration."""
+    student: Any
+    """The student's configuration."""
+    open_teacher: Callable[[], Decoder]
+    open_student: Callable[[], Decoder]
+    fingerprint: dict[str, Any]
+    """Identity of the models and the tokenised rows."""
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per dataset: weight, rows it holds, rows given to training and held out."""
+
+    @cached_property
+    def candidates(self) -> Tensor:
+        """See `candidates_of`; read from the training rows once."""
+        return candidates_of(self.train)
+
+    def load_teacher(self) -> Decoder:
+        """The teacher, its head sliced to the shared ids; it is the caller's to drop."""
+        return self._sliced(self.open_teacher())
+
+    def load_student(self) -> Decoder:
+        """The untouched student, its head sliced to the shared ids."""
+        return self._sliced(self.open_student())
+
+    def _sliced(self, decoder: Decoder) -> Decoder:
+        share_vocabulary(self.vocabulary, decoder)
+        return decoder
+
+    def counts(self) -> dict[str, Any]:
+        """Rows and tokens that a run starts from, for data.json."""
+        return {
+            "training_rows": len(self.train),
+            "supervised_tokens": sum(s.supervised for s in self.train),
+            "heldout_rows": len(self.heldout),
+            "sources": self.sources,
+        }
+
+
+def _generated(data: DataConfig, drawn: Drawn, run: RunFolder | None) -> Drawn:
+    """The same with the rows that the generate step wrote; without a run, with stand-ins for them."""
+    if run is None:
+        # For an estimate: as many rows of the same lengths, and answers still to come as long as they may be.
+        train, heldout = (_with_stand_ins(data, rows) for rows in (drawn.train, drawn.heldout))
+        return replace(drawn, train=train * (data.variants + 1), heldout=heldout)
+    for path in (run.rows, run.heldout):
+        if not path.exists():
+            raise CacheError(f"{path}: not there yet; run `semalign generate` first.")
+    # Line by line: of a mixture they may be of several kinds.
+    heldout = [json.loads(line) for line in run.heldout.read_text(encoding="utf-8").split("\n") if line]
+    return replace(drawn, train=load_rows(str(run.rows)), heldout=heldout)
+
+
+def is_to_answer(data: DataConfig, row: dict[str, Any]) -> bool:
+    """Whether a row has no answer and the teacher is to give it one."""
+    return data.completions == "teacher" and lacks_answer(row)
+
+
+def _with_stand_ins(data: DataConfig, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    answer = "answer " * data.max_new_tokens
+    return [answered(row, answer) if is_to_answer(data, row) else row for row in rows]
+
+
+def load_inputs(config: TransferConfig, run: RunFolder | None = None) -> Inputs:
+    """Read configurations, tokenizers and rows; check that the models go together.
+
+    Args:
+        run: folder of the generate step's rows, where `data` asks for the teacher's answers.
+    """
+    teacher, student = named(config.teacher), named(config.student)
+    drawn = draw_rows(config.data)
+    if config.data.is_generated:
+        drawn = _generated(config.data, drawn, run)
+    if shared := disjoint(drawn.train, task_rows(config)):
+        raise DataError(
+            f"{config.evaluation.tasks}: the prompts of {shared} items are among the training rows too; remove them from one side."
+        )
+    return inputs_of(config, teacher, student, drawn)
+
+
+def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, drawn: Drawn) -> Inputs:
+    """Two models and rows as every step wants them; `data` says how rows become tokens."""
+    check_pair(teacher.config, student.config, allow_smaller_teacher=config.allow_smaller_teacher)
+    tokenizer = student.tokenizer
+    shared = shared_vocabulary(
+        teacher.tokenizer, tokenizer, teacher.config.vocab_size, student.config.vocab_size
+    )
+    if shared.teacher_extra or shared.student_extra:
+        logger.info("heads sliced to the %d shared ids", shared.size)
+    length = min(
+        effective_max_length(tokenizer, m.config, config.data.max_length) for m in (teacher, student)
+    )
+    options: dict[str, Any] = {
+        "max_length": length,
+        "supervise": config.data.supervise,
+        "max_dropped": config.data.max_dropped,
+    }
+    train = prepare(drawn.train, tokenizer, source=_source(config.data), **options)
+    heldout = prepare(drawn.heldout, tokenizer, source="held-out rows", **options) if drawn.heldout else []
+    check_shared([*train, *heldout], shared, tokenizer)
+    known = {
+        "teacher": teacher.identity,
+        "student": student.identity,
+        "data": without_names(config.data),
+        "train": hash_of([s.sha for s in train]),
+        "heldout": hash_of([s.sha for s in heldout]),
+    }
+    return Inputs(
+        train,
+        heldout,
+        tokenizer,
+        shared.size,
+        teacher.config,
+        student.config,
+        teacher.open,
+        student.open,
+        known,
+        drawn.sources,
+    )
+
+
+def _source(data: DataConfig) -> str:
+    return data.dataset_name if isinstance(data.dataset_name, str) else "mixture"

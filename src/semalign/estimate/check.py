@@ -1,0 +1,185 @@
+"""Look before anything expensive: do the models go together, what is supervised, what will it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from semalign.config import TransferConfig
+from semalign.data import render_example, templates_agree
+from semalign.data.drawing import split_rows
+from semalign.data.inputs import Inputs, is_to_answer, load_inputs
+from semalign.errors import CacheError
+from semalign.estimate.cost import estimate
+from semalign.estimate.probe import Costs, Shown, probe_student, probe_teacher
+from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
+from semalign.maths.pairing import LayerPair
+from semalign.maths.similarity import mean_cosine
+from semalign.models.head import Head
+from semalign.models.loading import load_tokenizer
+from semalign.run.folder import RunFolder
+from semalign.run.meter import free_memory
+from semalign.signals.maps import head_maps
+from semalign.signals.plan import Plan, read_plan
+from semalign.signals.request import Request, request_of
+from semalign.steps.cache import error_figures
+from semalign.steps.pair import pair_layers
+
+
+def check(config: TransferConfig, console: Console) -> dict[str, Any]:
+    """Print and return the findings; raises the error that the run itself would meet."""
+    inputs = load_inputs(config)
+    plan, is_provisional = _plan(config, inputs)
+    console.rule("[bold]rows", align="left")
+    first = split_rows(config.data)[0][:8]
+    agree = templates_agree(load_tokenizer(config.teacher), inputs.tokenizer, first)
+    counts = inputs.counts()
+    supervised = counts["supervised_tokens"]
+    console.print(
+        f"{len(inputs.train)} training rows, {supervised} supervised tokens, {len(inputs.heldout)} held-out rows"
+    )
+    if len(inputs.sources) > 1:
+        _print_sources(inputs.sources, console)
+    console.print(
+        f"vocabulary: the first {inputs.vocabulary} ids are shared; chat templates {'agree' if agree else 'DIFFER, the student’s is used'}"
+    )
+    if config.data.is_generated:
+        console.print(
+            "the teacher has yet to answer prompts; given answers stand in for its own, and where there are none as many tokens as "
+            "data.max_new_tokens; its time is not estimated"
+        )
+    if not is_to_answer(config.data, first[0]):
+        console.print("one row, supervised part in brackets:")
+        example = render_example(inputs.train[0], inputs.tokenizer)
+        console.print(example, markup=False, highlight=False, style="dim")
+    request, wanted = request_of(config, plan)
+    shown = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True)
+    costs = Costs()
+    student = probe_student(config, inputs, plan, shown, costs)
+    with costs.clock("collect"):
+        free_memory()
+    teacher = probe_teacher(config, inputs, shown, student, costs)
+    found: dict[str, Any] = {
+        **counts,
+        "shared_vocabulary": inputs.vocabulary,
+        "templates_agree": agree,
+        "pairs": [vars(p) for p in plan.pairs],
+        "pairs_are_provisional": is_provisional,
+        "heads": {n: _spectrum(p.head) for n, p in (("teacher", teacher), ("student", student))},
+        "pair_figures": _figures(teacher, student, shown, wanted or [("semantic", shown.interfaces[0])]),
+        "prefix_error": _prefix_error(student),
+        "estimate": estimate(config, inputs, plan, costs),
+    }
+    _print(found, console)
+    return found
+
+
+def _print_sources(sources: dict[str, dict[str, Any]], console: Console) -> None:
+    table = Table("dataset", "weight", "holds", "training rows", "held-out rows")
+    for name, s in sources.items():
+        table.add_row(name, f"{s['weight']:.3f}", *(str(s[key]) for key in ("available", "train", "heldout")))
+    console.print(table)
+
+
+def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
+    run = RunFolder(Path(config.output_dir))
+    if run.pairs.exists():
+        return read_plan(run), False
+    # Attribution and matching have not run: any layer may win, so the deepest stand for the chosen.
+    options = replace(
+        config.pairing, match="depth", selection="all" if config.pairing.selection == "all" else "last"
+    )
+    pairs = pair_layers([], inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers, options)
+    most = min(options.heads, inputs.teacher.num_attention_heads, inputs.student.num_attention_heads)
+    heads = tuple(
+        replace(p, fraction=0.0, teacher_head=n, student_head=n) for p in pairs for n in range(1, most + 1)
+    )
+    return Plan(tuple(pairs), tuple(p.student for p in pairs), heads), (
+        config.pairing.selection == "attribution" or config.pairing.match != "depth"
+    )
+
+
+def _prefix_error(student: Shown) -> dict[str, float] | None:
+    key = "tokens.prefix_error"
+    errors = [record[key] for record in [*student.typical, *student.longest] if key in record]
+    return error_figures(errors) if errors else None
+
+
+def _spectrum(head: Head) -> dict[str, Any]:
+    found = spectrum(gram(head.weight_VD))
+    return {"width": head.weight_VD.shape[1], "rank": found.rank, "condition": round(found.condition, 1)}
+
+
+def _figures(
+    teacher: Shown, student: Shown, request: Request, wanted: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Per pair: recomposition of the teacher's activations on its own bases, and the mapped target's cosine to the student."""
+    maps = head_maps(
+        teacher.head, student.head, (teacher.norm, student.norm), [("semantic", ""), ("logit", "")]
+    )
+    own_map = semantic_map(teacher.head.weight_VD, teacher.head.weight_VD)
+    lines = []
+    for interface in sorted({i for _, i in wanted}):
+        for pair in request.at(interface):
+            theirs = torch.cat(
+                [r[f"positions.teacher.{interface}.{pair.place}"] for r in teacher.typical]
+            ).float()
+            own = torch.cat([r[f"positions.own.{interface}.{pair.place}"] for r in student.typical]).float()
+            line = {
+                "pair": _name(pair),
+                "interface": interface,
+                "recomposition": mean_cosine(apply_map(theirs, own_map, normalize=True), theirs),
+            }
+            for name, matrix in maps.items():
+                line[name] = mean_cosine(apply_map(theirs, matrix, normalize=name == "semantic"), own)
+            lines.append(line)
+    return lines
+
+
+def _name(pair: LayerPair) -> str:
+    head = "" if pair.teacher_head is None else f"h{pair.teacher_head}"
+    return f"{pair.teacher + pair.fraction:g}{head} -> {pair.place}"
+
+
+def _print(found: dict[str, Any], console: Console) -> None:
+    console.rule("[bold]heads and pairs", align="left")
+    for name, head in found["heads"].items():
+        console.print(
+            f"{name}: head rank {head['rank']} of {head['width']}, condition number {head['condition']}"
+        )
+    if found["pairs_are_provisional"]:
+        console.print("pairs have not been chosen yet: the deepest layers at equal depth stand for them")
+    table = Table("pair", "interface", "recomposition", "semantic", "logit")
+    for line in found["pair_figures"]:
+        table.add_row(
+            line["pair"],
+            line["interface"],
+            *(f"{line[k]:.3f}" for k in ("recomposition", "semantic", "logit")),
+        )
+    console.print(table)
+    console.rule("[bold]cost", align="left")
+    e = found["estimate"]
+    gib = 2**30
+    if (error := found["prefix_error"]) is not None:
+        console.print(
+            f"eight-bit prefix streams: relative error {error['mean']:.2%} a token on average, {error['worst']:.2%} at worst"
+        )
+    console.print(
+        f"cache {e['cache_bytes'] / 2**20:.1f} MiB of {e['free_bytes'] / gib:.0f} GiB free; peak memory about {e['peak_bytes'] / gib:.1f} GiB"
+        + (f", {e['peak_gpu_bytes'] / gib:.1f} GiB on the GPU" if "peak_gpu_bytes" in e else "")
+    )
+    console.print(
+        "about "
+        + ", ".join(f"{s:.0f} s to {step}" for step, s in e["seconds"].items())
+        + " (evaluation apart)"
+    )
+    if e["disk_bytes"] > e["free_bytes"]:
+        raise CacheError(
+            f"output_dir: the cache needs about {e['disk_bytes']} bytes, {e['free_bytes']} are free; free space or lower data.max_rows."
+        )

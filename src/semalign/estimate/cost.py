@@ -1,0 +1,106 @@
+"""What a run will cost: bytes by arithmetic, memory and seconds from the probe, scaled to all rows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semalign.config import TransferConfig
+from semalign.data.inputs import Inputs
+from semalign.estimate.probe import Costs
+from semalign.signals.maps import FITTED
+from semalign.signals.plan import Plan
+from semalign.signals.remote import is_remote
+from semalign.signals.request import Request, request_of
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the cache's records, headers and offsets apart. D teacher width, E student width, k = top_k."""
+
+    token: int
+    """A training token: the prefix stream, E numbers, or E + 6 bytes in eight bits."""
+    position: int
+    """A supervised position: own state and target, E a pair; outputs, E and D; 2 k entries of 13 bytes and k of 8."""
+    heldout: int
+    """A supervised position of a held-out row."""
+    raw: int
+    """A supervised position while a fitted map waits for all rows: the teacher's states, D a pair, and its top-k set."""
+    raw_heldout: int
+    """The same for a held-out row."""
+
+
+def record_sizes(request: Request, wanted: Sequence[tuple[str, str]], wide: int, narrow: int) -> Sizes:
+    """Bytes by arithmetic from what a run stores (see `steps.stores.request_of`) and both models' widths."""
+    size = torch.finfo(request.dtype).bits // 8
+    own = sum(len(request.at(i)) for i in request.interfaces) * narrow * size
+    own += narrow * size + 8 * request.top_k + 4 if request.top_k else 0
+    top = 2 * request.top_k * 13 + 4 if request.top_k else 0
+    target = sum(len(request.at(i)) for _, i in wanted) * narrow * size
+    output = wide * size
+    prefix = narrow + 6 if request.prefix_dtype else narrow * size
+    raw = sum(len(request.at(i)) for i in request.interfaces) * wide * size
+    is_fitted = any(name in FITTED for name, _ in wanted)
+    return Sizes(
+        token=prefix * (request.cut is not None),
+        position=own + top + target + output * request.teacher_output,
+        heldout=target + output,
+        raw=is_fitted * (raw + top + output * request.teacher_output),
+        raw_heldout=is_fitted * (raw + output),
+    )
+
+
+def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -> dict[str, Any]:
+    """Bytes of the cache from arithmetic (`record_sizes`); memory and seconds from the probe, scaled to all rows.
+
+    While a fitted map waits for all rows, the teacher's own states lie beside the cache (disk_bytes).
+    """
+    sizes = record_sizes(*request_of(config, plan), inputs.teacher.hidden_size, inputs.student.hidden_size)
+    tokens, held_tokens = (sum(len(s.input_ids) for s in rows) for rows in (inputs.train, inputs.heldout))
+    positions, held = (sum(s.supervised for s in rows) for rows in (inputs.train, inputs.heldout))
+    cache = tokens * sizes.token + positions * sizes.position + held * sizes.heldout
+    raw = positions * sizes.raw + held * sizes.raw_heldout
+    rate = costs.seconds
+    attributed = sum(len(s.input_ids) for s in inputs.train[: config.attribution.rows])
+    trained = config.train.num_train_epochs * tokens
+    if config.train.max_steps > 0:
+        rows = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+        trained = config.train.max_steps * rows * tokens / len(inputs.train)
+    trainings = 1 + len(config.evaluation.baselines)
+    return {
+        "cache_bytes": cache,
+        "disk_bytes": cache + raw,
+        "free_bytes": shutil.disk_usage(_existing(_cache_place(config))).free,
+        "peak_bytes": costs.peak_bytes,
+        **({} if costs.peak_gpu_bytes is None else {"peak_gpu_bytes": costs.peak_gpu_bytes}),
+        "seconds": {
+            "attribute": round(rate["load_teacher"] + attributed * rate["attribute"], 2),
+            "cache": round(
+                rate["load_teacher"]
+                + rate["load_student"]
+                + tokens * rate["cache_student"]
+                + (tokens + held_tokens) * rate["cache_teacher"]
+                + 3 * rate["collect"],
+                2,
+            ),
+            "train": round(trained * rate["train"] + trainings * (rate["load_student"] + rate["collect"]), 2),
+        },
+    }
+
+
+def _cache_place(config: TransferConfig) -> Path:
+    """Where shards are written, first of all where the cache is remote."""
+    folder = config.cache.folder
+    return Path(config.output_dir if folder is None or is_remote(folder) else folder)
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

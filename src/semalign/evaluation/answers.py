@@ -1,0 +1,39 @@
+"""A model's answers to the items of the tasks, each with its verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from semalign.config import TransferConfig
+from semalign.data.chat import asked
+from semalign.data.drawing import task_rows
+from semalign.evaluation.decoding import generate
+from semalign.evaluation.tasks import check_answers
+from semalign.models.decoder import Decoder
+
+
+def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = None) -> list[dict[str, Any]]:
+    """Answers to the items of all tasks, or of one, with their verdicts, by greedy decoding."""
+    rows, options = task_rows(config), config.evaluation
+    rows = [row for row in rows if task in (None, row["task"])]
+    prompts = [asked(row["messages"]) for row in rows]
+    assert decoder.tokenizer is not None
+    texts = generate(
+        decoder.model,
+        decoder.tokenizer,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        engine=options.engine,
+    )
+    verdicts = check_answers(rows, texts, allow_code_execution=options.allow_code_execution)
+    return [
+        {
+            "task": row["task"],
+            "prompt": prompt[-1]["content"],
+            "gold": row["messages"][-1]["content"],
+            "text": text,
+        }
+        | {"correct": v.correct, "extracted": v.extracted}
+        for row, prompt, text, v in zip(rows, prompts, texts, verdicts, strict=True)
+    ]

@@ -1,0 +1,132 @@
+"""A model over the held-out rows, beside what the cache step stored of the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semalign.config import TransferConfig
+from semalign.data import length_batches
+from semalign.data.batches import batch_inputs, labels_of
+from semalign.data.inputs import Inputs
+from semalign.maths.full_vocabulary import closeness
+from semalign.maths.similarity import linear_cka, mean_cosine
+from semalign.methods import resolve
+from semalign.models.capture import Point, capture
+from semalign.models.decoder import Decoder
+from semalign.run.files import Record, read_tensors
+from semalign.run.folder import RunFolder
+from semalign.run.progress import bar
+from semalign.signals.passes import layer_states
+from semalign.signals.plan import read_plan
+from semalign.signals.stores import Stores, read_teacher_head
+
+
+@torch.no_grad()
+def heldout_batches(
+    decoder: Decoder,
+    config: TransferConfig,
+    run: RunFolder,
+    inputs: Inputs,
+    name: str,
+    points: Collection[Point] = (),
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[list[int], list[Record], dict[str, Tensor], dict[Point, Tensor]]]:
+    """Batches of held-out rows: their numbers, stored signals, closeness to the teacher per token, captured states.
+
+    With `rows` each of these alone; else all of them, rows of like length together.
+    """
+    store = Stores(config, run, inputs, read_plan(run)).heldout
+    head, teacher = decoder.head(), read_teacher_head(run, inputs).to(decoder.device)
+    lengths = [len(s.input_ids) for s in inputs.heldout]
+    batches = (
+        length_batches(lengths, max_tokens=None, batch_size=config.cache.batch_size)
+        if rows is None
+        else [[number] for number in rows]
+    )
+    progress = bar(sum(map(len, batches)), f"held-out {name}")
+    for batch in batches:
+        samples = [inputs.heldout[i] for i in batch]
+        ids, attention, states = batch_inputs(decoder, samples)
+        with capture(decoder, points) as found, decoder.span(0, decoder.num_layers, norm=True):
+            output_XE = decoder.forward(ids, attention)[states]
+        stored = [store.read(i) for i in batch]
+        theirs = torch.cat([r["positions.teacher_output"] for r in stored]).to(output_XE.device)
+        labels = torch.cat([labels_of(s) for s in samples]).to(output_XE.device)
+        figures = closeness(
+            output_XE,
+            head.weight_VD,
+            theirs,
+            teacher.weight_VD,
+            labels,
+            student=head.options,
+            teacher=teacher.options,
+        )
+        yield (
+            batch,
+            stored,
+            {key: values.cpu() for key, values in figures.items()},
+            {point: found[point][states].float().cpu() for point in points},
+        )
+        progress.update(len(batch))
+    progress.close()
+
+
+def heldout_figures(
+    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs, name: str
+) -> dict[str, Any]:
+    """Closeness to the teacher per token, alignment per pair, CKA between all layers, on the held-out rows."""
+    plan, recipe = read_plan(run), resolve(config.recipe)
+    is_aligned = recipe.needs_targets and recipe.map != "none"
+    chosen = plan.at(recipe.interface) if is_aligned else ()
+    points = {p: Point(p.student, recipe.interface, p.student_head) for p in chosen}
+    tokens: dict[str, list[Tensor]] = {}
+    pairs: dict[Any, list[tuple[Tensor, Tensor]]] = {p: [] for p in points}
+    for _, stored, figures, found in heldout_batches(decoder, config, run, inputs, name, points.values()):
+        for key, values in figures.items():
+            tokens.setdefault(key, []).append(values)
+        for pair, point in points.items():
+            target = torch.cat(
+                [r[f"positions.target.{recipe.map}.{recipe.interface}.{pair.place}"] for r in stored]
+            )
+            pairs[pair].append((target.float(), found[point]))
+    figure = {key: torch.cat(parts) for key, parts in tokens.items()}
+    return {
+        "closeness": {
+            "kl": float(figure["kl"].mean()),
+            "top1_agreement": float(figure["top1"].mean()),
+            "nll": float(figure["nll_student"].mean()),
+        },
+        "teacher_nll": float(figure["nll_teacher"].mean()),
+        "tokens": len(figure["kl"]),
+        "alignment": {
+            p.place: mean_cosine(*(torch.cat(x) for x in zip(*v, strict=True))) for p, v in pairs.items()
+        },
+        "cka": _cka(decoder, config, run, inputs)
+        if name in ("before", "after") and config.evaluation.cka_rows
+        else None,
+    }
+
+
+def _cka(
+    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs
+) -> list[list[float]] | None:
+    """Linear CKA of teacher layer (row) and student layer (column) streams; None where the cache has no teacher's."""
+    path = run.targets / "cka.safetensors"
+    if not path.exists():
+        return None
+    teacher = read_tensors(path)
+    student = layer_states(decoder, inputs.heldout[: config.evaluation.cka_rows])
+    rows, columns = len(teacher), len(student)
+    # Both start at the first held-out row; the cache may have been made for another number of rows.
+    n = min(len(teacher["layer.1"]), len(student["layer.1"]))
+    return [
+        [
+            round(linear_cka(teacher[f"layer.{t}"][:n].float(), student[f"layer.{s}"][:n].float()), 4)
+            for s in range(1, columns + 1)
+        ]
+        for t in range(1, rows + 1)
+    ]

@@ -1,0 +1,176 @@
+"""metrics.json from what was measured of every model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from semalign.config import ModelConfig, TransferConfig
+from semalign.data.inputs import Inputs
+from semalign.evaluation.statistics import wilson_interval
+from semalign.evaluation.tokens import teacher_view
+from semalign.maths.similarity import gap_closed, kl_gap_closed
+from semalign.methods import resolve
+from semalign.run.files import read_json
+from semalign.run.folder import RunFolder, save_result
+from semalign.signals.plan import read_plan
+
+SAMPLES_SHOWN = 3  # a task
+
+
+def trainings(config: TransferConfig, run: RunFolder) -> dict[str, Path]:
+    """Name -> folder of every trained student: the run's own is `after`, baselines have their names."""
+    return {"after": run.training(), **{name: run.training(name) for name in config.evaluation.baselines}}
+
+
+def trained_model(student: ModelConfig, folder: Path) -> ModelConfig:
+    """The student that a training left in its folder, loaded as the untouched one is."""
+    kernel = student.attn_implementation
+    return ModelConfig(str(folder / "student"), dtype=student.dtype, attn_implementation=kernel)
+
+
+def summarise(
+    config: TransferConfig, run: RunFolder, inputs: Inputs, found: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """metrics.json without its fingerprint: headline figures, baselines, tasks, closeness, alignment, CKA, costs."""
+    tasks = _tasks(found)
+    accuracy = {
+        name: sum(t[name]["accuracy"] for t in tasks.values()) / len(tasks)
+        for name, figures in found.items()
+        if "answers" in figures
+    }
+
+    def closed(name: str) -> dict[str, float | None]:
+        near = {n: f["closeness"]["kl"] for n, f in found.items() if "closeness" in f}
+        return {
+            # Where the teacher is not ahead there is no gap to close.
+            "accuracy_gap_closed": gap_closed(accuracy["before"], accuracy[name], accuracy["teacher"])
+            if accuracy and accuracy["before"] < accuracy["teacher"]
+            else None,
+            "kl_gap_closed": kl_gap_closed(near["before"], near[name]) if near else None,
+        }
+
+    results = {n: read_json(f / "train.json", "train") for n, f in trainings(config, run).items()}
+    summary: dict[str, Any] = {"recipe": config.recipe.name, **closed("after")}
+    summary["baselines"] = {
+        n: closed(n) | {"train_seconds": results[n]["train_seconds"]} for n in config.evaluation.baselines
+    }
+    summary["train_seconds"] = results["after"]["train_seconds"]
+    summary["movement"] = results["after"]["movement"]
+    summary["accuracy"], summary["tasks"] = accuracy, tasks
+    summary["harness"] = _harness(found)
+    if inputs.heldout:
+        summary |= _closeness(config, run, inputs, found)
+        summary["tokens"] = [
+            {k: row[k] for k in ("id", "prompt", "expected")}
+            | {"teacher": {k: row[k] for k in ("top", "p")}}
+            | {name: found[name]["token_view"][n] for name in ("before", "after")}
+            for n, row in enumerate(teacher_view(config, run, inputs))
+        ]
+    summary["samples"] = _samples(found)
+    return summary
+
+
+def _tasks(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    answers = {name: f["answers"] for name, f in found.items() if "answers" in f}
+    tasks: dict[str, Any] = {}
+    for name, items in answers.items():
+        for task in sorted({i["task"] for i in items}):
+            chosen = [i for i in items if i["task"] == task]
+            right = sum(i["correct"] for i in chosen)
+            low, high = wilson_interval(right, len(chosen))
+            entry = tasks.setdefault(task, {"n": len(chosen)})
+            failures = sum(not i["extracted"] for i in chosen) / len(chosen)
+            entry[name] = {
+                "accuracy": right / len(chosen),
+                "low": low,
+                "high": high,
+                "extraction_failures": failures,
+            }
+    return tasks
+
+
+def _harness(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per task, metric and filter of the harness, with every model's value beside the others'."""
+    entries: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for name, figures in found.items():
+        for line in figures.get("harness", ()):
+            key = line["task"], line["metric"], line["filter"]
+            entry = entries.setdefault(key, {k: line[k] for k in ("task", "metric", "filter", "n")})
+            entry[name] = {k: line[k] for k in ("value", "low", "high")}
+    return list(entries.values())
+
+
+def _closeness(
+    config: TransferConfig, run: RunFolder, inputs: Inputs, found: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    recipe, plan = resolve(config.recipe), read_plan(run)
+    before, after = found["before"], found["after"]
+    closeness = {name: f["closeness"] for name, f in found.items() if "closeness" in f}
+    alignment = [
+        {"teacher": p.teacher + p.fraction, "student": p.student, "interface": recipe.interface, **p.heads}
+        | {"before": before["alignment"][p.place], "after": after["alignment"][p.place]}
+        for p in plan.at(recipe.interface)
+        if p.place in before["alignment"]
+    ]
+    cka = {"before": before["cka"], "after": after["cka"]} if before["cka"] else None
+    counts = {
+        "rows": len(inputs.heldout),
+        "tokens": before["tokens"],
+        "teacher": {"nll": before["teacher_nll"]},
+    }
+    return {"closeness": counts | closeness, "alignment": alignment, "cka": cka}
+
+
+def _samples(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A few answers per task side by side, those that changed first."""
+    if "answers" not in found["before"]:
+        return []
+    rows = list(zip(*(found[n]["answers"] for n in ("teacher", "before", "after")), strict=True))
+    changed: Callable[[Any], tuple[bool, str]] = lambda r: (  # noqa: E731
+        r[1]["correct"] == r[2]["correct"],
+        hashlib.sha256(r[0]["prompt"].encode()).hexdigest(),
+    )
+    kept: list[dict[str, Any]] = []
+    for task in sorted({r[0]["task"] for r in rows}):
+        for teacher, before, after in sorted((r for r in rows if r[0]["task"] == task), key=changed)[
+            :SAMPLES_SHOWN
+        ]:
+            three = {"teacher": teacher, "before": before, "after": after}
+            kept.append(
+                {k: teacher[k] for k in ("task", "prompt", "gold")}
+                | {n: a["text"] for n, a in three.items()}
+                | {"correct": {n: a["correct"] for n, a in three.items()}}
+            )
+    return kept
+
+
+def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
+    """Add each step's seconds and peak memory to metrics.json; the totals count every step once, baselines apart."""
+    metrics = read_json(run.metrics, "evaluate")
+    generated = {"generate": run.generated} if config.data.is_generated else {}
+    files = generated | {
+        "attribute": run.scores,
+        "pair": run.pairs,
+        "cache": run.manifest,
+        "train": run.root / "train.json",
+    }
+    files |= {f"train {n}": run.training(n) / "train.json" for n in config.evaluation.baselines} | {
+        "evaluate": run.metrics
+    }
+    results = {name: read_json(path, name) for name, path in files.items()}
+    steps = [
+        {"name": name}
+        | {k: found[k] for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & found.keys()))}
+        for name, found in results.items()
+    ]
+    metrics["steps"] = steps
+    metrics["wall_seconds"] = round(sum(s["seconds"] for s in steps), 3)
+    metrics["peak_rss_bytes"] = max(s["peak_rss_bytes"] for s in steps)
+    if on_gpu := [s["peak_gpu_bytes"] for s in steps if "peak_gpu_bytes" in s]:
+        metrics["peak_gpu_bytes"] = max(on_gpu)
+    wanted = metrics.pop("fingerprint")
+    save_result(run.metrics, wanted, metrics)
+    return metrics

@@ -1,0 +1,93 @@
+"""Record chosen activations while a model runs; hooks live exactly as long as the `with` block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from semalign.errors import ConfigError
+from semalign.models.decoder import Decoder, first_tensor
+
+
+class Point(NamedTuple):
+    """A place in a model: layer 1..L, supervision interface and, for `head`, the head 1..H."""
+
+    layer: int
+    interface: str
+    head: int | None = None
+
+
+def _stream_in(args: tuple, kwargs: dict) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _recorder(point: Point, found: dict[Point, Tensor], width: int) -> Any:
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        value = first_tensor(output)
+        if point.interface == "delta":
+            value = value - _stream_in(args, kwargs)
+        assert value.dim() == 3 and value.shape[-1] == width, (
+            f"{point}: expected (B, T, {width}), got {tuple(value.shape)}"
+        )
+        found[point] = value
+
+    return hook
+
+
+def _head_recorder(point: Point, found: dict[Point, Tensor], size: int) -> Any:
+    def hook(module: Any, args: tuple, output: Tensor) -> None:
+        if point.head is None:
+            found[point] = args[0]
+            return
+        alone = torch.zeros_like(args[0])
+        at = slice((point.head - 1) * size, point.head * size)
+        alone[..., at] = args[0][..., at]
+        # forward, not the module itself, which would call this hook again; LoRA on the module is part of it.
+        value, bias = module.forward(alone), getattr(module, "bias", None)
+        found[point] = value if bias is None else value - bias
+
+    return hook
+
+
+@contextmanager
+def capture(decoder: Decoder, points: Iterable[Point]) -> Iterator[dict[Point, Tensor]]:
+    """Activations (B, T, D) by point, filled by every forward pass inside the block, gradients kept.
+
+    `block` is the stream after the layer, `delta` what the layer adds to it, `attn` and `mlp` a sublayer's
+    contribution before the residual addition, `output` the stream after the final norm. `head` is what one attention
+    head contributes through the output projection, without its bias and before a norm that follows; without a head
+    number, the heads' values side by side (B, T, H * head_dim) as they enter that projection.
+    """
+    found: dict[Point, Tensor] = {}
+    handles = []
+    try:
+        for point in points:
+            if not 1 <= point.layer <= decoder.num_layers:
+                raise ConfigError(
+                    f"layer {point.layer}: {decoder.name} has layers 1 to {decoder.num_layers}; choose one of them."
+                )
+            if point.interface == "head":
+                if point.head is not None and not 1 <= point.head <= decoder.num_heads:
+                    raise ConfigError(
+                        f"head {point.head}: {decoder.name} has heads 1 to {decoder.num_heads} in a layer; choose one of them."
+                    )
+                hook = _head_recorder(point, found, decoder.head_dim)
+                handles.append(decoder.out_projection(point.layer).register_forward_hook(hook))
+                continue
+            if point.interface == "output":
+                module = decoder.final_norm
+            elif point.interface in ("block", "delta"):
+                module = decoder.layers[point.layer - 1]
+            else:
+                module = decoder.sublayer(point.layer, point.interface)
+            handles.append(
+                module.register_forward_hook(_recorder(point, found, decoder.width), with_kwargs=True)
+            )
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

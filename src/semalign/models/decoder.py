@@ -1,0 +1,234 @@
+"""The only file that knows Hugging Face attribute names.
+
+A `Decoder` shows a causal language model as  tokens -> layers 1..L -> final norm -> head  and can run any
+span of its layers. Layers are counted 1..L; the stream "after layer 0" is the embedding's output.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from semalign.errors import ModelError
+from semalign.models.head import Head, head_options
+from semalign.models.layouts import PROJECTIONS, layout_of
+
+
+class Decoder:
+    """A loaded causal language model, its tokenizer, and the parts SemAlign touches."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str = "model"
+    ) -> None:
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.config = model.config.get_text_config()
+        self.layout = layout_of(self.config, name)
+        self.body: Any = model.base_model
+        self.layers: list[nn.Module] = list(getattr(self.body, self.layout.layers))
+        self.final_norm: Any = getattr(self.body, self.layout.norm)
+        self.shared_vocab: int | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.layers)
+
+    @property
+    def width(self) -> int:
+        """Channels of the residual stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of a layer."""
+        return int(self.config.num_attention_heads)
+
+    @property
+    def num_key_heads(self) -> int:
+        """Key-value heads of a layer, each read by num_heads / num_key_heads heads."""
+        return int(getattr(self.config, "num_key_value_heads", None) or self.num_heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return int(getattr(self.config, "head_dim", None) or self.width // self.num_heads)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is, and so where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    def head(self) -> Head:
+        """The head, sliced to the ids proven shared where that was established (`shared_vocab`)."""
+        linear = self.model.get_output_embeddings()
+        size = self.shared_vocab or linear.weight.shape[0]
+        bias = getattr(linear, "bias", None)
+        bias = None if bias is None else bias.detach()[:size]
+        return Head(linear.weight.detach()[:size], head_options(self.config, bias))
+
+    def norm_weight(self) -> Tensor:
+        """gamma of the final norm; Gemma stores gamma - 1."""
+        weight = self.final_norm.weight.detach().float()
+        return weight + 1.0 if self.config.model_type.startswith("gemma") else weight
+
+    def sublayer(self, layer: int, interface: str) -> nn.Module:
+        """The module of layer 1..L whose output is the `attn` or `mlp` contribution to the stream."""
+        return getattr(self.layers[layer - 1], self.layout.attn if interface == "attn" else self.layout.mlp)
+
+    def projections(self, layer: int) -> dict[str, Any]:
+        """The seven linear maps of layer 1..L by name.
+
+        Raises:
+            ModelError: the architecture fuses some of them.
+        """
+        try:
+            return {n: self.layers[layer - 1].get_submodule(path) for n, path in PROJECTIONS.items()}
+        except AttributeError as error:
+            raise ModelError(
+                f"{self.name}: expected separate modules {', '.join(PROJECTIONS)} in every layer, but {error}; "
+                "methods that read the teacher's weights do not work with this architecture."
+            ) from None
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the layers' linear maps hold something else than floating-point weights."""
+        return any(not module.weight.is_floating_point() for module in self.projections(1).values())
+
+    def out_projection(self, layer: int) -> nn.Module:
+        """The map of layer 1..L from its heads' values (H * head_dim) to the stream."""
+        return self.layers[layer - 1].get_submodule(self.layout.out)
+
+    @contextmanager
+    def span(self, start: int, stop: int, *, norm: bool) -> Iterator[nn.Module]:
+        """Inside, `body` runs layers start+1..stop only, and the final norm only with `norm`."""
+        assert 0 <= start <= stop <= self.num_layers
+        body, layout = self.body, self.layout
+        kept = (getattr(body, layout.layers), self.final_norm, body.config)
+        config = copy.copy(body.config)
+        # Some models look their layer's attention type up by position.
+        if getattr(config, "layer_types", None) is not None:
+            config.layer_types = config.layer_types[start:stop]
+        config.num_hidden_layers = stop - start
+        setattr(body, layout.layers, nn.ModuleList(self.layers[start:stop]))
+        setattr(body, layout.norm, self.final_norm if norm else nn.Identity())
+        body.config = config
+        try:
+            yield body
+        finally:
+            setattr(body, layout.layers, kept[0])
+            setattr(body, layout.norm, kept[1])
+            body.config = kept[2]
+
+    def forward(self, inputs: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Run the current span on token ids (B, T), or on the stream (B, T, D) that enters its first layer."""
+        layers = list(getattr(self.body, self.layout.layers))
+        changes = []
+        if inputs.dim() == 3 and layers:
+            changes.append((layers[0], lambda stream: inputs))
+        # Layers in training are float32; Gemma's norms would hand them the half precision of what comes before.
+        if exact := next((layer for layer in layers if _is_float32(layer)), None):
+            changes.append((exact, Tensor.float))
+        handles = [m.register_forward_pre_hook(_on_stream(f), with_kwargs=True) for m, f in changes]
+        # The embeds only give shapes: scaling or position embeddings added to them never reach the layers.
+        name = "input_ids" if inputs.dim() == 2 else "inputs_embeds"
+        try:
+            return self.body(
+                **{name: inputs}, attention_mask=attention_mask_BT, use_cache=False
+            ).last_hidden_state
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def self_test(self) -> float:
+        """Largest |difference| between the model's logits and head(norm(last layer's output)), relative to their spread."""
+        ids = torch.arange(12, device=self.device)[None] % self.config.vocab_size + 3
+        mask = torch.ones_like(ids)
+        captured: list[Tensor] = []
+        handle = self.layers[-1].register_forward_hook(lambda m, a, out: captured.append(first_tensor(out)))
+        try:
+            with torch.no_grad():
+                expected = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+                ours = self.head().logits(self.final_norm(captured[0])[0])
+        finally:
+            handle.remove()
+        error = float((expected[0, :, : ours.shape[1]] - ours).abs().max() / expected.std().clamp_min(1e-6))
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.1
+        if not error <= tolerance:
+            raise ModelError(
+                f"{self.name}: final norm and head on the last layer's output miss the model's logits by {error:.2g} of "
+                f"their spread (expected at most {tolerance}); this architecture alters its logits in a way SemAlign does not know."
+            )
+        return error
+
+
+def let_checkpoint(model: nn.Module) -> None:
+    """Layers set to recompute do so only in train mode; what is in them stays in eval mode, or dropout would come on."""
+    model.eval()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
+def _is_float32(layer: nn.Module) -> bool:
+    """Whether a layer multiplies in float32 of itself: the type of its first matrix, which is no adapter's."""
+    return next((p.dtype for p in layer.parameters() if p.dim() == 2), None) == torch.float32
+
+
+def _on_stream(change: Callable[[Tensor], Tensor]) -> Any:
+    """A pre-hook that changes the stream which enters a layer."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    return hook
+
+
+def first_tensor(output: Any) -> Tensor:
+    """A module's output without the extras some return beside it."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def share_vocabulary(size: int, *decoders: Decoder) -> None:
+    """Slice every head to the first `size` ids, which both models are known to share."""
+    for decoder in decoders:
+        decoder.shared_vocab = size
+
+
+def linear_names(decoder: Decoder) -> list[str]:
+    """Last names of all modules of a layer that LoRA can adapt."""
+    weights = {n: getattr(m, "weight", None) for n, m in decoder.layers[0].named_modules()}
+    return sorted({n.rsplit(".", 1)[-1] for n, w in weights.items() if w is not None and w.dim() == 2})
+
+
+def lora_modules(decoder: Decoder, layers: Sequence[int], targets: Sequence[str]) -> list[str]:
+    """Full names of the linear modules inside the given layers whose last name is a target; none may miss."""
+    wanted = tuple(targets) or decoder.layout.lora
+    by_id = {id(module): name for name, module in decoder.model.named_modules()}
+    found, matched = [], set()
+    for layer in layers:
+        root = by_id[id(decoder.layers[layer - 1])]
+        for name, module in decoder.layers[layer - 1].named_modules():
+            last = name.rsplit(".", 1)[-1]
+            if last in wanted and not list(module.children()):
+                found.append(f"{root}.{name}")
+                matched.add(last)
+    if missing := sorted(set(wanted) - matched):
+        available = sorted(
+            {
+                n.rsplit(".", 1)[-1]
+                for n, m in decoder.layers[0].named_modules()
+                if not list(m.children()) and n
+            }
+        )
+        raise ModelError(
+            f"train.lora_target_modules: {', '.join(missing)} match no module of the trained layers; available: {', '.join(available)}."
+        )
+    return found

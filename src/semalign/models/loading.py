@@ -1,0 +1,254 @@
+"""From a name to a `Decoder`: local folders, hub ids and GGUF files; every failure is one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedTokenizerBase,
+)
+
+from semalign import embedded
+from semalign.config import ModelConfig
+from semalign.errors import ModelError, require
+from semalign.models.decoder import Decoder
+from semalign.models.layouts import LAYOUTS, layout_of
+
+_CHECKED_AT_ONCE = 1 << 24  # elements
+
+
+def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Where transformers shall look, and the keyword arguments for it; missing local files are named here."""
+    name = config.model_name_or_path
+    if name.startswith("embedded:"):
+        model = name.removeprefix("embedded:")
+        if model not in embedded.MODELS:
+            known = ", ".join(f"embedded:{m}" for m in embedded.MODELS)
+            raise ModelError(f"{name}: expected one of {known}; choose one.")
+        return str(embedded.model_path(model)), {}
+    path = Path(name)
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(
+                f"{name}: expected a GGUF file, found none; give the path of the downloaded file."
+            )
+        require("gguf", "gguf")
+        return str(path.parent), {"gguf_file": path.name}
+    if name.startswith((".", "/", "~")) and not path.expanduser().is_dir():
+        raise ModelError(
+            f"{name}: expected a model folder, found none; give a folder with config.json, or a hub id."
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(
+            f"{name}: expected config.json in the folder, found none; give the folder that holds the model."
+        )
+    return name, {"revision": config.model_revision} if config.model_revision else {}
+
+
+def load_config(config: ModelConfig) -> Any:
+    """The checkpoint's configuration alone: architecture and sizes, before any weight is read."""
+    where, extra = locate(config)
+    try:
+        loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreachable(config, error)) from error
+    text = loaded.get_text_config()
+    layout_of(
+        loaded if loaded.model_type not in LAYOUTS and hasattr(loaded, "vision_config") else text,
+        config.model_name_or_path,
+    )
+    return text
+
+
+def identity(config: ModelConfig) -> dict[str, Any]:
+    """What makes this checkpoint itself, for fingerprints: sizes and sampled content of its files, not their place.
+
+    Hub checkpoints are known by the commit that their configuration was resolved to.
+    """
+    where, extra = locate(config)
+    known: dict[str, Any] = {
+        "dtype": config.dtype,
+        "load_in_8bit": config.load_in_8bit,
+        "load_in_4bit": "nf4" if config.load_in_4bit else False,
+    }
+    if "gguf_file" in extra:
+        return known | {
+            "files": {Path(config.model_name_or_path).name: _sampled_digest(Path(config.model_name_or_path))}
+        }
+    folder = Path(where)
+    if folder.is_dir():
+        kinds = (".safetensors", ".json", ".jinja", ".model")
+        files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
+        return known | {"files": {p.name: _sampled_digest(p) for p in files}}
+    loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+    return known | {"commit": getattr(loaded, "_commit_hash", None) or config.model_revision}
+
+
+def _sampled_digest(path: Path) -> str:
+    # Reading 32 spread blocks tells checkpoints apart without reading hundreds of gigabytes.
+    size, block = path.stat().st_size, 1 << 16
+    hashed = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(32):
+            file.seek(max(0, (size - block)) * i // 31)
+            hashed.update(file.read(block))
+    return hashed.hexdigest()[:16]
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer."""
+    where, extra = locate(config)
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreachable(config, error)) from error
+
+
+def _unreachable(config: ModelConfig, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    name = config.model_name_or_path
+    return f"{name}: cannot be loaded ({reason}); without a network fetch it before with: hf download {name}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One of the two models: what is known of it before its weights are read, and how to have them."""
+
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    identity: dict[str, Any]
+    open: Callable[[], Decoder]
+
+
+def named(config: ModelConfig) -> Checkpoint:
+    """A model that is read whenever it is needed."""
+    return Checkpoint(load_config(config), load_tokenizer(config), identity(config), partial(load, config))
+
+
+def in_memory(decoder: Decoder) -> Checkpoint:
+    """A model that is loaded already; a sample of every tensor tells it from others."""
+    hashed = hashlib.sha256(str(decoder.config.to_dict()).encode())
+    for name, tensor in decoder.model.named_parameters():
+        flat = tensor.detach().flatten()
+        hashed.update(name.encode() + flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
+    assert decoder.tokenizer is not None
+    return Checkpoint(
+        decoder.config, decoder.tokenizer, {"weights": hashed.hexdigest()[:16]}, lambda: decoder
+    )
+
+
+def load(config: ModelConfig | str, *, device: str | None = None) -> Decoder:
+    """Load, check every weight for NaN and infinity, and run the self-test; a string is a model_name_or_path."""
+    if isinstance(config, str):
+        config = ModelConfig(config)
+    load_config(config)
+    where, extra = locate(config)
+    is_gguf = "gguf_file" in extra
+    if config.load_in_8bit or config.load_in_4bit:
+        extra["quantization_config"] = _quantisation(config)
+    elif is_gguf:
+        extra["quantization_config"] = GgufConfig(dequantize=True)
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if config.offload:
+        extra["device_map"] = _device_map(config, target)
+    if config.attn_implementation:
+        extra["attn_implementation"] = config.attn_implementation
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            where, dtype=_dtype(config), trust_remote_code=config.trust_remote_code, **extra
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreachable(config, error)) from error
+    if is_gguf:
+        # The weights are plain tensors now; the entry would make transformers refuse to save them.
+        model.config.__dict__.pop("quantization_config", None)
+        model.hf_quantizer = None
+        model.is_quantized = False
+    if config.load_in_4bit:
+        _keep_backward(model)
+    if not (config.load_in_8bit or config.load_in_4bit or config.offload):
+        model = model.to(target)
+    return checked(Decoder(model, load_tokenizer(config), config.model_name_or_path))
+
+
+def checked(decoder: Decoder) -> Decoder:
+    """The same model, with finite weights and logits that SemAlign knows how to make."""
+    _check_finite(decoder)
+    decoder.self_test()
+    return decoder
+
+
+def _device_map(config: ModelConfig, device: str) -> dict[str, Any]:
+    """Every layer offloaded, the rest on the device: embedding, final norm and head are read outside the model's forward."""
+    where, extra = locate(config)
+    loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(loaded, trust_remote_code=config.trust_remote_code)
+    main: Any = torch.cuda.current_device() if device == "cuda" else device
+    body, prefix = model.base_model, model.base_model_prefix
+    layers = layout_of(loaded.get_text_config(), config.model_name_or_path).layers
+    places = {name: main for name, _ in model.named_children() if name != prefix}
+    places |= {f"{prefix}.{name}": main for name, _ in body.named_children() if name != layers}
+    return places | {f"{prefix}.{layers}.{n}": config.offload for n in range(len(getattr(body, layers)))}
+
+
+def _dtype(config: ModelConfig) -> Any:
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    # A GGUF file has no type of its own once dequantised.
+    return torch.bfloat16 if config.model_name_or_path.endswith(".gguf") else "auto"
+
+
+def _quantisation(config: ModelConfig) -> Any:
+    require("bitsandbytes", "bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    # nf4 has its levels where normally distributed weights are; the package's own default, fp4, has not.
+    return BitsAndBytesConfig(
+        load_in_8bit=config.load_in_8bit, load_in_4bit=config.load_in_4bit, bnb_4bit_quant_type="nf4"
+    )
+
+
+def _keep_backward(model: Any) -> None:
+    """On the CPU bitsandbytes repacks 4-bit weights at the first forward pass for a kernel that has no backward."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _check_finite(decoder: Decoder) -> None:
+    for name, parameter in decoder.model.named_parameters():
+        # What lies on disk is not read for this; activations are checked anyway.
+        if not parameter.is_floating_point() or parameter.is_meta:
+            continue
+        # A sum is NaN or infinite when any element is. In blocks, since summing in float32 copies what it sums.
+        blocks = parameter.detach().flatten().split(_CHECKED_AT_ONCE)
+        if not torch.isfinite(torch.stack([block.sum(dtype=torch.float32) for block in blocks]).sum()):
+            bad = int((~torch.isfinite(parameter)).sum())
+            if bad:
+                raise ModelError(
+                    f"{decoder.name}: tensor {name} has {bad} NaN or infinite values; fetch the checkpoint again."
+                )
+
+
+def check_pair(teacher: Any, student: Any, *, allow_smaller_teacher: bool) -> None:
+    """Refuse a teacher that is narrower or shallower than the student, from the configurations alone."""
+    for what, t, s in (
+        ("layers", teacher.num_hidden_layers, student.num_hidden_layers),
+        ("channels", teacher.hidden_size, student.hidden_size),
+    ):
+        if t < s and not allow_smaller_teacher:
+            raise ModelError(
+                f"expected a teacher at least as large as the student, got {t} teacher {what} and {s} student {what}; "
+                "swap the two or set allow_smaller_teacher: true."
+            )

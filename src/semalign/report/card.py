@@ -1,0 +1,237 @@
+"""The saved student's README.md: a pure function of the run's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from semalign.config import RecipeConfig
+from semalign.methods import resolve
+from semalign.methods.formula import formula
+from semalign.methods.recipe import Recipe
+from semalign.models.origin import HUB_ID
+from semalign.report.words import figure_name
+from semalign.run.files import write_atomic
+from semalign.run.folder import RunFolder
+
+Json = Mapping[str, Any]
+VERSIONS = ("semalign", "torch", "transformers", "peft", "accelerate", "python")
+
+
+def write_card(run: RunFolder) -> None:
+    """Write README.md, and the student's LICENSE where its own files have one, beside the saved weights."""
+    student = run.training() / "student"
+    card = render_card(run)
+    license_text = _json(run.models).get("student", {}).get("license_text")
+    if license_text:
+        write_atomic(student / "LICENSE", license_text)
+    write_atomic(student / "README.md", card)
+
+
+def render_card(run: RunFolder) -> str:
+    """The card, metadata first; results are left out as long as there are none."""
+    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    models = {side: _model(run, config, side) for side in ("teacher", "student")}
+    metrics, name = _metrics(run), run.root.resolve().name
+    sections = (
+        [f"# {name}: {models['student']['name']} taught by {models['teacher']['name']}", _summary(metrics)],
+        ["## Models", _models(models)],
+        ["## Training", _training(run, config)],
+        ["## Data", _data(run, config)],
+        ["## Results", _results(metrics)],
+        ["## To reproduce", _reproduce(run, config)],
+    )
+    body = "\n\n".join(part for section in sections for part in section)
+    return f"---\n{metadata(name, config, models, metrics).to_yaml()}\n---\n\n{body}\n"
+
+
+def metadata(name: str, config: Json, models: Json, metrics: Json) -> ModelCardData:
+    """What the hub reads: base model, licence, results as model-index."""
+    student = models["student"]
+    is_other = student["license"] == "other" and student["license_text"]
+    return ModelCardData(
+        base_model=student["hub_id"],
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=student["license"],
+        license_name=student["license_name"],
+        license_link="LICENSE" if is_other else None,
+        tags=["semalign", "knowledge-distillation"],
+        datasets=[d for d in _weights(config) if HUB_ID.fullmatch(d) and not Path(d).suffix] or None,
+        model_name=name if metrics else None,
+        eval_results=eval_results(config, metrics) if metrics else None,
+        base_model_relation="finetune" if student["hub_id"] else None,
+    )
+
+
+def eval_results(config: Json, metrics: Json) -> list[EvalResult]:
+    """The trained student's figures: accuracy per task, closeness to the teacher on held-out rows."""
+    found = []
+    tasks = _short(config["evaluation"]["tasks"] or "")
+    for task, entry in metrics.get("tasks", {}).items():
+        found.append(_result(tasks, task, "accuracy", entry["after"]["accuracy"]))
+    for entry in metrics.get("harness", ()):
+        found.append(_result(entry["task"], entry["task"], entry["metric"], entry["after"]["value"]))
+    near = metrics.get("closeness", {})
+    rows = _short(config["data"]["heldout_name"] or ", ".join(_weights(config)))
+    for key in ("kl", "top1_agreement", "nll"):
+        if "after" in near:
+            found.append(_result(rows, "held-out rows", _LABELS[key], near["after"][key]))
+    return found
+
+
+def _result(dataset: str, name: str, metric: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=dataset,
+        dataset_name=name,
+        metric_type=metric.lower().replace(" ", "_"),
+        metric_name=metric,
+        metric_value=round(value, 4),
+    )
+
+
+_LABELS = {"kl": "KL to the teacher", "top1_agreement": "top-1 agreement", "nll": "NLL"}
+
+
+def _summary(metrics: Json) -> str:
+    shares = {"accuracy": metrics.get("accuracy_gap_closed"), "KL": metrics.get("kl_gap_closed")}
+    told = [f"{100 * share:.0f}% of the {kind} gap" for kind, share in shares.items() if share is not None]
+    if not told:
+        return "A student trained by SemAlign; nothing was measured yet."
+    return f"Training closed {' and '.join(told)} between the untouched student and the teacher."
+
+
+def _models(models: Json) -> str:
+    lines = ["| | model | licence |", "|---|---|---|"]
+    for side, model in models.items():
+        shown = (
+            f"[{model['name']}](https://huggingface.co/{model['hub_id']})"
+            if model["hub_id"]
+            else model["name"]
+        )
+        lines.append(f"| {side} | {shown} | {_license(model)} |")
+    note = (
+        "This student keeps the licence of the student that it was trained from. Its training used the teacher's "
+        "outputs, so the teacher's terms may apply as well."
+    )
+    return "\n".join(lines) + f"\n\n{note}"
+
+
+def _license(model: Json) -> str:
+    return model["license_name"] or model["license"] or "not stated in its files"
+
+
+def _training(run: RunFolder, config: Json) -> str:
+    recipe = resolve(RecipeConfig(**config["recipe"]))
+    result, plan, train = _json(run.root / "train.json"), _json(run.pairs), config["train"]
+    pairs = ", ".join(
+        f"{p['teacher'] + p.get('fraction', 0):g} -> {p['student']}" for p in plan.get("pairs", ())
+    )
+    moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())
+    layers = ", ".join(map(str, moved))
+    rank = train["lora_r"] if recipe.lora_r is None else recipe.lora_r
+    adapter = _json(run.training() / "student" / "adapter_config.json")
+    kind = f"LoRA, rank {rank}, merged" if rank else "full weights"
+    kind = f"a LoRA adapter of rank {adapter.get('r')}" if adapter else kind
+    rows = {
+        "recipe": recipe.name,
+        "teacher layer -> student layer": pairs,
+        "trained layers": f"{layers} ({kind})",
+        "steps": result.get("steps"),
+        "rows a step": train["per_device_train_batch_size"] * train["gradient_accumulation_steps"],
+        "learning rate": f"{recipe.learning_rate:g} ({train['lr_scheduler_type']})",
+        "seconds of training": result.get("train_seconds"),
+        "seed": config["seed"],
+    }
+    table = "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items() if v is not None)])
+    return f"{table}\n\n{_formula(recipe)}"
+
+
+def _formula(recipe: Recipe) -> str:
+    lines = "\n".join(formula(recipe))
+    return f"```text\n{lines}\n```\n\nTargets are constants; the mean is over supervised tokens."
+
+
+def _data(run: RunFolder, config: Json) -> str:
+    counts = _json(run.data)
+    lines = ["| dataset | weight | training rows | held-out rows |", "|---|---|---|---|"]
+    for name, s in counts.get("sources", {}).items():
+        lines.append(f"| {_short(name)} | {s['weight']:.3g} | {s['train']} | {s['heldout']} |")
+    total = f"{counts.get('training_rows', '?')} training rows with {counts.get('supervised_tokens', '?')} supervised tokens"
+    made = " (answers written by the teacher)" if config["data"]["completions"] == "teacher" else ""
+    return "\n".join(lines) + f"\n\n{total}{made}; {counts.get('heldout_rows', '?')} held-out rows."
+
+
+def _results(metrics: Json) -> str:
+    if not metrics:
+        return "Not measured yet."
+    names = ["before", *metrics["baselines"], "after", "teacher"]
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for task, entry in metrics["tasks"].items():
+        lines.append(f"| {task} (n={entry['n']}) | {' | '.join(_accuracy(entry.get(n)) for n in names)} |")
+    for entry in metrics.get("harness", ()):
+        cells = [f"{entry[n]['value']:.3f}" if n in entry else "" for n in names]
+        lines.append(f"| {entry['task']} {figure_name(entry)} (n={entry['n']}) | {' | '.join(cells)} |")
+    near = metrics.get("closeness", {})
+    for key, label in _LABELS.items():
+        cells = [f"{near[n][key]:.3f}" if key in near.get(n, {}) else "" for n in names]
+        if any(cells):
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\nBrackets: 95% Wilson intervals. One run, one seed."
+
+
+def _accuracy(entry: Json | None) -> str:
+    if entry is None:
+        return ""
+    return f"{100 * entry['accuracy']:.1f}% [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+
+
+def _reproduce(run: RunFolder, config: Json) -> str:
+    environment = _json(run.environment)
+    versions = ", ".join(f"{name} {environment[name]}" for name in VERSIONS if name in environment)
+    text = yaml.safe_dump(_without_paths(config), sort_keys=False, allow_unicode=True)
+    return (
+        f"```bash\nsemalign transfer config.yaml\n```\n\nwith {versions or 'versions not recorded'}, and this as "
+        f"config.yaml (of local paths only the last part is shown):\n\n```yaml\n{text}```\n\n"
+        "Method: arXiv 2510.24208. Software: SemAlign."
+    )
+
+
+def _without_paths(value: Any) -> Any:
+    """The same values; a local path loses its folders, which are nobody's business, and null stands for the default."""
+    if isinstance(value, Mapping):
+        return {_without_paths(k): _without_paths(v) for k, v in value.items() if v is not None}
+    return _short(value) if isinstance(value, str) else value
+
+
+def _short(name: str) -> str:
+    is_path = name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
+    return Path(name.replace("\\", "/")).name if is_path else name
+
+
+def _weights(config: Json) -> Json:
+    given = config["data"]["dataset_name"]
+    return {given: 1.0} if isinstance(given, str) else given
+
+
+def _model(run: RunFolder, config: Json, side: str) -> Json:
+    name = _short(config[side]["model_name_or_path"])
+    unknown = {"name": name, **dict.fromkeys(("hub_id", "license", "license_name", "license_text"))}
+    return _json(run.models).get(side, unknown)
+
+
+def _metrics(run: RunFolder) -> Json:
+    """What was measured of this very student; figures of an earlier one are not its own."""
+    metrics, trained = _json(run.metrics), _json(run.root / "train.json")
+    known = metrics.get("fingerprint", {}).get("students", {}).get("after")
+    return metrics if known == trained.get("fingerprint") else {}
+
+
+def _json(path: Path) -> Json:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

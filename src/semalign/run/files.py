@@ -1,0 +1,109 @@
+"""Files of a run folder: written whole or not at all, read or named in one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from semalign.errors import CacheError
+
+Record = dict[str, Tensor]
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file in the same folder that takes the path's place: a reader sees the old file or the whole new one."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError | SafetensorError):
+            reason = getattr(error, "strerror", None) or error
+            raise CacheError(
+                f"{path}: cannot be written ({reason}); free space or choose another output_dir."
+            ) from error
+        raise
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """A small file, whole or not at all."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic, readable JSON."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, step: str) -> Any:
+    """A result file, or one sentence naming the step that writes it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CacheError(f"{path}: not there yet; run `semalign {step}` first.") from None
+    except json.JSONDecodeError as error:
+        raise CacheError(
+            f"{path}: not valid JSON ({error}); mend it, or delete it and run `semalign {step}`."
+        ) from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Atomic safetensors file, written from the tensors' own memory."""
+    with _replacing(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+
+
+def read_tensors(path: Path) -> Record:
+    """All tensors of a safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CacheError(f"{path}: cannot be read ({error}); run `semalign cache` again.") from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of(value: Any) -> str:
+    """Short hash of any JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kept_lines(part: Path, wanted: Mapping[str, Any]) -> list[Any]:
+    """What an earlier try with the same inputs wrote, without a last line that was cut off."""
+    # Only at line feeds: a text may hold any other character that ends a line.
+    lines = part.read_text(encoding="utf-8").split("\n") if part.exists() else []
+    whole = [json.loads(line) for line in lines[:-1]]
+    done = whole[1:] if whole and whole[0] == wanted else []
+    write_atomic(part, "".join(map(json_line, [dict(wanted), *done])))
+    return done
+
+
+def json_line(value: Any) -> str:
+    """JSON, then a line feed."""
+    return json.dumps(value, ensure_ascii=False) + "\n"

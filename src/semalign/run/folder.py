@@ -1,0 +1,151 @@
+"""The run folder: where each file is, who owns it now, and which results are still valid."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from semalign.errors import CacheError
+from semalign.run import ranks
+from semalign.run.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. Data flows from top to bottom; a step reads only what an earlier one wrote."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine and command."""
+        return self.root / "environment.json"
+
+    @property
+    def models(self) -> Path:
+        """Names and licences of teacher and student."""
+        return self.root / "models.json"
+
+    @property
+    def data(self) -> Path:
+        """How many rows each dataset gave."""
+        return self.root / "data.json"
+
+    @property
+    def scores(self) -> Path:
+        """Attribution scores of the teacher's layers."""
+        return self.root / "scores.json"
+
+    @property
+    def pairs(self) -> Path:
+        """The plan: pairs and trained layers; may be edited."""
+        return self.root / "pairs.json"
+
+    @property
+    def rows(self) -> Path:
+        """Training rows with the teacher's answers."""
+        return self.root / "rows.jsonl"
+
+    @property
+    def heldout(self) -> Path:
+        """Held-out rows, the teacher's answers where they had none."""
+        return self.root / "heldout.jsonl"
+
+    @property
+    def generated(self) -> Path:
+        """How many rows the teacher answered."""
+        return self.root / "rows.json"
+
+    @property
+    def targets(self) -> Path:
+        """Cached signals."""
+        return self.root / "targets"
+
+    @property
+    def manifest(self) -> Path:
+        """What the cache holds."""
+        return self.targets / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        """What was measured."""
+        return self.root / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    def training(self, baseline: str | None = None) -> Path:
+        """Folder that holds student/, train.jsonl and train.json of the run's own or a baseline's training."""
+        return self.root if baseline is None else self.root / "baselines" / baseline
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the folder; a second run stops with the owner's pid. Of several processes of one run the main one owns it."""
+        if not ranks.is_main():
+            yield
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._take()
+        except OSError as error:
+            raise CacheError(
+                f"{self.root}: cannot be written ({error.strerror}); choose another output_dir."
+            ) from error
+        try:
+            yield
+        finally:
+            self._lock_path.unlink(missing_ok=True)
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.root / ".lock"
+
+    def _take(self) -> None:
+        try:
+            handle = os.open(self._lock_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            text = self._lock_path.read_text().strip()
+            owner = int(text) if text.isdigit() else -1
+            if owner != os.getpid() and psutil.pid_exists(owner):
+                raise CacheError(
+                    f"{self.root}: in use by process {owner}; wait for it, stop it, or choose another output_dir."
+                ) from None
+            # Left by a process that died.
+            self._lock_path.unlink(missing_ok=True)
+            return self._take()
+        with os.fdopen(handle, "w") as file:
+            file.write(str(os.getpid()))
+
+
+def fingerprint(**parts: Any) -> dict[str, Any]:
+    """Plain JSON of everything a result depends on; kept readable so that a difference can be named."""
+    return json.loads(json.dumps(parts, default=list))
+
+
+def is_done(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a result file exists and was made from the same inputs."""
+    if not path.exists():
+        return False
+    try:
+        return read_json(path, "")["fingerprint"] == wanted
+    except (CacheError, KeyError, TypeError):
+        return False
+
+
+def save_result(path: Path, wanted: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Write a result with the fingerprint that makes it valid."""
+    write_json(path, {**result, "fingerprint": wanted})

@@ -1,0 +1,234 @@
+"""What one forward pass of each model leaves behind for training: prefixes, activations, top-k sets.
+
+Legend: B batch, T tokens, N supervised positions of a sample, D teacher width, E student width, K top-k, V vocabulary.
+A supervised token t is predicted by the state at t - 1: position-wise records hold those states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from semalign.data import Sample
+from semalign.data.batches import batch_inputs
+from semalign.errors import ModelError
+from semalign.maths.pairing import blend
+from semalign.maths.quantise import dequantise_rows, quantise_rows, relative_error
+from semalign.maths.topk import log_outside, union_topk
+from semalign.models.capture import Point, capture
+from semalign.models.decoder import Decoder
+from semalign.models.head import Head
+from semalign.run.files import Record
+from semalign.signals.request import Request
+
+LOGIT_CHUNK = 128  # positions whose full logits are live at once
+STATES = 512  # positions that layers are compared on
+
+
+def _split(rows_XD: Tensor, samples: Sequence[Sample], dtype: torch.dtype | None) -> list[Tensor]:
+    rows = rows_XD if dtype is None else rows_XD.to(dtype)
+    # clone: a view would keep the whole batch alive
+    return [part.clone() for part in rows.cpu().split([s.supervised for s in samples])]
+
+
+def _check_finite(what: str, parts: Sequence[Tensor], samples: Sequence[Sample]) -> None:
+    for sample, part in zip(samples, parts, strict=True):
+        if not torch.isfinite(part.float()).all():
+            raise ModelError(
+                f"sample {sample.id}: {what} holds NaN or infinite values; load the model in float32 or bfloat16, or drop the sample."
+            )
+
+
+def prefix_record(stream_TE: Tensor, request: Request) -> Record:
+    """tokens.prefix (T, E); in eight bits also tokens.prefix_scale (T,) and the relative error tokens.prefix_error (T,)."""
+    if request.prefix_dtype is None:
+        return {"tokens.prefix": stream_TE.to(request.dtype).cpu().clone()}
+    codes_TE, scale_T = quantise_rows(stream_TE.float(), request.prefix_dtype)
+    error_T = relative_error(stream_TE, dequantise_rows(codes_TE, scale_T))
+    record = {"prefix": codes_TE, "prefix_scale": scale_T, "prefix_error": error_T.half()}
+    return {f"tokens.{name}": tensor.cpu() for name, tensor in record.items()}
+
+
+def stream_of(record: Mapping[str, Tensor]) -> Tensor:
+    """The stored stream in float32 (T, E)."""
+    codes_TE, scale_T = record["tokens.prefix"], record.get("tokens.prefix_scale")
+    return codes_TE.float() if scale_T is None else dequantise_rows(codes_TE, scale_T)
+
+
+def topk(head: Head, hidden_ND: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids (N, k) and logits (N, k) of the likeliest tokens, and log sum exp over the vocabulary (N,), in chunks.
+
+    A head in half precision rounds its logits, by some 0.03 at 20, and with them what is left outside the top k. So the
+    likeliest tokens' logits are computed again in float32, and take their old places in the sum.
+    """
+    ids, values, lse = [], [], []
+    for chunk in hidden_ND.split(LOGIT_CHUNK):
+        logits_NV = head.logits(chunk)
+        top = logits_NV.topk(min(k, logits_NV.shape[1]), dim=1)
+        rounded_N = logits_NV.logsumexp(1)
+        exact_NK = head.gathered(chunk, top.indices)
+        ids.append(top.indices)
+        values.append(exact_NK)
+        left_N = 1 - (top.values - rounded_N[:, None]).exp().sum(1)
+        lse.append(rounded_N + ((exact_NK - rounded_N[:, None]).exp().sum(1) + left_N.clamp_min(0)).log())
+    return torch.cat(ids), torch.cat(values), torch.cat(lse)
+
+
+@torch.no_grad()
+def student_signals(student: Decoder, samples: Sequence[Sample], request: Request) -> list[Record]:
+    """Per sample: tokens.prefix (T, E); positions.own.<interface>.<place> (N, E); positions.student_output (N, E),
+    positions.student_ids and .student_logp (N, K), positions.student_lse (N,) of the untouched student."""
+    ids_BT, attention_BT, states_BT = batch_inputs(student, samples)
+    points = [Point(p.student, i, p.student_head) for i in request.interfaces for p in request.at(i)]
+    if request.cut is not None:
+        points.append(Point(request.cut, "block"))
+    with capture(student, points) as found, student.span(0, student.num_layers, norm=True):
+        output_BTE = student.forward(ids_BT, attention_BT)
+    records: list[Record] = [{} for _ in samples]
+    if request.cut is not None:
+        for record, row, sample in zip(records, found[Point(request.cut, "block")], samples, strict=True):
+            record |= prefix_record(row[: len(sample.input_ids)], request)
+    for interface in request.interfaces:
+        for pair in request.at(interface):
+            name = f"positions.own.{interface}.{pair.place}"
+            point = Point(pair.student, interface, pair.student_head)
+            _put(records, name, found[point][states_BT], samples, request.dtype)
+    if request.top_k:
+        output_XE = output_BTE[states_BT]
+        top, values, lse = topk(student.head(), output_XE, request.top_k)
+        _put(records, "positions.student_output", output_XE, samples, request.dtype)
+        _put(records, "positions.student_ids", top, samples, torch.int32)
+        _put(records, "positions.student_logp", values - lse[:, None], samples, None)
+        _put(records, "positions.student_lse", lse, samples, None)
+    return records
+
+
+@torch.no_grad()
+def extended_prefix(
+    student: Decoder,
+    samples: Sequence[Sample],
+    streams: Sequence[Tensor] | None,
+    span: tuple[int, int],
+    request: Request,
+) -> list[Record]:
+    """Per sample tokens.prefix (T, E) in the request's type after layer span[1], from streams (T, E) after layer span[0], or from token ids."""
+    inputs, attention_BT, _ = batch_inputs(student, samples)
+    if streams is not None:
+        inputs = nn.utils.rnn.pad_sequence([s.float() for s in streams], batch_first=True).to(student.device)
+    with student.span(*span, norm=False):
+        stream_BTE = student.forward(inputs, attention_BT)
+    return [
+        prefix_record(row[: len(sample.input_ids)], request)
+        for row, sample in zip(stream_BTE, samples, strict=True)
+    ]
+
+
+@torch.no_grad()
+def teacher_signals(
+    teacher: Decoder,
+    samples: Sequence[Sample],
+    request: Request,
+    own: Sequence[Record],
+    student_head: Head,
+    candidates_C: Tensor,
+) -> list[Record]:
+    """Per sample: positions.teacher.<interface>.<place> (N, D), blended over depth where the pair says so;
+    positions.teacher_output (N, D); positions.ids, .teacher_logp, .student_logp, .valid (N, 2K) over the union of
+    both models' top-k sets; positions.outside (N,), log sum exp of the untouched student's logits over all tokens that are neither
+    there nor among the candidates. Stops after the deepest layer that anything needs."""
+    ids_BT, attention_BT, states_BT = batch_inputs(teacher, samples)
+    points = sorted(
+        {
+            Point(layer, i, p.teacher_head)
+            for i in request.interfaces
+            for p in request.at(i)
+            for layer in p.teacher_layers
+        },
+        key=str,
+    )
+    needs_output = bool(request.top_k or request.teacher_output or "output" in request.interfaces)
+    stop = teacher.num_layers if needs_output else max(p.layer for p in points)
+    with capture(teacher, points) as found, teacher.span(0, stop, norm=needs_output):
+        output_BTD = teacher.forward(ids_BT, attention_BT)
+    records: list[Record] = [{} for _ in samples]
+    for interface in request.interfaces:
+        for pair in request.at(interface):
+            states = found[Point(pair.teacher, interface, pair.teacher_head)][states_BT].float()
+            if pair.fraction > 0:
+                states = blend(
+                    states, found[Point(pair.teacher + 1, interface)][states_BT].float(), pair.fraction
+                )
+            _put(records, f"positions.teacher.{interface}.{pair.place}", states, samples, request.dtype)
+    output_XD = output_BTD[states_BT]
+    if request.teacher_output:
+        _put(records, "positions.teacher_output", output_XD, samples, request.dtype)
+    if request.top_k:
+        _put_union(
+            records, samples, teacher.head(), output_XD, own, student_head, candidates_C, request.top_k
+        )
+    return records
+
+
+@torch.no_grad()
+def states_at(decoder: Decoder, samples: Sequence[Sample], points: Sequence[Point]) -> dict[Point, Tensor]:
+    """Activations at the supervised positions of a few rows, the first STATES of them: (N, D) by point."""
+    kept: dict[Point, list[Tensor]] = {point: [] for point in points}
+    for sample in samples:
+        ids, attention, states = batch_inputs(decoder, [sample])
+        with capture(decoder, points) as found:
+            decoder.forward(ids, attention)
+        for point in points:
+            kept[point].append(found[point][states].cpu())
+        if sum(len(part) for part in kept[points[0]]) >= STATES:
+            break
+    return {point: torch.cat(parts)[:STATES] for point, parts in kept.items()}
+
+
+def layer_states(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Streams after every layer at the supervised positions of a few rows: `layer.<n>` (N, D)."""
+    points = [Point(n, "block") for n in range(1, decoder.num_layers + 1)]
+    return {f"layer.{p.layer}": states for p, states in states_at(decoder, samples, points).items()}
+
+
+def _put_union(
+    records: list[Record],
+    samples: Sequence[Sample],
+    head: Head,
+    output_XD: Tensor,
+    own: Sequence[Record],
+    student_head: Head,
+    candidates_C: Tensor,
+    k: int,
+) -> None:
+    device = output_XD.device
+    theirs = {
+        name: torch.cat([r[f"positions.student_{name}"] for r in own]).to(device)
+        for name in ("ids", "logp", "lse", "output")
+    }
+    top, values, lse = topk(head, output_XD, k)
+    ids, valid = union_topk(top, values, theirs["ids"].long(), theirs["logp"])
+    student_head, candidates_C = student_head.to(device), candidates_C.to(device)
+    student_logp = student_head.gathered(theirs["output"], ids) - theirs["lse"][:, None]
+    # The stored state is rounded. Its own likeliest tokens, which hold nearly all of the mass, are known better.
+    known_NJK = ids[:, :, None] == theirs["ids"].long()[:, None, :]
+    known_logp = torch.where(known_NJK, theirs["logp"][:, None, :], 0.0).sum(2)
+    student_logp = torch.where(known_NJK.any(2), known_logp, student_logp)
+    others_NC = student_head.rows(candidates_C).logits(theirs["output"]) - theirs["lse"][:, None]
+    outside_N = theirs["lse"] + log_outside(others_NC, candidates_C, student_logp, ids, valid)
+    _put(records, "positions.ids", ids, samples, torch.int32)
+    _put(records, "positions.valid", valid, samples, None)
+    _put(records, "positions.teacher_logp", head.gathered(output_XD, ids) - lse[:, None], samples, None)
+    _put(records, "positions.student_logp", student_logp, samples, None)
+    _put(records, "positions.outside", outside_N, samples, None)
+
+
+def _put(
+    records: Sequence[Record], name: str, rows: Tensor, samples: Sequence[Sample], dtype: torch.dtype | None
+) -> None:
+    parts = _split(rows, samples, dtype)
+    if parts[0].is_floating_point():
+        _check_finite(name, parts, samples)
+    for record, part in zip(records, parts, strict=True):
+        record[name] = part

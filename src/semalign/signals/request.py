@@ -1,0 +1,81 @@
+"""What a run stores of both models: the union of what its recipes read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from semalign.config import Interface, MapName, TransferConfig, by_name
+from semalign.errors import ConfigError
+from semalign.maths.pairing import LayerPair
+from semalign.maths.quantise import EightBit
+from semalign.methods import named, resolve
+from semalign.methods.recipe import Recipe
+from semalign.signals.plan import Plan
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which signals a run needs, for every recipe in it."""
+
+    pairs: tuple[LayerPair, ...]
+    interfaces: tuple[str, ...] = ()
+    cut: int | None = None
+    """Store the student's stream after this layer, 1 or more (None: not at all)."""
+    top_k: int = 0
+    teacher_output: bool = False
+    dtype: torch.dtype = torch.bfloat16
+    heads: tuple[LayerPair, ...] = ()
+    """What is paired at the interface head, in the layers' place."""
+    prefix_dtype: EightBit | None = None
+    """Eight bits for the stored stream (None: `dtype`)."""
+
+    def at(self, interface: str) -> tuple[LayerPair, ...]:
+        """Pairs of layers, or of heads."""
+        return self.heads if interface == "head" else self.pairs
+
+    @property
+    def prefix_keys(self) -> list[str]:
+        """What `stream_of` needs of a record."""
+        return ["tokens.prefix", "tokens.prefix_scale"] if self.prefix_dtype else ["tokens.prefix"]
+
+    @property
+    def needs_student(self) -> bool:
+        """Whether the student has to run over the training rows."""
+        return bool(self.interfaces or self.top_k or self.cut is not None)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher has to run over the training rows."""
+        return bool(self.interfaces or self.top_k or self.teacher_output)
+
+
+def recipes_of(config: TransferConfig) -> dict[str | None, Recipe]:
+    """The run's own recipe (None) and its baselines by name."""
+    baselines = by_name(config.evaluation.baselines)
+    return {None: resolve(config.recipe)} | {
+        n: named(n, f, "evaluation.baselines") for n, f in baselines.items()
+    }
+
+
+def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[MapName, Interface]]]:
+    """The union of what all recipes of a run read, and the (map, interface) kinds of targets among it."""
+    recipes = list(recipes_of(config).values())
+    wanted = sorted({(r.map, r.interface) for r in recipes if r.needs_targets})
+    if any(interface == "head" for _, interface in wanted) and not plan.heads:
+        raise ConfigError(
+            "recipe.interface: head supervises the plan's pairs of heads, and the plan has none; set pairing.heads."
+        )
+    request = Request(
+        pairs=plan.pairs,
+        heads=plan.heads,
+        interfaces=tuple(sorted({interface for _, interface in wanted})),
+        cut=plan.cut if config.train.cache_prefix and plan.cut else None,
+        # A weighted fit weights positions by what the teacher's top-k says.
+        top_k=config.cache.top_k if any(r.needs_topk or r.map == "weighted_ridge" for r in recipes) else 0,
+        teacher_output=any(r.needs_teacher_output for r in recipes),
+        dtype=getattr(torch, config.cache.dtype),
+        prefix_dtype=config.cache.prefix_dtype,
+    )
+    return request, wanted

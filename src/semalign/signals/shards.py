@@ -1,0 +1,166 @@
+"""Per-sample tensors in safetensors shards: sharded, checksummed, resumable, fingerprinted.
+
+A folder holds index.json (what the shards were made from) and, for every shard, shard-00000.safetensors and
+shard-00000.json (size and checksum, written last), so that several processes can fill one folder. In a shard each key
+holds the rows of its samples one after another; keys start with `tokens.` (one row a token) or `positions.` (one row a
+supervised position), and `offsets.tokens`, `offsets.positions` say where each sample's rows begin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from semalign.config import differences
+from semalign.errors import CacheError
+from semalign.run import ranks
+from semalign.run.files import Record, digest, write_json, write_tensors
+from semalign.signals.remote import Remote
+
+KINDS = ("tokens", "positions")
+
+
+class ShardStore:
+    """Records of samples 0..n-1 in a folder; `plan` gives the sample numbers of each shard.
+
+    With `remote` the shards lie there, and the folder keeps copies: of those written here and of those read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: Mapping[str, Any],
+        plan: Sequence[Sequence[int]],
+        remote: Remote | None = None,
+    ) -> None:
+        self.folder, self.plan, self.remote = folder, [list(p) for p in plan], remote
+        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self._made_from = hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()
+        self.refresh()
+        self._where = {
+            sample: (n, i) for n, samples in enumerate(self.plan) for i, sample in enumerate(samples)
+        }
+        self._open: dict[int, tuple[Any, dict[str, list[int]]]] = {}
+
+    def refresh(self) -> None:
+        """Read again which shards lie there, for those that other processes wrote."""
+        self._sizes, texts = self._listing()
+        # A changed input makes every shard stale; they are rebuilt one by one under the same names.
+        index = json.loads(texts.get("index.json", "{}"))
+        self._written_for = index.get("fingerprint")
+        # Indexes from before each shard had an entry of its own hold the entries themselves.
+        listed = index.get("shards", {}) if self._written_for == self.fingerprint else {}
+        self._entries: dict[int, dict[str, Any]] = {int(number): entry for number, entry in listed.items()}
+        for number in range(len(self.plan)):
+            entry = json.loads(texts.get(self._path(number).with_suffix(".json").name, "{}"))
+            if entry.get("made_from") == self._made_from:
+                self._entries[number] = entry
+
+    def _listing(self) -> tuple[dict[str, int], dict[str, str]]:
+        """Sizes of all files by name, and the contents of those in JSON."""
+        if self.remote is not None:
+            sizes = self.remote.sizes()
+            return sizes, self.remote.texts([name for name in sizes if name.endswith(".json")])
+        files = list(self.folder.glob("[!.]*.*")) if self.folder.exists() else []
+        texts = {p.name: p.read_text(encoding="utf-8") for p in files if p.suffix == ".json"}
+        return {}, texts
+
+    def stale_fields(self) -> list[str]:
+        """What changed since the folder was written, as dotted paths; empty when nothing did."""
+        return differences(self._written_for, self.fingerprint) if self._written_for else []
+
+    def missing(self, *, verify: bool = False) -> list[int]:
+        """Shards that are absent, of the wrong size, or (with verify) of the wrong checksum.
+
+        Of a remote store's shards only the copies are verified; the others are when they are fetched.
+        """
+        return [n for n in range(len(self.plan)) if not self._is_good(n, verify)]
+
+    def _is_good(self, number: int, verify: bool) -> bool:
+        entry, path = self._entries.get(number), self._path(number)
+        if entry is None:
+            return False
+        if self.remote is None:
+            is_whole = path.exists() and path.stat().st_size == entry["bytes"]
+            return is_whole and (not verify or digest(path) == entry["sha256"])
+        if self._sizes.get(path.name) != entry["bytes"]:
+            return False
+        return not verify or not path.exists() or digest(path) == entry["sha256"] or self._fetch(number)
+
+    def _fetch(self, number: int) -> bool:
+        """Copy a shard from the remote folder; whether it came as it was written."""
+        assert self.remote is not None
+        self.remote.get(self._path(number))
+        return digest(self._path(number)) == self._entries[number]["sha256"]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+    def write(self, number: int, records: Sequence[Record]) -> int:
+        """Write one shard, records in the order of `plan[number]`; returns its bytes."""
+        assert len(records) == len(self.plan[number])
+        tensors = {key: torch.cat([r[key] for r in records]) for key in records[0]}
+        for kind in KINDS:
+            key = next((k for k in records[0] if k.startswith(kind)), None)
+            if key is not None:
+                tensors[f"offsets.{kind}"] = torch.tensor([0, *(len(r[key]) for r in records)]).cumsum(0)
+        self._open.pop(number, None)
+        write_tensors(self._path(number), tensors)
+        if not self._entries:
+            self._write_index()
+        size = self._path(number).stat().st_size
+        entry = {
+            "bytes": size,
+            "sha256": digest(self._path(number)),
+            "made_from": self._made_from,
+            "process": ranks.rank(),
+        }
+        write_json(self._path(number).with_suffix(".json"), entry)
+        if self.remote is not None:
+            self.remote.put(self._path(number))
+            self.remote.put(self._path(number).with_suffix(".json"))
+            self._sizes[self._path(number).name] = size
+        self._entries[number] = entry
+        return size
+
+    def _write_index(self) -> None:
+        """Every process that finds no valid shard writes the same."""
+        write_json(self.folder / "index.json", {"fingerprint": self.fingerprint})
+        if self.remote is not None:
+            self.remote.put(self.folder / "index.json")
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(entry["bytes"] for entry in self._entries.values())
+
+    def read(self, sample: int, keys: Sequence[str] | None = None) -> Record:
+        """The tensors of one sample; only its own rows are read from disk."""
+        number, position = self._where[sample]
+        file, offsets = self._handle(number)
+        record = {}
+        for key in keys if keys is not None else [k for k in file.keys() if not k.startswith("offsets.")]:  # noqa: SIM118
+            bounds = offsets[key.split(".", 1)[0]]
+            record[key] = file.get_slice(key)[bounds[position] : bounds[position + 1]]
+        return record
+
+    def _handle(self, number: int) -> tuple[Any, dict[str, list[int]]]:
+        if number not in self._open:
+            is_absent = (
+                self.remote is not None and number in self._entries and not self._path(number).exists()
+            )
+            if not (self._fetch(number) if is_absent else self._is_good(number, verify=True)):
+                raise CacheError(
+                    f"{self._path(number)}: missing or damaged (size or checksum differ); run `semalign cache` to rebuild this shard."
+                )
+            file = safe_open(self._path(number), "pt")
+            keys = set(file.keys())
+            offsets = {k: file.get_tensor(f"offsets.{k}").tolist() for k in KINDS if f"offsets.{k}" in keys}
+            self._open[number] = (file, offsets)
+        return self._open[number]

@@ -1,0 +1,146 @@
+"""One protocol for the teacher's signals, two implementations: read from the cache, or computed live.
+
+The trainer never asks which. A batch of signals is a flat dict of tensors over the N supervised positions of
+its samples, in order: `ids`, `valid`, `teacher_logp`, `student_logp` (N, 2K), `outside` (N,), `teacher_output` (N, D) and
+`target.<place>` (N, E), a place being a student layer (`3`) or a head in it (`3h2`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from semalign.config import TransferConfig
+from semalign.data import Sample
+from semalign.data.batches import candidates_of
+from semalign.data.inputs import Inputs
+from semalign.errors import ConfigError
+from semalign.methods.recipe import Recipe
+from semalign.models.decoder import Decoder
+from semalign.models.head import Head
+from semalign.run.files import Record
+from semalign.run.folder import RunFolder
+from semalign.signals.maps import Maps, to_targets
+from semalign.signals.passes import student_signals, teacher_signals
+from semalign.signals.request import Request
+from semalign.signals.shards import ShardStore
+from semalign.signals.stores import Stores
+
+TOPK_KEYS = ("ids", "valid", "teacher_logp", "student_logp", "outside")
+
+
+class Supervision(Protocol):
+    """Where a batch's signals come from."""
+
+    def signals(self, samples: Sequence[int]) -> Record:
+        """Signals of the given samples, positions of all samples one after another."""
+        ...
+
+
+def wanted_keys(recipe: Recipe, places: Sequence[str]) -> dict[str, str]:
+    """Stored key -> batch key for what a recipe reads."""
+    keys = {f"positions.{k}": k for k in TOPK_KEYS} if recipe.needs_topk else {}
+    if recipe.needs_teacher_output:
+        keys["positions.teacher_output"] = "teacher_output"
+    if recipe.needs_targets:
+        keys |= {f"positions.target.{recipe.map}.{recipe.interface}.{k}": f"target.{k}" for k in places}
+    return keys
+
+
+class CachedSupervision:
+    """Signals from the shards that the cache step wrote; no teacher in memory."""
+
+    def __init__(self, store: ShardStore, recipe: Recipe, places: Sequence[str]) -> None:
+        self.store, self.keys = store, wanted_keys(recipe, places)
+
+    def signals(self, samples: Sequence[int]) -> Record:
+        """See `Supervision`."""
+        if not self.keys:
+            return {}
+        records = [self._record(sample) for sample in samples]
+        return {new: torch.cat([r[old] for r in records]) for old, new in self.keys.items()}
+
+    def _record(self, sample: int) -> Record:
+        return self.store.read(sample, list(self.keys))
+
+
+class ShuffledSupervision(CachedSupervision):
+    """A control: every sample gets the signals of another one, cut or repeated to its own number of positions."""
+
+    def __init__(
+        self, store: ShardStore, recipe: Recipe, places: Sequence[str], counts: Sequence[int]
+    ) -> None:
+        super().__init__(store, recipe, places)
+        self.counts = counts
+        order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(0)).tolist()
+        # The next one in a random cycle: with two samples or more, nobody keeps its own.
+        self.other = dict(zip(order, order[1:] + order[:1], strict=True))
+
+    def _record(self, sample: int) -> Record:
+        other = self.other[sample]
+        rows = torch.arange(self.counts[sample]) % self.counts[other]
+        return {key: tensor[rows] for key, tensor in super()._record(other).items()}
+
+
+class LiveSupervision:
+    """Signals from the teacher and the untouched student, run on every batch."""
+
+    def __init__(
+        self,
+        teacher: Decoder,
+        student: Decoder,
+        samples: Sequence[Sample],
+        request: Request,
+        *,
+        recipe: Recipe,
+        maps: Maps,
+    ) -> None:
+        if any(p.requires_grad for p in student.model.parameters()):
+            raise ConfigError(
+                "live supervision: expected an untouched copy of the student, got one with trainable parameters."
+            )
+        self.teacher, self.student, self.samples = teacher, student, samples
+        self.request, self.recipe, self.maps = request, recipe, maps
+        self.student_head: Head = student.head()
+        self.candidates_C = candidates_of(samples)
+
+    def signals(self, samples: Sequence[int]) -> Record:
+        """See `Supervision`."""
+        batch = [self.samples[i] for i in samples]
+        own = student_signals(self.student, batch, self.request)
+        records = teacher_signals(
+            self.teacher, batch, self.request, own, self.student_head, self.candidates_C
+        )
+        records = [
+            to_targets(r, self.maps, [(self.recipe.map, self.recipe.interface)], self.request)
+            for r in records
+        ]
+        keys = wanted_keys(self.recipe, [p.place for p in self.request.at(self.recipe.interface)])
+        return {new: torch.cat([r[old] for r in records]) for old, new in keys.items()}
+
+
+def cached_supervision(inputs: Inputs, stores: Stores, recipe: Recipe) -> Supervision:
+    """The stored signals of each sample, or of another one where the recipe says so."""
+    places = [p.place for p in stores.request.at(recipe.interface)]
+    if recipe.signals == "shuffled":
+        return ShuffledSupervision(stores.teacher, recipe, places, [s.supervised for s in inputs.train])
+    return CachedSupervision(stores.teacher, recipe, places)
+
+
+def _supervision(
+    config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, recipe: Recipe
+) -> Supervision:
+    if recipe.signals == "shuffled" or not config.train.live_teacher:
+        return cached_supervision(inputs, stores, recipe)
+    teacher, untouched = inputs.load_teacher(), inputs.load_student()
+    untouched.model.requires_grad_(False)
+    return LiveSupervision(
+        teacher,
+        untouched,
+        inputs.train,
+        stores.request,
+        recipe=recipe,
+        maps=Maps.read(run.targets / "maps.safetensors"),
+    )

@@ -1,0 +1,131 @@
+"""The steps in order on one run folder, and the resume rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from semalign.config import TransferConfig, differences, plain
+from semalign.data.inputs import Inputs, load_inputs
+from semalign.errors import ConfigError
+from semalign.evaluation.summary import add_costs
+from semalign.models.origin import origin
+from semalign.report import build_report
+from semalign.report.card import write_card
+from semalign.report.hub import push
+from semalign.run import ranks
+from semalign.run.environment import environment
+from semalign.run.files import write_atomic, write_json
+from semalign.run.folder import RunFolder
+from semalign.signals.remote import Remote, is_remote
+from semalign.steps.attribute import attribute
+from semalign.steps.cache import cache
+from semalign.steps.evaluate import evaluate
+from semalign.steps.generate import generate
+from semalign.steps.pair import pair
+from semalign.steps.train import train
+
+STEPS = ("generate", "attribute", "pair", "cache", "train", "evaluate", "report")
+NOT_THE_RUN = ("output_dir", "push_to_hub", "hub_")  # fields that may change from one call to the next
+SHARED_STEPS = (
+    "cache",
+    "train",
+)  # what all processes of a launch work on; for the others the main one suffices
+Progress = Callable[[str], None]
+
+
+def open_run(config: TransferConfig) -> RunFolder:
+    """The run folder with its config and environment written; another config in the same folder stops with a diff."""
+    run = RunFolder(Path(config.output_dir))
+    new = plain(config)
+    if run.config.exists():
+        old = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        if changed := [line for line in differences(old, new) if not line.startswith(NOT_THE_RUN)]:
+            raise ConfigError(
+                f"{run.root}: holds a run with another config ({'; '.join(changed)}); choose another output_dir or delete the folder."
+            )
+    _place_cache(config, run)
+    try:
+        write_atomic(run.config, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {run.root} cannot be written ({error.strerror}); choose another folder."
+        ) from error
+    if not run.environment.exists():
+        write_json(run.environment, environment())
+    return run
+
+
+def _place_cache(config: TransferConfig, run: RunFolder) -> None:
+    """A cache in another local folder is linked to as targets/; a remote one is asked for before anything is loaded."""
+    folder = config.cache.folder
+    if folder is None:
+        return
+    if is_remote(folder):
+        Remote(folder)
+    elif not run.targets.exists():
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            run.root.mkdir(parents=True, exist_ok=True)
+            run.targets.symlink_to(Path(folder).absolute(), target_is_directory=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cache.folder: {folder} cannot be used ({error}); choose another folder."
+            ) from error
+
+
+def transfer(
+    config: TransferConfig, steps: Sequence[str] = STEPS, progress: Progress = lambda step: None
+) -> RunFolder:
+    """Run steps in order; those whose result is still valid are skipped, so a killed run goes on where it was.
+
+    Several processes (`accelerate launch -m semalign ...`) share the rows of caching and training; they must see the same
+    run folder.
+
+    Args:
+        steps: which of STEPS to run; each reads only files that earlier ones wrote.
+        progress: called with a step's name when it starts.
+    """
+    run = RunFolder(Path(config.output_dir))
+    ranks.start()
+    with run.lock():
+        if ranks.is_main():
+            open_run(config)
+            if "generate" in steps and config.data.is_generated:
+                progress("generate")
+                generate(config, run)
+        ranks.wait()
+        inputs = load_inputs(config, run)
+        if ranks.is_main():
+            write_json(run.data, inputs.counts())
+            if not run.models.exists():
+                write_json(run.models, {"teacher": origin(config.teacher), "student": origin(config.student)})
+        for step in (s for s in STEPS if s in steps and s != "generate"):
+            if ranks.is_main():
+                progress(step)
+            if ranks.is_main() or step in SHARED_STEPS:
+                run_step(step, config, run, inputs)
+            ranks.wait()
+        if config.push_to_hub and "report" in steps and ranks.is_main():
+            assert config.hub_model_id is not None
+            progress("push")
+            push(run, config.hub_model_id, private=config.hub_private_repo, is_dry=False)
+    return run
+
+
+def run_step(step: str, config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
+    """One step by name."""
+    if step == "train":
+        for baseline in (None, *config.evaluation.baselines):
+            train(config, run, inputs, baseline)
+        write_card(run)
+    elif step == "evaluate":
+        evaluate(config, run, inputs)
+        add_costs(run, config)
+        write_card(run)
+    elif step == "report":
+        build_report(run.root)
+    else:
+        {"attribute": attribute, "pair": pair, "cache": cache}[step](config, run, inputs)

@@ -1,0 +1,150 @@
+"""What watches a training: its log, its gradients, its signals, its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from semalign.errors import SemAlignError
+from semalign.run import ranks
+from semalign.run.meter import free_memory
+
+
+class LineLog(TrainerCallback):
+    """One line of train.jsonl per logged step; lines after the step that is resumed from are dropped.
+
+    `earlier` steps were made by stages before this one.
+    """
+
+    def __init__(self, path: Path, earlier: int = 0) -> None:
+        self.path, self.earlier = path, earlier
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the lines that the checkpoint knows about."""
+        if not state.is_world_process_zero:
+            return
+        kept = []
+        known = self.earlier + state.global_step
+        if self.path.exists() and known:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line and json.loads(line)["step"] <= known]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Append."""
+        logs = kwargs.get("logs") or {}
+        if "loss" in logs and state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.earlier + state.global_step, **logs}) + "\n")
+
+
+class GradientCheck(TrainerCallback):
+    """After the first backward pass: exactly the chosen parameters have gradients, and they are finite and not all zero."""
+
+    def __init__(self) -> None:
+        self.is_checked = False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Runs once."""
+        if self.is_checked:
+            return
+        self.is_checked = True
+        for name, parameter in kwargs["model"].named_parameters():
+            if parameter.requires_grad != (parameter.grad is not None):
+                raise SemAlignError(
+                    f"{name}: expected a gradient exactly where training was asked for; this recipe does not reach it."
+                )
+            # A LoRA pair starts with one factor at zero, which leaves the other without gradient.
+            if (
+                parameter.grad is not None
+                and "lora_" not in name
+                and not 0 < float(parameter.grad.abs().sum()) < float("inf")
+            ):
+                raise SemAlignError(
+                    f"{name}: its first gradient is zero, NaN or infinite; the loss does not depend on this parameter."
+                )
+
+
+class GiveBack(TrainerCallback):
+    """Gives freed memory back to the system now and then.
+
+    Batches of ever different lengths leave the allocator's heap full of holes; a 0.5B student's training reached 9 GB on
+    128 rows and 5 on 16, eight rows a step. Every ten seconds is far rarer than a step of a model where it matters.
+    """
+
+    EVERY = 10.0  # seconds
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Trim."""
+        if time.monotonic() - self.last > self.EVERY:
+            free_memory(collect=False)
+            self.last = time.monotonic()
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal ends the process at once.
+
+    Of several processes all stop after the same step, whichever was told to; their launcher passes signals on and ends by
+    force those that do not come to a stop, so a second signal is no news to them.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.must_stop = False
+
+    @contextmanager
+    def installed(self) -> Iterator[StopOnSignal]:
+        """Handlers live as long as the block; only a main thread can have them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        kept = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received is not None and ranks.world() == 1:
+            raise SystemExit(128 + number)
+        self.received = number
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask the Trainer to save and stop."""
+        self.must_stop = ranks.agree(self.received is not None)
+        if self.must_stop:
+            control.should_save = control.should_training_stop = True
+
+
+def complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint whose last-written file is there and readable."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+            return str(path)
+        except (OSError, json.JSONDecodeError):
+            continue
+    return None

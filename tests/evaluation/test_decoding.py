@@ -1,0 +1,236 @@
+"""Batched generation equals one-by-one greedy decoding and leaves the model as it was."""
+
+import copy
+import functools
+import sys
+from collections import Counter
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from semalign import embedded
+from semalign.data import encode_prompt
+from semalign.errors import SemAlignError
+from semalign.evaluation import decoding as module
+from semalign.evaluation.decoding import answers, continuations, generate
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    folder = embedded.model_path("student")
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def greedy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: list[dict[str, str]], most: int
+) -> str:
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    new: list[int] = []
+    with torch.no_grad():
+        while len(new) < most:
+            token = int(model(torch.tensor([ids + new])).logits[0, -1].argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            new.append(token)
+    return str(tokenizer.decode(new, skip_special_tokens=True))
+
+
+def shapes_read(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Fills with the shape of every batch of tokens that the model reads from now on."""
+    sizes: list[tuple[int, ...]] = []
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def counting(*arguments: object, **options: object) -> object:
+        sizes.append(tuple(options["input_ids"].shape))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(model, "forward", counting)
+    return sizes
+
+
+def test_equals_plain_greedy_decoding(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:
+    model, tokenizer = pair
+    prompts = [row["messages"][:1] for row in embedded.rows("validation")[::20]]
+    wanted = [greedy(model, tokenizer, prompt, 12) for prompt in prompts]
+    assert generate(model, tokenizer, prompts, max_new_tokens=12, batch_size=4) == wanted
+    assert generate(model, tokenizer, prompts, max_new_tokens=12, batch_size=100) == wanted
+    assert len(set(wanted)) > 3
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_rows_that_end_leave_the_batch_and_change_no_other(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = tiny_model(kind, layers=3, wide=False, seed=1), tiny_tokenizer()
+    prompts = [[{"role": "user", "content": "blue and green " * n}] for n in (1, 4, 2, 6, 3, 5)]
+    ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    tokens = [
+        model.generate(torch.tensor([row]), max_new_tokens=40, do_sample=False)[0, len(row) :].tolist()
+        for row in ids
+    ]
+    ends_at = {t: [row.index(t) if t in row else len(row) for row in tokens] for t in set().union(*tokens)}
+    model.generation_config.eos_token_id = max(ends_at, key=lambda t: len({n // 3 for n in ends_at[t]}))
+    whole = answers(model, tokenizer, prompts, 40, 6)
+    sizes = shapes_read(model, monkeypatch)
+    monkeypatch.setattr(module, "STEPS_BETWEEN_LEAVINGS", 3)
+    assert answers(model, tokenizer, prompts, 40, 6) == whole
+    rows = [rows for rows, _ in sizes]
+    assert rows[-1] < rows[0] and rows == sorted(rows, reverse=True), "the batch only shrinks"
+    assert {length for _, length in sizes[1:]} == {1}, "no token is read twice"
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_a_row_is_read_once_and_continued_as_if_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model(kind, layers=3, wide=False, seed=1), tiny_tokenizer()
+    prompts = [[{"role": "user", "content": "blue and green " * n}] for n in (4, 1, 2)]
+    rows = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    alone = answers(model, tokenizer, prompts, 12, 1)
+    sizes = shapes_read(model, monkeypatch)
+    # Greedy, so that each sample is known.
+    monkeypatch.setattr(module, "SAMPLING", {"do_sample": False})
+    found = continuations(model, tokenizer, rows, 4, max_new_tokens=12, seed=0)
+    assert found == [[text] * 4 for text in alone]
+    assert sizes == [(3, max(map(len, rows)) - 1), *[(12, 1)] * (len(sizes) - 1)]
+
+
+def test_continuations_are_drawn_from_what_holds_nine_tenths() -> None:
+    model, tokenizer = tiny_model("llama", layers=3, wide=False, seed=1), tiny_tokenizer()
+    row = encode_prompt([{"role": "user", "content": "blue and green"}], tokenizer)
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 4  # a few tokens hold most of the probability
+    state = torch.get_rng_state()
+    [found] = continuations(model, tokenizer, [row], 600, max_new_tokens=1, seed=3)
+    assert [found] == continuations(model, tokenizer, [row], 600, max_new_tokens=1, seed=3)
+    assert [found] != continuations(model, tokenizer, [row], 600, max_new_tokens=1, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        shares, tokens = model(torch.tensor([row])).logits[0, -1].softmax(-1).sort(descending=True)
+    kept = int((shares.cumsum(0) < 0.9).sum()) + 1
+    assert 1 < kept < 50, "the case says something"
+    expected: Counter[str] = Counter()
+    for token, share in zip(tokens[:kept], shares[:kept] / shares[:kept].sum(), strict=True):
+        expected[tokenizer.decode(token, skip_special_tokens=True)] += float(share)
+    counts = Counter(text for text, _ in found)
+    assert set(counts) <= set(expected)
+    for text, share in expected.items():
+        assert counts[text] / 600 == pytest.approx(share, abs=0.08)
+
+
+def test_leaves_no_state(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:
+    model, tokenizer = pair
+    model.train()
+    settings, side = copy.deepcopy(model.generation_config.to_dict()), tokenizer.padding_side
+    generate(model, tokenizer, [[{"role": "user", "content": "2 + 2"}]], max_new_tokens=3)
+    assert model.training
+    assert model.generation_config.to_dict() == settings and tokenizer.padding_side == side
+    model.eval()
+
+
+def test_shipped_settings_do_not_bend_greedy_decoding(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast],
+) -> None:
+    model, tokenizer = pair
+    prompts = [row["messages"][:1] for row in embedded.rows("validation")[::40]]
+    plain = generate(model, tokenizer, prompts, max_new_tokens=12)
+    kept = copy.deepcopy(model.generation_config)
+    model.generation_config.repetition_penalty, model.generation_config.no_repeat_ngram_size = 3.0, 1
+    try:
+        assert generate(model, tokenizer, prompts, max_new_tokens=12) == plain
+        assert model.generation_config.repetition_penalty == 3.0
+    finally:
+        model.generation_config = kept
+
+
+def test_no_prompts(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:
+    assert generate(*pair, [], max_new_tokens=3) == []
+
+
+def test_continuous_batching_is_greedy_too(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:
+    model, tokenizer = pair
+    prompts = [row["messages"][:1] for row in embedded.rows("validation")[::20]]
+    found = generate(model, tokenizer, prompts, max_new_tokens=12, engine="continuous")
+    assert len(found) == len(prompts) and len(set(found)) > 3
+    for prompt, text in zip(prompts, found, strict=True):
+        start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(start + text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        first = len(tokenizer(start, add_special_tokens=False)["input_ids"])
+        with torch.no_grad():
+            logits = model(ids).logits[0, first - 1 : -1]
+        chosen = logits.gather(1, ids[0, first:, None])[:, 0]
+        # All but the likeliest token: attention is computed in another order.
+        assert float((logits.max(1).values - chosen).max()) < 0.05, text
+
+
+def test_continuous_batching_leaves_half_of_the_free_memory_to_others(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = pair
+    seen, own = [], psutil.Process().memory_info().rss
+    memory = SimpleNamespace(total=own + 100 * 2**30, available=2 * 2**30)
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
+
+    def stopping(*_: object, continuous_batching_config: object, **__: object) -> object:
+        seen.append(continuous_batching_config.max_memory_percent * 100)
+        return {}
+
+    monkeypatch.setattr(model, "generate_batch", stopping)
+    with pytest.raises(SemAlignError, match="expected 1 answers, got 0"):
+        generate(model, tokenizer, [[{"role": "user", "content": "2 + 2"}]], engine="continuous")
+    assert seen == [pytest.approx(1.0, rel=0.02)]
+
+
+class FakeEngine:
+    """vLLM's interface over transformers: reads the folder it is given and decodes greedily."""
+
+    def __init__(self, model: str, max_model_len: int) -> None:
+        self.model = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.most = max_model_len
+
+    def generate(
+        self, prompts: list[dict[str, list[int]]], wanted: SimpleNamespace, use_tqdm: bool
+    ) -> list[SimpleNamespace]:
+        assert wanted.temperature == 0.0 and not use_tqdm
+        found = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt["prompt_token_ids"]])
+            assert ids.shape[1] + wanted.max_tokens <= self.most
+            with torch.no_grad():
+                new = self.model.generate(
+                    ids,
+                    do_sample=False,
+                    max_new_tokens=wanted.max_tokens,
+                    eos_token_id=wanted.stop_token_ids,
+                    pad_token_id=0,
+                )[0, ids.shape[1] :].tolist()
+            reason = "stop" if new[-1] in wanted.stop_token_ids else "length"
+            found.append(
+                SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(new), finish_reason=reason)])
+            )
+        return found
+
+
+def test_vllm_gets_a_folder_that_gives_the_same_answers(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = pair
+    prompts = [row["messages"][:1] for row in embedded.rows("validation")[::40]]
+    fake = SimpleNamespace(LLM=FakeEngine, SamplingParams=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    wanted = answers(model, tokenizer, prompts, 12, 8)
+    assert answers(model, tokenizer, prompts, 12, 8, engine="vllm") == wanted
+    assert {has_ended for _, has_ended in wanted} == {True, False}
+
+
+def test_without_vllm_one_sentence_says_how_to_get_it(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(SemAlignError, match=r"pip install 'semalign\[vllm\]'"):
+        generate(*pair, [[{"role": "user", "content": "2 + 2"}]], engine="vllm")

@@ -1,0 +1,292 @@
+"""The student's card says what the run's files say, and nothing about this machine; uploads happen only when asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any, get_args
+
+import huggingface_hub
+import pytest
+import yaml
+from gguf import GGUFWriter
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalTokenNotFoundError
+from tiny import save_model, tiny_model
+
+from semalign.cli import main
+from semalign.config import LayerLoss, MapName, ModelConfig, OutputLoss, RecipeConfig
+from semalign.errors import ConfigError
+from semalign.methods import methods, resolve
+from semalign.methods.formula import LAYER, MAPS, OUTPUT, formula
+from semalign.models.origin import check_hub_id, origin
+from semalign.parsing import load_config
+from semalign.report.card import render_card
+from semalign.run.folder import RunFolder
+from semalign.steps.pipeline import transfer
+
+
+@pytest.fixture(scope="module")
+def done(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose student has a card and a licence file of its own."""
+    root = tmp_path_factory.mktemp("secret place")
+    student = root / "small-model"
+    shutil.copytree(tiny_pair[1], student)
+    (student / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n\n# Small\n")
+    (student / "LICENSE").write_text("MIT License, as it stands.\n")
+    values = {
+        "teacher": {"model_name_or_path": str(tiny_pair[0])},
+        "student": {"model_name_or_path": str(student)},
+        "data": {"dataset_name": str(rows_file), "heldout_rows": 4, "max_length": 64},
+        "output_dir": str(root / "my-run"),
+        "pairing": {"num_layers": 2},
+        "train": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
+        "evaluation": {"baselines": ["cross_entropy"]},
+    }
+    (root / "run.yaml").write_text(yaml.safe_dump(values))
+    assert main(["transfer", str(root / "run.yaml"), "--quiet", "--json"]) == 0
+    return root / "my-run"
+
+
+def test_the_card_parses_as_the_hub_reads_it_and_has_the_measured_figures(done: Path) -> None:
+    card = ModelCard.load(done / "student" / "README.md")
+    metrics = json.loads((done / "metrics.json").read_text())
+    assert card.data.license == "mit" and card.data.library_name == "transformers"
+    results = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    after = metrics["closeness"]["after"]
+    assert results == {
+        "KL to the teacher": pytest.approx(after["kl"], abs=1e-4),
+        "top-1 agreement": pytest.approx(after["top1_agreement"], abs=1e-4),
+        "NLL": pytest.approx(after["nll"], abs=1e-4),
+    }
+    assert (done / "student" / "LICENSE").read_text() == "MIT License, as it stands.\n"
+
+
+def test_the_card_names_models_layers_data_recipe_and_versions(done: Path) -> None:
+    text = (done / "student" / "README.md").read_text()
+    pairs = json.loads((done / "pairs.json").read_text())["pairs"]
+    for pair in pairs:
+        assert f"{pair['teacher'] + pair['fraction']:g} -> {pair['student']}" in text
+    assert "| student | small-model | mit |" in text and "| teacher | teacher | not stated" in text
+    assert "| rows.jsonl | 1 | 16 | 4 |" in text
+    assert all(line in text for line in formula(resolve(RecipeConfig())))
+    versions = json.loads((done / "environment.json").read_text())
+    assert all(f"{name} {versions[name]}" in text for name in ("torch", "transformers", "semalign"))
+
+
+def test_no_folder_of_this_machine_is_in_the_card(done: Path, tiny_pair: tuple[Path, Path]) -> None:
+    text = (done / "student" / "README.md").read_text()
+    for secret in ("secret place", str(Path.home()), str(tiny_pair[0].parent), "/tmp"):
+        assert secret not in text
+
+
+def test_the_config_in_the_card_makes_the_same_run(done: Path, tmp_path: Path) -> None:
+    text = (done / "student" / "README.md").read_text()
+    shown = text.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "run.yaml").write_text(shown)
+    theirs, ours = load_config(tmp_path / "run.yaml"), load_config(done / "config.yaml")
+    for part in ("train", "cache", "recipe", "pairing", "attribution", "evaluation", "seed"):
+        assert getattr(theirs, part) == getattr(ours, part)
+
+
+def test_the_card_depends_on_the_run_s_files_alone(done: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "my-run"
+    copy.mkdir()
+    for path in done.glob("*.*"):
+        shutil.copy(path, copy)
+    assert render_card(RunFolder(copy)) == (done / "student" / "README.md").read_text()
+    # Figures of another training are not this student's.
+    trained = json.loads((copy / "train.json").read_text())
+    trained["fingerprint"]["seed"] = 1
+    (copy / "train.json").write_text(json.dumps(trained))
+    assert "Not measured yet." in render_card(RunFolder(copy))
+
+
+def test_a_licence_with_a_name_of_its_own_is_carried_over_whole(done: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "my-run"
+    copy.mkdir()
+    for path in done.glob("*.*"):
+        shutil.copy(path, copy)
+    models = json.loads((copy / "models.json").read_text())
+    models["student"] |= {"license": "other", "license_name": "qwen-research"}
+    (copy / "models.json").write_text(json.dumps(models))
+    card = render_card(RunFolder(copy))
+    data = ModelCard(card).data
+    assert (data.license, data.license_name, data.license_link) == ("other", "qwen-research", "LICENSE")
+    assert "| student | small-model | qwen-research |" in card
+
+
+def test_the_student_with_its_card_still_loads(done: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(done / "student").config.num_hidden_layers == 3
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_every_recipe_has_a_formula_of_its_terms(name: str) -> None:
+    recipe = methods()[name]
+    lines = formula(recipe)
+    assert lines[0].startswith("loss = ") and len(lines[0]) > len("loss = ")
+    assert ("output" in lines[0]) == (recipe.output_loss != "none")
+    assert ("layer" in lines[0]) == (recipe.needs_targets and recipe.layer_weight > 0)
+
+
+def test_every_loss_and_map_has_words() -> None:
+    for choices, words in ((OutputLoss, OUTPUT), (LayerLoss, LAYER), (MapName, MAPS)):
+        assert set(get_args(choices)) - {"none"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("card", "license", "named"),
+    [
+        ("---\nlicense: apache-2.0\n---\n", "apache-2.0", None),
+        ("---\nlicense: other\nlicense_name: qwen-research\n---\n", "other", "qwen-research"),
+        ("no metadata", None, None),
+        ("---\n[broken\n---\n", None, None),
+        ("---\n- a list\n---\n", None, None),
+    ],
+)
+def test_licences_are_read_from_a_model_s_own_card(
+    tmp_path: Path, card: str, license: str | None, named: str | None
+) -> None:
+    folder = save_model(tiny_model("llama", layers=1, wide=False), tmp_path / "model")
+    (folder / "README.md").write_text(card)
+    found = origin(ModelConfig(str(folder)))
+    assert found == {
+        "name": "model",
+        "hub_id": None,
+        "license": license,
+        "license_name": named,
+        "license_text": None,
+    }
+
+
+@pytest.mark.parametrize("license", ["apache-2.0", None])
+def test_licences_are_read_from_the_head_of_a_gguf_file(tmp_path: Path, license: str | None) -> None:
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_file_type(15)
+    writer.add_tags(["tiny", "größe"])
+    if license:
+        writer.add_license(license)
+    writer.add_block_count(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found = origin(ModelConfig(str(tmp_path / "model.gguf")))
+    assert found["name"] == "model.gguf" and found["license"] == license
+
+
+def test_a_hub_model_without_network_has_no_licence_but_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    found = origin(ModelConfig("org/some-model-that-is-nowhere"))
+    assert found["hub_id"] == found["name"] == "org/some-model-that-is-nowhere"
+    assert found["license"] is None
+
+
+class Recorder:
+    """In place of HfApi: remembers what it was asked."""
+
+    calls: list[tuple[str, dict[str, Any]]]
+    error: Exception | None = None
+
+    def __init__(self) -> None:
+        Recorder.calls = []
+
+    def create_repo(self, repo_id: str, **options: Any) -> str:
+        if Recorder.error:
+            raise Recorder.error
+        Recorder.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+        return f"https://hub.test/{repo_id}"
+
+    def upload_folder(self, **options: Any) -> None:
+        Recorder.calls.append(("upload_folder", options))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    Recorder.calls, Recorder.error = [], None
+    monkeypatch.setattr(huggingface_hub, "HfApi", Recorder)
+    return Recorder
+
+
+def test_a_dry_run_lists_files_and_card_and_opens_no_connection(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    assert main(["push", str(done), "--hub_model_id", "me/student"]) == 0
+    shown = capsys.readouterr().out
+    assert "nothing was uploaded" in shown and "license: mit" in shown
+    for path in (done / "student").iterdir():
+        assert path.name in shown and f"{path.stat().st_size:,}" in shown
+    assert main(["push", str(done), "--hub_model_id", "me/student", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["uploaded"] is None
+
+
+def test_with_yes_exactly_the_student_folder_is_uploaded(
+    done: Path, hub: type[Recorder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(done), "--hub_model_id", "me/student", "--private", "--yes", "--json"]) == 0
+    made, uploaded = hub.calls
+    assert made == (
+        "create_repo",
+        {"repo_id": "me/student", "private": True, "exist_ok": True, "repo_type": "model"},
+    )
+    assert uploaded[0] == "upload_folder" and uploaded[1]["folder_path"] == done / "student"
+    assert uploaded[1]["repo_id"] == "me/student"
+    assert json.loads(capsys.readouterr().out)["uploaded"] == "https://hub.test/me/student"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 3, "expected ORG/NAME, got none"),
+        (["--hub_model_id", "a/b/c"], 3, "expected a name such as ORG/NAME"),
+        (["--hub_model_id", "me/student", "--yes"], 1, "hf auth login"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(
+    done: Path,
+    hub: type[Recorder],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    hub.error = LocalTokenNotFoundError("Token is required")
+    assert main(["push", str(done), *arguments]) == code
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not [call for call in hub.calls if call[0] == "upload_folder"]
+
+
+def test_a_run_without_student_cannot_be_pushed(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(done / "config.yaml", tmp_path)
+    assert main(["push", str(tmp_path), "--hub_model_id", "me/student"]) == 6
+    assert "no trained student" in " ".join(capsys.readouterr().err.split())
+
+
+def test_push_to_hub_in_the_config_uploads_at_the_end_and_only_then(done: Path, hub: type[Recorder]) -> None:
+    config = load_config(done / "config.yaml")
+    transfer(config)
+    assert hub.calls == []
+    asked = load_config(done / "config.yaml", push_to_hub=True, hub_model_id="me/student")
+    transfer(asked, ("attribute",))
+    assert hub.calls == []
+    transfer(asked)
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]
+    with pytest.raises(ConfigError, match="hub_model_id"):
+        load_config(done / "config.yaml", push_to_hub=True, hub_model_id=None)
+
+
+def test_hub_names() -> None:
+    assert check_hub_id("org/name") == "org/name"
+    with pytest.raises(ConfigError, match="ORG/NAME"):
+        check_hub_id("../name")

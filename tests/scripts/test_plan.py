@@ -1,0 +1,62 @@
+"""The worked plan: the page says what the script computes, and the script counts what the code keeps."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def plan() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plan", ROOT / "scripts" / "plan.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["plan"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_has_the_tables_of_the_script(plan: ModuleType) -> None:
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    made = plan.replaced(text, plan.page(plan.Work(), plan.Machine()))
+    assert text == made, "run: python scripts/plan.py --write docs/scale.md"
+
+
+def test_parameters_are_those_that_are_published(plan: ModuleType) -> None:
+    counts = {
+        name: plan.shape_of(name, sizes).parameters
+        for p in plan.PAIRS
+        for name, sizes in (p.teacher, p.student)
+    }
+    assert list(counts.values()) == [68_976_648_192, 6_738_415_616, 405_853_388_800, 8_030_261_248]
+
+
+def test_a_layer_keeps_what_is_counted(plan: ModuleType) -> None:
+    """Tensors that autograd saves in one layer's forward pass, weights apart, against the plan's formula."""
+    fields = plan.sizes(256, 704, 1, 8, 8, 64)
+    shape = plan.shape_of("small", fields)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **fields), dtype=torch.float32)
+    layer, tokens = model.model.layers[0], 32
+    stream = torch.randn(1, tokens, 256, requires_grad=True)
+    places = model.model.rotary_emb(stream, torch.arange(tokens)[None])
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes() // 4
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        layer(stream, position_embeddings=places)
+    assert sum(saved.values()) / tokens == pytest.approx(plan.layer_numbers(shape), rel=0.2)

@@ -1,0 +1,93 @@
+"""Shards: what is written is read back, damage is noticed, an interrupted store goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import PLAN, filled, record
+
+from semalign.errors import CacheError
+from semalign.run.files import write_atomic, write_json
+from semalign.signals.shards import ShardStore
+
+
+def test_every_sample_comes_back_as_it_was(tmp_path: Path) -> None:
+    filled(tmp_path)
+    store = ShardStore(tmp_path, {"a": 1}, PLAN)
+    for sample in range(5):
+        for key, value in record(sample).items():
+            assert torch.equal(store.read(sample)[key], value)
+    assert store.bytes == sum(p.stat().st_size for p in tmp_path.glob("*.safetensors"))
+
+
+def test_only_missing_shards_are_missing(tmp_path: Path) -> None:
+    store = ShardStore(tmp_path, {"a": 1}, PLAN)
+    assert store.missing() == [0, 1]
+    store.write(1, [record(s) for s in PLAN[1]])
+    assert ShardStore(tmp_path, {"a": 1}, PLAN).missing() == [0]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_a_damaged_shard_is_named_and_only_it_is_rebuilt(tmp_path: Path, damage: str) -> None:
+    filled(tmp_path)
+    path = tmp_path / "shard-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    else:
+        data[-1] ^= 255
+        path.write_bytes(data[:-20] if damage == "truncate" else data)
+    store = ShardStore(tmp_path, {"a": 1}, PLAN)
+    with pytest.raises(CacheError, match="shard-00001"):
+        store.read(4)
+    assert torch.equal(store.read(1)["tokens.prefix"], record(1)["tokens.prefix"])
+    assert store.missing(verify=True) == [1]
+
+
+def test_another_fingerprint_makes_all_shards_stale_and_names_the_field(tmp_path: Path) -> None:
+    filled(tmp_path, {"data": {"rows": 3}, "k": 1})
+    store = ShardStore(tmp_path, {"data": {"rows": 4}, "k": 1}, PLAN)
+    assert store.missing() == [0, 1] and store.stale_fields() == ["data.rows: 3 -> 4"]
+
+
+def test_two_writers_of_one_folder_lose_nothing(tmp_path: Path) -> None:
+    first, second = (ShardStore(tmp_path, {"a": 1}, PLAN) for _ in range(2))
+    for store, number in ((first, 0), (second, 1)):
+        store.write(number, [record(s) for s in PLAN[number]])
+    first.refresh()
+    assert first.missing(verify=True) == [] and torch.equal(
+        first.read(4)["positions.ids"], record(4)["positions.ids"]
+    )
+
+
+def test_a_folder_with_all_entries_in_its_index_is_read(tmp_path: Path) -> None:
+    filled(tmp_path)
+    entries = {}
+    for number, path in enumerate(sorted(tmp_path.glob("shard-*.json"))):
+        entry = json.loads(path.read_text())
+        entries[str(number)] = {key: entry[key] for key in ("bytes", "sha256")}
+        path.unlink()
+    write_json(tmp_path / "index.json", {"fingerprint": {"a": 1}, "shards": entries})
+    store = ShardStore(tmp_path, {"a": 1}, PLAN)
+    assert store.missing(verify=True) == []
+    store.write(0, [record(s) for s in PLAN[0]])
+    assert ShardStore(tmp_path, {"a": 1}, PLAN).missing(verify=True) == []
+    assert ShardStore(tmp_path, {"a": 2}, PLAN).missing() == [0, 1]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+
+    def full(source: str, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(CacheError, match="No space left on device"):
+        write_atomic(path, "new")
+    assert path.read_text() == '{\n "old": 1\n}\n' and list(tmp_path.iterdir()) == [path]

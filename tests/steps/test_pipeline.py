@@ -1,0 +1,106 @@
+"""A killed run goes on and ends with the same weights as a straight one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from semalign.cli import main
+from semalign.parsing import load_config
+from semalign.steps.pipeline import transfer
+
+
+def write_config(folder: Path, pair: tuple[Path, Path], rows: Path) -> Path:
+    folder.mkdir()
+    values = {
+        "teacher": {"model_name_or_path": str(pair[0])},
+        "student": {"model_name_or_path": str(pair[1])},
+        "data": {"dataset_name": str(rows), "max_length": 64},
+        "output_dir": str(folder / "run"),
+        "pairing": {"num_layers": 2},
+        "train": {"num_train_epochs": 6, "per_device_train_batch_size": 4, "save_steps": 4},
+        "cache": {"shard_rows": 8},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    return folder / "run.yaml"
+
+
+def train_until(config: Path, stop: signal.Signals | None, step: int) -> int:
+    """Run the first four steps in a process of its own; send a signal once train.jsonl has that many lines."""
+    code = (
+        "import sys; from semalign.config_file import load_config; from semalign.run import transfer;"
+        "transfer(load_config(sys.argv[1]), ('attribute', 'pair', 'cache', 'train'))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(config)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    log = config.parent / "run" / "train.jsonl"
+    deadline = time.monotonic() + 120
+    while stop is not None and process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and len(log.read_text().splitlines()) >= step:
+            process.send_signal(stop)
+            break
+        time.sleep(0.005)
+    return process.wait(120)
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = write_config(tmp_path_factory.mktemp("runs") / "straight", tiny_pair, rows_file)
+    assert train_until(config, None, 0) == 0
+    return config.parent / "run"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_resumes_to_the_same_weights(
+    straight: Path, tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
+    config = write_config(tmp_path / "split", tiny_pair, rows_file)
+    assert train_until(config, stop, 10) != 0
+    run = config.parent / "run"
+    assert not (run / "train.json").exists() and list(run.glob("checkpoint-*"))
+    assert train_until(config, None, 0) == 0
+    expected, ours = (load_file(r / "student" / "model.safetensors") for r in (straight, run))
+    assert all(torch.equal(expected[name], ours[name]) for name in expected)
+    logs = [
+        [json.loads(line) for line in (r / "train.jsonl").read_text().splitlines()] for r in (straight, run)
+    ]
+    assert [line["step"] for line in logs[1]] == list(range(1, 31))
+    assert [line["loss"] for line in logs[1]] == pytest.approx([line["loss"] for line in logs[0]])
+    losses = [json.loads((r / "train.json").read_text())["loss"] for r in (straight, run)]
+    assert losses[1] == pytest.approx(losses[0]) == pytest.approx(fmean(line["loss"] for line in logs[0]))
+    assert not list(run.glob("checkpoint-*")), "checkpoints are removed once the student is saved"
+
+
+@pytest.mark.parametrize("store", ["student", "teacher"])
+def test_a_damaged_shard_is_rebuilt_alone_and_bit_by_bit(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, store: str
+) -> None:
+    config = write_config(tmp_path / "run", tiny_pair, rows_file)
+    steps = ("attribute", "pair", "cache")
+    run = transfer(load_config(config), steps)
+    shards = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.targets.rglob("shard-*.safetensors")}
+    broken = run.targets / store / "shard-00001.safetensors"
+    broken.write_bytes(shards[broken][0][:-9])
+    transfer(load_config(config), steps)
+    for path, (data, changed) in shards.items():
+        assert path.read_bytes() == data
+        assert (path.stat().st_mtime_ns == changed) == (path != broken)
+
+
+def test_a_report_needs_no_model(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(straight), "--quiet"]) == 6
+    assert "run the evaluate step" in " ".join(capsys.readouterr().err.split())
