@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from semalign.config import ModelConfig
 from semalign.data import shared_vocabulary
-from semalign.models.loading import load, load_config, load_tokenizer
+from semalign.models.loading import load, load_shape, load_tokenizer
 
 FOLDER = os.environ.get("SEMALIGN_REAL_PAIR")
 pytestmark = pytest.mark.skipif(
@@ -24,7 +24,7 @@ def model(name: str) -> ModelConfig:
 
 
 def test_padded_vocabularies_are_cut_to_the_real_tokens() -> None:
-    rows = [load_config(model(n)).vocab_size for n in ("teacher", "student")]
+    rows = [load_shape(model(n)).vocabulary for n in ("teacher", "student")]
     shared = shared_vocabulary(load_tokenizer(model("teacher")), load_tokenizer(model("student")), *rows)
     assert shared.size == 151_665 and shared.teacher_extra == 271
 

@@ -287,14 +287,13 @@ def test_render_example_with_a_character_cut_in_two(tokenizer):
 
 def test_effective_max_length(tokenizer, caplog):
     tok = tokenizer("none")
-    config = SimpleNamespace(max_position_embeddings=64)
     with caplog.at_level(logging.WARNING):
         assert tok.model_max_length > 10**20
-        assert effective_max_length(tok, config, 1024) == 64
+        assert effective_max_length(tok, 64, 1024) == 64
     assert "states no model_max_length; using the model config's 64 positions" in caplog.text
     assert "data.max_length 1024 exceeds the model's limit; using 64" in caplog.text
-    assert effective_max_length(tok, config, 16) == 16
-    assert effective_max_length(tok, SimpleNamespace(get_text_config=lambda: config), 1024) == 64
+    assert effective_max_length(tok, 64, 16) == 16
+    assert effective_max_length(tok, None, 1024) == 1024
     limited = SimpleNamespace(model_max_length=32)
-    assert effective_max_length(limited, config, 1024) == 32
-    assert effective_max_length(limited, SimpleNamespace(), 1024) == 32
+    assert effective_max_length(limited, 64, 1024) == 32
+    assert effective_max_length(limited, None, 1024) == 32

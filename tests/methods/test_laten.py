@@ -99,7 +99,7 @@ def test_a_channel_of_o_and_its_row_of_v_belong_together() -> None:
         )
     with torch.no_grad():
         decoder.forward(torch.tensor([[7]]), torch.ones(1, 1).long())
-    channels = torch.arange(decoder.num_heads * decoder.head_dim)
+    channels = torch.arange(decoder.shape.heads * decoder.shape.head_dim)
     torch.testing.assert_close(vectors(decoder, "v_proj", 1, channels) @ seen["v_proj"], seen["o_proj"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_norm_and_head_on_the_last_capture_reproduce_the_logits(decoder: Decoder
 
 def test_the_self_test_notices_altered_logits() -> None:
     broken = Decoder(tiny_model("llama", layers=2, wide=False), None, "broken")
-    broken.config.logit_scale = 1.7
+    broken.shape = replace(broken.shape, logit_scale=1.7)
     with pytest.raises(ModelError, match="miss the model's logits"):
         broken.self_test()
 
@@ -121,11 +122,11 @@ def test_loading_checks_for_nan_and_names_the_tensor(tmp_path: Path) -> None:
 
 def test_a_missing_folder_and_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="expected a model folder"):
-        loading.load_config(ModelConfig(str(tmp_path / "nothing")))
+        loading.load_shape(ModelConfig(str(tmp_path / "nothing")))
     with pytest.raises(ModelError, match=r"expected config\.json"):
-        loading.load_config(ModelConfig(str(tmp_path)))
+        loading.load_shape(ModelConfig(str(tmp_path)))
     with pytest.raises(ModelError, match="expected a GGUF file"):
-        loading.load_config(ModelConfig(str(tmp_path / "x.gguf")))
+        loading.load_shape(ModelConfig(str(tmp_path / "x.gguf")))
 
 
 def test_an_embedded_model_of_another_name_is_refused_with_the_names() -> None:
@@ -136,7 +137,7 @@ def test_an_embedded_model_of_another_name_is_refused_with_the_names() -> None:
 def test_a_hub_id_without_network_names_the_prefetch_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="hf download somebody/some-model"):
-        loading.load_config(ModelConfig("somebody/some-model"))
+        loading.load_shape(ModelConfig("somebody/some-model"))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_other_architectures_are_refused_before_any_weight(tmp_path: Path, kind:
     config = T5Config() if kind == "t5" else AutoConfig.for_model(kind)
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=reason):
-        loading.load_config(ModelConfig(str(tmp_path)))
+        loading.load_shape(ModelConfig(str(tmp_path)))
 
 
 def test_a_quantised_load_without_the_extra_says_what_to_install(tiny_pair: tuple[Path, Path]) -> None:
@@ -158,7 +159,7 @@ def test_a_quantised_load_without_the_extra_says_what_to_install(tiny_pair: tupl
 
 
 def test_a_smaller_teacher_is_refused_unless_allowed(tiny_pair: tuple[Path, Path]) -> None:
-    teacher, student = (loading.load_config(ModelConfig(str(p))) for p in tiny_pair)
+    teacher, student = (loading.load_shape(ModelConfig(str(p))) for p in tiny_pair)
     with pytest.raises(ModelError, match="3 teacher layers and 5 student layers"):
         loading.check_pair(student, teacher, allow_smaller_teacher=False)
     loading.check_pair(student, teacher, allow_smaller_teacher=True)

@@ -48,7 +48,7 @@ def run_heads(decoder: Decoder, layer: int, ids: torch.Tensor) -> tuple[torch.Te
     outputs: list[torch.Tensor] = []
     module: Any = decoder.out_projection(layer)
     handle = module.register_forward_hook(lambda m, a, out: outputs.append(out))
-    points = [Point(layer, "head", n) for n in range(1, decoder.num_heads + 1)]
+    points = [Point(layer, "head", n) for n in range(1, decoder.shape.heads + 1)]
     with capture(decoder, points) as found, torch.no_grad():
         decoder.forward(ids, torch.ones_like(ids))
     handle.remove()
@@ -76,7 +76,7 @@ def test_one_head_is_its_columns_times_its_values(sample: Sample) -> None:
     ids = torch.tensor([sample.input_ids])
     with capture(decoder, [Point(1, "head"), Point(1, "head", 3)]) as found, torch.no_grad():
         decoder.forward(ids, torch.ones_like(ids))
-    at = slice(2 * decoder.head_dim, 3 * decoder.head_dim)
+    at = slice(2 * decoder.shape.head_dim, 3 * decoder.shape.head_dim)
     weight = decoder.projections(1)["o_proj"].weight.detach()
     expected = found[Point(1, "head")][..., at] @ weight[:, at].T
     torch.testing.assert_close(found[Point(1, "head", 3)], expected, rtol=1e-4, atol=1e-6)
@@ -99,7 +99,7 @@ def test_head_scores_agree_with_captum(kind: str, aggregate: Any, sample: Sample
         method = LayerGradientXActivation(loss, decoder.out_projection(layer))
         product = method.attribute(ids, attribute_to_layer_input=True)
         product = (product if isinstance(product, torch.Tensor) else product[0]).detach()
-        parts = (product.abs() if aggregate == "abs" else product).chunk(decoder.num_heads, -1)
+        parts = (product.abs() if aggregate == "abs" else product).chunk(decoder.shape.heads, -1)
         assert scores.heads[layer - 1] == pytest.approx([float(p.sum()) for p in parts], rel=1e-3, abs=1e-6)
 
 

@@ -24,7 +24,7 @@ from semalign.evaluation.heldout import heldout_batches
 from semalign.evaluation.summary import trained_model
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
-from semalign.models.loading import load, load_config, load_tokenizer
+from semalign.models.loading import load, load_tokenizer, random_model
 from semalign.run.files import read_json
 from semalign.run.folder import is_done, save_result
 from semalign.run.meter import free_memory
@@ -62,12 +62,10 @@ class CellJob:
 
 def make_random_teacher(teacher: ModelConfig, target: Path) -> None:
     """A teacher of the same sizes with fresh weights, as its architecture initialises them; always the same ones."""
-    from transformers import AutoModelForCausalLM
-
     if (target / "config.json").exists():
         return
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(load_config(teacher), dtype=torch.float32)
+    model = random_model(teacher)
     part = target.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)

@@ -23,7 +23,7 @@ from semalign.data.overlap import prompt_of
 from semalign.data.rows import entries
 from semalign.data.samples import Drop, Sample, cut_to, drop_of, mark_row, render_example
 from semalign.errors import DataError
-from semalign.models.loading import load_config, load_tokenizer
+from semalign.models.loading import load_shape, load_tokenizer
 
 Placed = tuple[str, Row]
 Finding = dict[str, str]
@@ -213,7 +213,7 @@ def check_data(file: str, model: str | None, against: str | None, max_length: in
     if model is not None:
         loaded = ModelConfig(model)
         tokenizer = load_tokenizer(loaded)
-        tokens = Tokens(tokenizer, effective_max_length(tokenizer, load_config(loaded), max_length))
+        tokens = Tokens(tokenizer, effective_max_length(tokenizer, load_shape(loaded).positions, max_length))
     found = check_rows(_entries(file), tokens=tokens, evaluation=_entries(against) if against else ())
     return {"file": file, **found, "exit_code": DataError.exit_code if found["errors"] else 0}
 

@@ -28,6 +28,7 @@ from semalign.data.drawing import draw_rows, task_rows
 from semalign.data.mixture import Drawn
 from semalign.errors import CacheError, DataError
 from semalign.models.decoder import Decoder, share_vocabulary
+from semalign.models.layouts import Shape
 from semalign.models.loading import Checkpoint, check_pair, named
 from semalign.run.files import hash_of
 from semalign.run.folder import RunFolder
@@ -44,10 +45,10 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     vocabulary: int
     """Leading ids that mean the same in both models; heads are sliced to them."""
-    teacher: Any
-    """The teacher's configuration."""
-    student: Any
-    """The student's configuration."""
+    teacher: Shape
+    """The teacher's sizes."""
+    student: Shape
+    """The student's sizes."""
     open_teacher: Callable[[], Decoder]
     open_student: Callable[[], Decoder]
     fingerprint: dict[str, Any]
@@ -125,15 +126,15 @@ def load_inputs(config: TransferConfig, run: RunFolder | None = None) -> Inputs:
 
 def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, drawn: Drawn) -> Inputs:
     """Two models and rows as every step wants them; `data` says how rows become tokens."""
-    check_pair(teacher.config, student.config, allow_smaller_teacher=config.allow_smaller_teacher)
+    check_pair(teacher.shape, student.shape, allow_smaller_teacher=config.allow_smaller_teacher)
     tokenizer = student.tokenizer
     shared = shared_vocabulary(
-        teacher.tokenizer, tokenizer, teacher.config.vocab_size, student.config.vocab_size
+        teacher.tokenizer, tokenizer, teacher.shape.vocabulary, student.shape.vocabulary
     )
     if shared.teacher_extra or shared.student_extra:
         logger.info("heads sliced to the %d shared ids", shared.size)
     length = min(
-        effective_max_length(tokenizer, m.config, config.data.max_length) for m in (teacher, student)
+        effective_max_length(tokenizer, m.shape.positions, config.data.max_length) for m in (teacher, student)
     )
     options: dict[str, Any] = {
         "max_length": length,
@@ -155,8 +156,8 @@ def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, 
         heldout,
         tokenizer,
         shared.size,
-        teacher.config,
-        student.config,
+        teacher.shape,
+        student.shape,
         teacher.open,
         student.open,
         known,

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -220,14 +220,12 @@ def render_example(
     return "".join([*pieces, whole[at:]])
 
 
-def effective_max_length(tokenizer: PreTrainedTokenizerBase, model_config: Any, max_length: int) -> int:
+def effective_max_length(tokenizer: PreTrainedTokenizerBase, positions: int | None, max_length: int) -> int:
     """The smallest of max_length, the tokenizer's limit and the model's number of positions, in tokens.
 
     A tokenizer may state no limit (its model_max_length is then a huge sentinel); only the model's config
     counts in that case, and a warning says so.
     """
-    text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
-    positions = getattr(text_config, "max_position_embeddings", None)
     stated = tokenizer.model_max_length
     if stated > NO_LIMIT:
         limit = (

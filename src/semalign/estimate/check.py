@@ -95,8 +95,8 @@ def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
     options = replace(
         config.pairing, match="depth", selection="all" if config.pairing.selection == "all" else "last"
     )
-    pairs = pair_layers([], inputs.teacher.num_hidden_layers, inputs.student.num_hidden_layers, options)
-    most = min(options.heads, inputs.teacher.num_attention_heads, inputs.student.num_attention_heads)
+    pairs = pair_layers([], inputs.teacher.layers, inputs.student.layers, options)
+    most = min(options.heads, inputs.teacher.heads, inputs.student.heads)
     heads = tuple(
         replace(p, fraction=0.0, teacher_head=n, student_head=n) for p in pairs for n in range(1, most + 1)
     )

@@ -60,7 +60,7 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
 
     While a fitted map waits for all rows, the teacher's own states lie beside the cache (disk_bytes).
     """
-    sizes = record_sizes(*request_of(config, plan), inputs.teacher.hidden_size, inputs.student.hidden_size)
+    sizes = record_sizes(*request_of(config, plan), inputs.teacher.width, inputs.student.width)
     tokens, held_tokens = (sum(len(s.input_ids) for s in rows) for rows in (inputs.train, inputs.heldout))
     positions, held = (sum(s.supervised for s in rows) for rows in (inputs.train, inputs.heldout))
     cache = tokens * sizes.token + positions * sizes.position + held * sizes.heldout

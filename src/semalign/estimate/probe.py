@@ -173,7 +173,7 @@ def _training(
     made = _Invented(samples, recipe, request, inputs, student.width)
     head = None
     if recipe.needs_teacher_head:
-        weight = torch.randn(inputs.vocabulary, inputs.teacher.hidden_size, dtype=student.model.dtype)
+        weight = torch.randn(inputs.vocabulary, inputs.teacher.width, dtype=student.model.dtype)
         head = Head(weight, head_options(inputs.teacher, None))
     once = replace(config.train, num_train_epochs=1, max_steps=-1)
     clock = _StepClock()
@@ -233,7 +233,7 @@ class _Invented:
         if key.endswith("_logp"):
             return torch.randn(count, self.slots).log_softmax(1)
         raw = key == "teacher_output" or (key.startswith("target.") and self.is_raw)
-        wide = self.inputs.teacher.hidden_size if raw else self.width
+        wide = self.inputs.teacher.width if raw else self.width
         return torch.randn(count, wide)
 
     def read(self, sample: int, keys: Sequence[str]) -> Record:

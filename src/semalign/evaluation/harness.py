@@ -54,7 +54,7 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         pretrained=decoder.model,
         tokenizer=decoder.tokenizer,
         batch_size=options.batch_size,
-        max_length=getattr(decoder.config, "max_position_embeddings", None),
+        max_length=decoder.shape.positions,
     )
     try:
         with tempfile.TemporaryDirectory() as folder, _quiet():

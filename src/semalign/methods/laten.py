@@ -117,7 +117,7 @@ def locate(decoder: Decoder, samples: Sequence[Sample], *, frozen_scale: bool) -
     Raises:
         ModelError: fused matrices, or a norm between a sublayer's output and the stream.
     """
-    if decoder.layout.attn != "self_attn":
+    if decoder.layout.is_post_normed:
         raise ModelError(
             f"{decoder.name}: laten adds single neurons to the stream, which this architecture normalises before; "
             "use another method."
@@ -159,7 +159,7 @@ def ids_of(decoder: Decoder, module: str, neurons_K: Tensor) -> Tensor:
     """Rows or columns of a module that belong to neurons; v_proj's rows are shared by a group of heads."""
     if module != "v_proj":
         return neurons_K
-    size, group = decoder.head_dim, decoder.num_heads // decoder.num_key_heads
+    size, group = decoder.shape.head_dim, decoder.shape.heads // decoder.shape.key_heads
     return neurons_K // size // group * size + neurons_K % size
 
 

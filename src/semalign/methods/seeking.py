@@ -220,11 +220,11 @@ def _agreeing(
 ) -> list[dict[str, Corner]]:
     """Windows of every chosen layer whose rows and columns mean the same thing in all matrices."""
     sizes = {kind: shapes[name][axis] for name in shapes for axis, kind in enumerate(AXES[name])}
-    is_alike = teacher.head_dim == student.head_dim
-    stride = student.head_dim if is_alike else 1
+    is_alike = teacher.shape.head_dim == student.shape.head_dim
+    stride = student.shape.head_dim if is_alike else 1
     channel = best_span(torch.stack([s.sums["channel"] for s in seen]).sum(0), sizes["channel"])
-    group = teacher.num_heads // teacher.num_key_heads
-    is_grouped = is_alike and group == student.num_heads // student.num_key_heads
+    group = teacher.shape.heads // teacher.shape.key_heads
+    is_grouped = is_alike and group == student.shape.heads // student.shape.key_heads
     windows = []
     for layer in seen:
         starts = {"channel": channel}

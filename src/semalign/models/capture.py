@@ -71,11 +71,11 @@ def capture(decoder: Decoder, points: Iterable[Point]) -> Iterator[dict[Point, T
                     f"layer {point.layer}: {decoder.name} has layers 1 to {decoder.num_layers}; choose one of them."
                 )
             if point.interface == "head":
-                if point.head is not None and not 1 <= point.head <= decoder.num_heads:
+                if point.head is not None and not 1 <= point.head <= decoder.shape.heads:
                     raise ConfigError(
-                        f"head {point.head}: {decoder.name} has heads 1 to {decoder.num_heads} in a layer; choose one of them."
+                        f"head {point.head}: {decoder.name} has heads 1 to {decoder.shape.heads} in a layer; choose one of them."
                     )
-                hook = _head_recorder(point, found, decoder.head_dim)
+                hook = _head_recorder(point, found, decoder.shape.head_dim)
                 handles.append(decoder.out_projection(point.layer).register_forward_hook(hook))
                 continue
             if point.interface == "output":

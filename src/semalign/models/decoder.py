@@ -1,4 +1,4 @@
-"""The only file that knows Hugging Face attribute names.
+"""A causal language model as SemAlign sees it.
 
 A `Decoder` shows a causal language model as  tokens -> layers 1..L -> final norm -> head  and can run any
 span of its layers. Layers are counted 1..L; the stream "after layer 0" is the embedding's output.
@@ -6,7 +6,6 @@ span of its layers. Layers are counted 1..L; the stream "after layer 0" is the e
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semalign.errors import ModelError
 from semalign.models.head import Head, head_options
-from semalign.models.layouts import PROJECTIONS, layout_of
+from semalign.models.layouts import PROJECTIONS, config_of_span, layout_of, shape_of
 
 
 class Decoder:
@@ -28,7 +27,7 @@ class Decoder:
     ) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.config = model.config.get_text_config()
-        self.layout = layout_of(self.config, name)
+        self.layout, self.shape = layout_of(self.config, name), shape_of(self.config)
         self.body: Any = model.base_model
         self.layers: list[nn.Module] = list(getattr(self.body, self.layout.layers))
         self.final_norm: Any = getattr(self.body, self.layout.norm)
@@ -42,22 +41,7 @@ class Decoder:
     @property
     def width(self) -> int:
         """Channels of the residual stream."""
-        return int(self.config.hidden_size)
-
-    @property
-    def num_heads(self) -> int:
-        """Attention heads of a layer."""
-        return int(self.config.num_attention_heads)
-
-    @property
-    def num_key_heads(self) -> int:
-        """Key-value heads of a layer, each read by num_heads / num_key_heads heads."""
-        return int(getattr(self.config, "num_key_value_heads", None) or self.num_heads)
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one attention head."""
-        return int(getattr(self.config, "head_dim", None) or self.width // self.num_heads)
+        return self.shape.width
 
     @property
     def device(self) -> torch.device:
@@ -70,12 +54,11 @@ class Decoder:
         size = self.shared_vocab or linear.weight.shape[0]
         bias = getattr(linear, "bias", None)
         bias = None if bias is None else bias.detach()[:size]
-        return Head(linear.weight.detach()[:size], head_options(self.config, bias))
+        return Head(linear.weight.detach()[:size], head_options(self.shape, bias))
 
     def norm_weight(self) -> Tensor:
-        """gamma of the final norm; Gemma stores gamma - 1."""
-        weight = self.final_norm.weight.detach().float()
-        return weight + 1.0 if self.config.model_type.startswith("gemma") else weight
+        """gamma of the final norm, float32 (width,)."""
+        return self.final_norm.weight.detach().float() + self.layout.norm_offset
 
     def sublayer(self, layer: int, interface: str) -> nn.Module:
         """The module of layer 1..L whose output is the `attn` or `mlp` contribution to the stream."""
@@ -110,14 +93,9 @@ class Decoder:
         assert 0 <= start <= stop <= self.num_layers
         body, layout = self.body, self.layout
         kept = (getattr(body, layout.layers), self.final_norm, body.config)
-        config = copy.copy(body.config)
-        # Some models look their layer's attention type up by position.
-        if getattr(config, "layer_types", None) is not None:
-            config.layer_types = config.layer_types[start:stop]
-        config.num_hidden_layers = stop - start
         setattr(body, layout.layers, nn.ModuleList(self.layers[start:stop]))
         setattr(body, layout.norm, self.final_norm if norm else nn.Identity())
-        body.config = config
+        body.config = config_of_span(body.config, start, stop)
         try:
             yield body
         finally:
@@ -147,7 +125,7 @@ class Decoder:
 
     def self_test(self) -> float:
         """Largest |difference| between the model's logits and head(norm(last layer's output)), relative to their spread."""
-        ids = torch.arange(12, device=self.device)[None] % self.config.vocab_size + 3
+        ids = torch.arange(12, device=self.device)[None] % self.shape.vocabulary + 3
         mask = torch.ones_like(ids)
         captured: list[Tensor] = []
         handle = self.layers[-1].register_forward_hook(lambda m, a, out: captured.append(first_tensor(out)))

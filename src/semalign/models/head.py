@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from semalign.maths.head import PLAIN_HEAD, HeadOptions, gathered_logits
+from semalign.models.layouts import Shape
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,6 @@ class Head:
         )
 
 
-def head_options(config: Any, bias_V: Tensor | None) -> HeadOptions:
+def head_options(shape: Shape, bias_V: Tensor | None) -> HeadOptions:
     """What the architecture does to its logits after the product with the head's weight."""
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    return HeadOptions(bias_V, scale, getattr(config, "final_logit_softcapping", None))
+    return HeadOptions(bias_V, shape.logit_scale, shape.logit_softcap)

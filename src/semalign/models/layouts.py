@@ -1,23 +1,41 @@
-"""Every fact of an architecture that SemAlign relies on, Hugging Face's names included."""
+"""Every fact of an architecture that SemAlign relies on, Hugging Face's names included.
+
+A new architecture is an entry of `LAYOUTS`; nothing else in the package names one. One that is not in the package can be
+added by a file on Python's path: see `semalign.run.plugins`.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from semalign.errors import ModelError
+from semalign.run.plugins import gathered
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Attribute names of one architecture family; `attn` and `mlp` name the module whose output joins the stream."""
+    """Where the parts of a decoder are, and what is particular about them."""
 
     layers: str = "layers"
+    """Attribute of the body that holds the layers."""
     norm: str = "norm"
+    """Attribute of the body that holds the final norm."""
     attn: str = "self_attn"
+    """Module of a layer whose output is what attention adds to the stream."""
     mlp: str = "mlp"
-    out: str = "self_attn.o_proj"  # carries the heads' values, side by side, into the stream
+    """Module of a layer whose output is what the MLP adds to the stream."""
+    out: str = "self_attn.o_proj"
+    """Module of a layer that carries the heads' values, side by side, into the stream."""
     lora: tuple[str, ...] = ("up_proj", "down_proj", "v_proj", "o_proj")
+    """Last names of the modules that LoRA adapts unless the config names others: the paper's."""
+    norm_offset: float = 0.0
+    """What the final norm adds to its stored weight before it multiplies."""
+    is_post_normed: bool = False
+    """Whether a norm lies between a sublayer's output projection and the stream."""
 
 
 # The linear maps of a layer, where they are separate modules.
@@ -25,12 +43,13 @@ PROJECTIONS = {
     **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
     **{name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
 }
-
-
-# Gemma normalises a sublayer's output before adding it, so the contribution is the norm's output.
-_GEMMA = Layout(attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
-
-
+# Gemma normalises a sublayer's output before adding it, so the contribution is the norm's output. Its norms store gamma - 1.
+_GEMMA = Layout(
+    attn="post_attention_layernorm",
+    mlp="post_feedforward_layernorm",
+    norm_offset=1.0,
+    is_post_normed=True,
+)
 LAYOUTS: dict[str, Layout] = {
     "llama": Layout(),
     "mistral": Layout(),
@@ -41,13 +60,28 @@ LAYOUTS: dict[str, Layout] = {
     "phi3": Layout(lora=("gate_up_proj", "down_proj", "qkv_proj", "o_proj")),
     "gpt2": Layout("h", "ln_f", "attn", "mlp", "attn.c_proj", lora=("c_attn", "c_fc", "c_proj")),
 }
+"""By transformers' `model_type`."""
+
+
+@cache
+def layouts() -> Mapping[str, Layout]:
+    """`LAYOUTS` and those that files on Python's path add."""
+    return LAYOUTS | gathered("LAYOUTS")
 
 
 def layout_of(config: Any, name: str) -> Layout:
-    """The layout of a supported architecture, or one sentence saying why not."""
+    """The layout of a supported architecture.
+
+    Args:
+        config: transformers' configuration of the model.
+        name: the model, for messages.
+
+    Raises:
+        ModelError: SemAlign does not support the architecture; the sentence says why.
+    """
     kind = getattr(config, "model_type", "unknown")
-    if kind in LAYOUTS:
-        return LAYOUTS[kind]
+    if kind in layouts():
+        return layouts()[kind]
     if getattr(config, "is_encoder_decoder", False):
         reason = "an encoder-decoder"
     elif hasattr(config, "vision_config"):
@@ -57,5 +91,56 @@ def layout_of(config: Any, name: str) -> Layout:
     else:
         reason = "an architecture that has not been tested"
     raise ModelError(
-        f"{name}: model type {kind!r} is {reason}; SemAlign works with decoders of type {', '.join(LAYOUTS)}."
+        f"{name}: model type {kind!r} is {reason}; SemAlign works with decoders of type {', '.join(layouts())}."
     )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder, and what it does to its logits, read off its configuration before any weight."""
+
+    layers: int
+    """L."""
+    width: int
+    """Channels of the residual stream."""
+    heads: int
+    """Attention heads of a layer."""
+    key_heads: int
+    """Key-value heads of a layer, each read by heads / key_heads heads."""
+    head_dim: int
+    """Channels of one attention head."""
+    vocabulary: int
+    """Rows of the LM head."""
+    positions: int | None
+    """Tokens a sequence may have; None: the configuration states no limit."""
+    logit_scale: float
+    """Factor on the logits."""
+    logit_softcap: float | None
+    """c where logits are c tanh(logits / c)."""
+
+
+def shape_of(config: Any) -> Shape:
+    """The shape that transformers' configuration of a text model states."""
+    heads = int(config.num_attention_heads)
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    return Shape(
+        layers=int(config.num_hidden_layers),
+        width=int(config.hidden_size),
+        heads=heads,
+        key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        vocabulary=int(config.vocab_size),
+        positions=getattr(config, "max_position_embeddings", None),
+        logit_scale=scale / float(getattr(config, "logits_scaling", None) or 1.0),
+        logit_softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def config_of_span(config: Any, start: int, stop: int) -> Any:
+    """A copy of transformers' configuration for layers start+1..stop alone."""
+    part = copy.copy(config)
+    # Some models look their layer's attention type up by position.
+    if getattr(part, "layer_types", None) is not None:
+        part.layer_types = part.layer_types[start:stop]
+    part.num_hidden_layers = stop - start
+    return part

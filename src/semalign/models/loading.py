@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -22,7 +23,7 @@ from semalign import embedded
 from semalign.config import ModelConfig
 from semalign.errors import ModelError, require
 from semalign.models.decoder import Decoder
-from semalign.models.layouts import LAYOUTS, layout_of
+from semalign.models.layouts import Shape, layout_of, layouts, shape_of
 
 _CHECKED_AT_ONCE = 1 << 24  # elements
 
@@ -55,8 +56,8 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     return name, {"revision": config.model_revision} if config.model_revision else {}
 
 
-def load_config(config: ModelConfig) -> Any:
-    """The checkpoint's configuration alone: architecture and sizes, before any weight is read."""
+def _load_config(config: ModelConfig) -> Any:
+    """The checkpoint's configuration of its text model, of an architecture that SemAlign supports."""
     where, extra = locate(config)
     try:
         loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
@@ -64,10 +65,24 @@ def load_config(config: ModelConfig) -> Any:
         raise ModelError(_unreachable(config, error)) from error
     text = loaded.get_text_config()
     layout_of(
-        loaded if loaded.model_type not in LAYOUTS and hasattr(loaded, "vision_config") else text,
+        loaded if loaded.model_type not in layouts() and hasattr(loaded, "vision_config") else text,
         config.model_name_or_path,
     )
     return text
+
+
+def load_shape(config: ModelConfig) -> Shape:
+    """The checkpoint's sizes, before any weight is read.
+
+    Raises:
+        ModelError: the checkpoint cannot be read, or its architecture is not supported.
+    """
+    return shape_of(_load_config(config))
+
+
+def random_model(config: ModelConfig) -> PreTrainedModel:
+    """A model of the checkpoint's architecture and sizes with fresh weights in float32, as transformers draws them."""
+    return AutoModelForCausalLM.from_config(_load_config(config), dtype=torch.float32)
 
 
 def identity(config: ModelConfig) -> dict[str, Any]:
@@ -124,7 +139,7 @@ def _unreachable(config: ModelConfig, error: Exception) -> str:
 class Checkpoint:
     """One of the two models: what is known of it before its weights are read, and how to have them."""
 
-    config: Any
+    shape: Shape
     tokenizer: PreTrainedTokenizerBase
     identity: dict[str, Any]
     open: Callable[[], Decoder]
@@ -132,7 +147,7 @@ class Checkpoint:
 
 def named(config: ModelConfig) -> Checkpoint:
     """A model that is read whenever it is needed."""
-    return Checkpoint(load_config(config), load_tokenizer(config), identity(config), partial(load, config))
+    return Checkpoint(load_shape(config), load_tokenizer(config), identity(config), partial(load, config))
 
 
 def in_memory(decoder: Decoder) -> Checkpoint:
@@ -142,16 +157,14 @@ def in_memory(decoder: Decoder) -> Checkpoint:
         flat = tensor.detach().flatten()
         hashed.update(name.encode() + flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
     assert decoder.tokenizer is not None
-    return Checkpoint(
-        decoder.config, decoder.tokenizer, {"weights": hashed.hexdigest()[:16]}, lambda: decoder
-    )
+    return Checkpoint(decoder.shape, decoder.tokenizer, {"weights": hashed.hexdigest()[:16]}, lambda: decoder)
 
 
 def load(config: ModelConfig | str, *, device: str | None = None) -> Decoder:
     """Load, check every weight for NaN and infinity, and run the self-test; a string is a model_name_or_path."""
     if isinstance(config, str):
         config = ModelConfig(config)
-    load_config(config)
+    _load_config(config)
     where, extra = locate(config)
     is_gguf = "gguf_file" in extra
     if config.load_in_8bit or config.load_in_4bit:
@@ -241,11 +254,11 @@ def _check_finite(decoder: Decoder) -> None:
                 )
 
 
-def check_pair(teacher: Any, student: Any, *, allow_smaller_teacher: bool) -> None:
-    """Refuse a teacher that is narrower or shallower than the student, from the configurations alone."""
+def check_pair(teacher: Shape, student: Shape, *, allow_smaller_teacher: bool) -> None:
+    """Refuse a teacher that is narrower or shallower than the student, from their sizes alone."""
     for what, t, s in (
-        ("layers", teacher.num_hidden_layers, student.num_hidden_layers),
-        ("channels", teacher.hidden_size, student.hidden_size),
+        ("layers", teacher.layers, student.layers),
+        ("channels", teacher.width, student.width),
     ):
         if t < s and not allow_smaller_teacher:
             raise ModelError(

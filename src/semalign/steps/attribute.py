@@ -101,7 +101,7 @@ def attribute_all(
     """
     layers = range(1, teacher.num_layers + 1)
     points = [Point(layer, interface) for layer in layers for interface in ("block", "head")]
-    totals = {p: torch.zeros(teacher.num_heads if p.interface == "head" else 1).double() for p in points}
+    totals = {p: torch.zeros(teacher.shape.heads if p.interface == "head" else 1).double() for p in points}
     head = teacher.head()
     batches = length_batches([len(s.input_ids) for s in samples], max_tokens=None, batch_size=batch_size)
     with (
@@ -152,7 +152,7 @@ def _batch_scores(
     gradients = torch.autograd.grad(loss, activations)
     mask_BT, scores = padded["attention_mask"].bool(), {}
     for point, activation, gradient in zip(points, activations, gradients, strict=True):
-        count = teacher.num_heads if point.interface == "head" else 1
+        count = teacher.shape.heads if point.interface == "head" else 1
         scores_BH = head_scores(activation, gradient, mask_BT, count, aggregate=aggregate)
         scores[point] = scores_BH.double().sum(0).cpu()
     return scores

@@ -138,7 +138,7 @@ def _teacher_pass(
         fitted: dict[str, Tensor] = {}
         if any(name in FITTED for name, _ in stores.wanted):
             sources = _raw(stores, sources, options)
-            widths = inputs.teacher.hidden_size, inputs.student.hidden_size
+            widths = inputs.teacher.width, inputs.student.width
             fitted = fit_maps(stores, sources["teacher"], config.cache.ridge_penalty, widths, teacher.device)
         if ranks.is_main():
             _once(config, run, inputs, teacher)

@@ -135,7 +135,7 @@ def pair_heads(
 
 
 def _head_grams(decoder: Decoder, rows: Sequence[Sample], layer: int) -> Tensor:
-    points = [Point(layer, "head", n) for n in range(1, decoder.num_heads + 1)]
+    points = [Point(layer, "head", n) for n in range(1, decoder.shape.heads + 1)]
     return torch.stack([unit_gram(x.float()).flatten() for x in states_at(decoder, rows, points).values()])
 
 
@@ -158,7 +158,7 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         return
     result: dict[str, Any] = {}
     with measured(result):
-        depth = inputs.student.num_hidden_layers
+        depth = inputs.student.layers
         teachers = None
         if config.pairing.match != "depth":
             figures = layer_figures(config, inputs)

@@ -122,7 +122,7 @@ def _context_ids(teacher: Decoder, shown: Sequence[Chat], config: TransferConfig
     """Tokens up to the user's next turn, of as many of the rows as the teacher has positions for."""
     assert teacher.tokenizer is not None
     turns = [[turn for turn in chat if turn["role"] != "system"] for chat in shown]
-    limit = getattr(teacher.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = teacher.shape.positions
     while True:
         ids = encode_next_turn(
             [*_system(shown), *(turn for chat in turns for turn in chat)], teacher.tokenizer
