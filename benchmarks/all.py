@@ -72,7 +72,7 @@ def place(result: Result) -> str:
 
 def page(results: dict[str, dict[str, Result]]) -> str:
     """The figures of all claims, as Markdown."""
-    parts = ["| claim | machine | ratio (low - high) | bar | holds |", "|---|---|---|---|---|"]
+    parts = ["| claim | machine | ratio (low - high) | target | met |", "|---|---|---|---|---|"]
     places = sorted({name for by_place in results.values() for name in by_place})
     letters = {name: chr(ord("A") + n) for n, name in enumerate(places)}
     for claim in (*FULL, *QUICK):

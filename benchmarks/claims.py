@@ -39,7 +39,7 @@ def _estimates_close(result: Result) -> bool:
     return all(abs(q["ratio"] - 1) <= limits.get(q["quantity"], 0.3) for q in result["quantities"])
 
 
-EPOCH = "Seconds of one epoch of the peer over seconds of one epoch of SemAlign from its cache."
+EPOCH = "The ratio is the seconds of a baseline epoch divided by the seconds of a SemAlign epoch, which reads the cache."
 MEMORY = ("ours", "theirs", "memory_ours", "memory_theirs", "memory_share")
 END = (
     "ours",
@@ -53,7 +53,7 @@ END = (
     "memory_ours",
 )
 CURVE = ("epochs", "seconds", "kl")
-TO_PEER = "The peer trains three epochs, its own default; SemAlign trains until its held-out KL is as low."
+TO_PEER = "The baseline trains three epochs, its default. SemAlign trains until its held-out KL is as low."
 QUANTITIES = {"quantities": ("quantity", "estimated", "used", "ratio")}
 CURVES = {"exponents": ("loss", "seconds_exponent", "memory_exponent")}
 
@@ -62,8 +62,8 @@ def _epoch(name: str, title: str, against: str, layers: int, pair: str, least: f
     return Claim(
         name,
         title,
-        f"{EPOCH} Equal rows, tokens, batch and learning rate; memory is each side's peak in its own process, "
-        "attribution and caching included.",
+        f"{EPOCH} Both sides use the same rows, tokens, batch size and learning rate. The memory share also counts "
+        "SemAlign's attribution and caching.",
         "peers",
         ("--against", against, "--layers", str(layers)),
         pair,
@@ -77,8 +77,8 @@ def _end(name: str, title: str, meaning: str, pair: str, least: float | None, *o
     return Claim(
         name,
         title,
-        f"{meaning} SemAlign's seconds are attribution, caching, training and saving, loading included; the peer's are its "
-        "training's alone. The peer's learning rate was chosen for it beforehand.",
+        f"{meaning} SemAlign's seconds include loading, attribution, caching, training and saving. The baseline's seconds "
+        "include its training only. The baseline's learning rate was chosen for it beforehand.",
         "peers",
         ("--against", "gkd", *options),
         pair,
@@ -111,30 +111,38 @@ FULL = (
         1,
         "real",
     ),
-    _epoch("v1-last", "Real pair, last layer, against a literal version 1", "v1", 1, "real"),
+    _epoch(
+        "v1-last",
+        "Real pair, last layer, against a literal implementation of the paper's version 1",
+        "v1",
+        1,
+        "real",
+    ),
     Claim(
         "prefix-quarter",
         "Real pair, last six layers, with and without the cached prefix",
-        "Seconds of an epoch that computes the frozen layers in every step, over one that reads their output; the losses "
-        "of both agree (`loss_difference` is relative).",
+        "The ratio is the seconds of an epoch that computes the frozen layers in every step, divided by the seconds of an "
+        "epoch that reads their cached output. The losses of both agree; the loss difference is relative.",
         "prefix",
         ("--layers", "6"),
         "real",
-        bar="the same losses",
+        bar="losses equal within 1%",
         holds=lambda r: r["loss_difference"] < 0.01,
         shown=("ours", "theirs", "loss_difference"),
     ),
     Claim(
         "bases",
         "Semantic map of the real pair's widths against torch.linalg.pinv",
-        "Seconds by pseudo-inverse over seconds by blocked Gram matrices; memory beyond the heads.",
+        "The ratio is the seconds with the pseudo-inverse divided by the seconds with blocked Gram matrices. Memory excludes the "
+        "LM heads themselves.",
         "bases",
         shown=("ours", "theirs", "memory_ours", "memory_theirs", "relative_difference"),
     ),
     Claim(
         "bases-llama2",
         "Semantic map at Llama-2 13B -> 7B size",
-        "As above; the pseudo-inverse is run at a quarter of every size and scaled by 64.",
+        "The ratio is defined as in the previous claim. The pseudo-inverse runs at a quarter of every size, and its seconds are "
+        "multiplied by 64.",
         "bases",
         ("--size", "llama2-13b"),
         bar="at most 90 s on two cores",
@@ -144,7 +152,8 @@ FULL = (
     Claim(
         "bases-llama3",
         "Semantic map at Llama-3 70B -> 8B size",
-        "As above; the pseudo-inverse is run at an eighth of every size and scaled by 512.",
+        "The ratio is defined as in the previous claim. The pseudo-inverse runs at an eighth of every size, and its seconds are "
+        "multiplied by 512.",
         "bases",
         ("--size", "llama3-70b", "--repetitions", "1"),
         bar="under 6 GB besides the heads",
@@ -154,8 +163,9 @@ FULL = (
     Claim(
         "losses",
         "Output losses without vocabulary-sized tensors",
-        "Forward and backward of the KL over all logits, over that of the top-k KL, at the largest V. Exponents of time "
-        "and memory over V from 1k to 256k: 0 is independent of V, 1 is proportional.",
+        "The ratio is the time of one forward and backward pass of the KL over all logits divided by that of the top-k KL, at "
+        "the largest vocabulary size V. The table fits exponents of time and memory over V from 1k to 256k: 0 means "
+        "independent of V, 1 means proportional to V.",
         "losses",
         ("--plot", "docs/losses.png"),
         bar="memory of cosine, Fisher and top-k losses independent of V (exponent below 0.1)",
@@ -166,7 +176,8 @@ FULL = (
     Claim(
         "scaling",
         "How costs grow",
-        "A training step's cost at the largest V over that at the smallest; exponents of cost over each size below.",
+        "The ratio is the cost of a training step at the largest vocabulary size divided by the cost at the smallest. The table "
+        "gives the exponent of the cost over each size.",
         "scaling",
         ("--plot", "docs/scaling.png"),
         bar="ratio at most 1.1",
@@ -176,7 +187,8 @@ FULL = (
     Claim(
         "arithmetic",
         "Share of the machine's matrix-product rate",
-        "Operations of suffix training's matrix products a second, over the rate of one such product; width 896.",
+        "The ratio is the rate of operations that training the last layers reaches in its matrix products, divided by the rate of "
+        "a single such product. The model has width 896.",
         "arithmetic",
         bar="at least 0.5",
         holds=lambda r: r["ratio"] >= 0.5,
@@ -184,8 +196,9 @@ FULL = (
     ),
     Claim(
         "estimates",
-        "Embedded pair: what `semalign check` estimates over what a run uses",
-        "Estimated over used cache bytes; low and high over all quantities.",
+        "Embedded pair: estimate of `semalign check` against actual use",
+        "The ratio is the estimated size of the cache divided by its actual size. The range in brackets is over all quantities in "
+        "the table.",
         "estimates",
         bar="bytes within 15%, seconds within 30%",
         holds=_estimates_close,
@@ -193,8 +206,8 @@ FULL = (
     ),
     Claim(
         "estimates-real",
-        "Real pair: what `semalign check` estimates over what a run uses",
-        "As above, six layers and three epochs.",
+        "Real pair: estimate of `semalign check` against actual use",
+        "The same comparison with six trained layers and three epochs.",
         "estimates",
         ("--layers", "6"),
         "real",
@@ -207,7 +220,13 @@ FULL = (
 QUICK = (
     _epoch("quick-gkd", "Embedded pair, last layer, against trl's GKDTrainer", "gkd", 1, "none"),
     _epoch("quick-sft", "Embedded pair, last layer, against trl's SFTTrainer with LoRA", "sft", 1, "none"),
-    _epoch("quick-v1", "Embedded pair, last layer, against a literal version 1", "v1", 1, "none"),
+    _epoch(
+        "quick-v1",
+        "Embedded pair, last layer, against a literal implementation of the paper's version 1",
+        "v1",
+        1,
+        "none",
+    ),
     _end(
         "quick-end-to-end",
         "Embedded pair, end to end to the KL of three epochs of trl's GKDTrainer",
@@ -224,7 +243,7 @@ QUICK = (
     Claim(
         "quick-prefix",
         "Embedded pair, with and without the cached prefix",
-        "As on the real pair.",
+        "The same comparison as on the real pair.",
         "prefix",
         shown=("ours", "theirs", "loss_difference"),
     ),

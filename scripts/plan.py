@@ -308,7 +308,7 @@ def span(seconds: float) -> str:
 
 def fits(needed: float, given: float) -> str:
     """Bytes, and whether they are there."""
-    return f"{size(needed)}{'' if needed <= given else ' (too much)'}"
+    return f"{size(needed)}{'' if needed <= given else ' (does not fit)'}"
 
 
 def bits(case: Case) -> str:
@@ -322,7 +322,8 @@ def bits(case: Case) -> str:
         "offload": 2 * shape.layer_parameters,
     }
     return table(
-        ("teacher on one device", "weights"), [(f"`{n}`", fits(outer + b, device)) for n, b in ways.items()]
+        ("how the teacher is loaded", "weights on one device"),
+        [(f"`{n}`", fits(outer + b, device)) for n, b in ways.items()],
     )
 
 
@@ -330,37 +331,37 @@ def memory(case: Case) -> str:
     """Peak of every step."""
     device, host = case.machine.device_bytes, case.machine.host_bytes
     rows = [
-        ("attribute (one device)", fits(case.device_attribute(), device)),
-        ("cache, student's pass", fits(case.device_student(), device)),
-        ("cache, teacher's pass", fits(case.device_teacher(), device)),
-        (f"train, last {case.trained} layers", fits(case.device_train(), device)),
-        (f"train, all {case.student.layers} layers", fits(case.device_train(case.student.layers), device)),
+        ("attribute, on one device", fits(case.device_attribute(), device)),
+        ("cache, student's forward pass", fits(case.device_student(), device)),
+        ("cache, teacher's forward pass", fits(case.device_teacher(), device)),
+        (f"train the last {case.trained} layers", fits(case.device_train(), device)),
+        (f"train all {case.student.layers} layers", fits(case.device_train(case.student.layers), device)),
         (
-            "node's memory: sums of the maps, and the checkpoint in the page cache",
+            "host memory of the node: sums for the maps, and the checkpoint in the page cache",
             fits(case.host_fit() + 2 * case.teacher.parameters, host),
         ),
     ]
-    return table(("memory", "a device"), rows)
+    return table(("step", "peak memory per device"), rows)
 
 
 def disk(case: Case) -> str:
     """The cache a token and in all."""
     s = case.sizes
     rows = [
-        ("a token: prefix stream in fp8", size(s.token)),
-        ("a supervised position: own states, targets, top-k", size(s.position)),
-        ("a supervised position while maps are fitted", size(s.raw)),
+        ("per token: hidden state after the frozen prefix, in fp8", size(s.token)),
+        ("per supervised position: student's own states, targets, top-k tokens", size(s.position)),
+        ("per supervised position, until the maps are fitted: teacher's raw states", size(s.raw)),
         (
-            f"all {case.tokens / 1e6:.1f} M tokens, {case.positions / 1e6:.1f} M supervised",
+            f"all {case.tokens / 1e6:.1f} M tokens, {case.positions / 1e6:.1f} M of them supervised",
             size(case.cache_bytes()),
         ),
-        ("at its largest, before the raw states go", size(case.cache_bytes() + case.raw_bytes())),
+        ("largest size, before the raw states are deleted", size(case.cache_bytes() + case.raw_bytes())),
         (
             "for comparison: full teacher logits in bfloat16",
             size(case.positions * case.teacher.vocabulary * 2),
         ),
     ]
-    return table(("cache", "bytes"), rows)
+    return table(("content of the cache", "size"), rows)
 
 
 def hours(case: Case) -> str:
@@ -368,15 +369,15 @@ def hours(case: Case) -> str:
     parts = {
         "first read of the teacher's checkpoint": case.seconds_first_read(),
         "attribute": case.seconds_attribute(),
-        "cache, student's pass": case.seconds_student(),
-        "cache, teacher's pass": case.seconds_teacher(),
-        "cache, maps and raw states": case.seconds_maps(),
-        f"train {case.work.epochs:g} epochs": case.seconds_train(),
+        "cache, student's forward pass": case.seconds_student(),
+        "cache, teacher's forward pass": case.seconds_teacher(),
+        "cache, fit the maps and store the raw states": case.seconds_maps(),
+        f"train for {case.work.epochs:g} epochs": case.seconds_train(),
     }
     rows = [(name, span(s)) for name, s in parts.items()]
     return table(
-        ("time", f"{case.machine.devices} devices"),
-        [*rows, ("**in all**", f"**{span(sum(parts.values()))}**")],
+        ("step", f"time on {case.machine.devices} devices"),
+        [*rows, ("**total**", f"**{span(sum(parts.values()))}**")],
     )
 
 
@@ -407,9 +408,9 @@ def section(case: Case) -> str:
     """One pair."""
     t, s = case.teacher, case.student
     what = (
-        f"{t.parameters / 1e9:.1f} billion parameters in {t.layers} layers of width {t.width}, to {s.parameters / 1e9:.1f} "
-        f"billion in {s.layers} of {s.width}. The last {case.trained} student layers are trained, "
-        f"{case.trained * s.layer_parameters / 1e9:.1f} billion parameters."
+        f"The teacher has {t.parameters / 1e9:.1f} billion parameters in {t.layers} layers of width {t.width}. The student has "
+        f"{s.parameters / 1e9:.1f} billion in {s.layers} layers of width {s.width}. The run trains the last {case.trained} student "
+        f"layers, which have {case.trained * s.layer_parameters / 1e9:.1f} billion parameters."
     )
     launch = f"accelerate launch --multi_gpu --num_processes {case.machine.devices} -m semalign transfer {case.pair.folder}.yaml"
     command = f"<!-- not run: needs {case.machine.devices} accelerators and the weights -->\n\n```bash\n{launch}\n```"
@@ -420,10 +421,10 @@ def section(case: Case) -> str:
 def page(work: Work, machine: Machine) -> str:
     """Everything between the page's markers."""
     lead = (
-        f"Rows: {work.rows} of {work.tokens_a_row} tokens, {work.supervised_a_row} of them supervised, {work.epochs:g} epochs. "
-        f"Machine: {machine.devices} devices of {size(machine.device_bytes)} that reach {machine.bf16_flops / 1e12:.0f} "
-        f"TFLOP/s in bfloat16, {size(machine.host_bytes)} of memory from which a device takes "
-        f"{size(machine.host_to_device)}/s, a disk of {size(machine.disk)}/s, cores that reach "
+        f"The plan assumes {work.rows} rows of {work.tokens_a_row} tokens, of which {work.supervised_a_row} are supervised, and "
+        f"{work.epochs:g} epochs. The machine has {machine.devices} devices with {size(machine.device_bytes)} of memory each, which "
+        f"reach {machine.bf16_flops / 1e12:.0f} TFLOP/s in bfloat16. Each device reads {size(machine.host_to_device)}/s from "
+        f"{size(machine.host_bytes)} of host memory, the disk delivers {size(machine.disk)}/s, and the CPU cores together reach "
         f"{machine.host_float64_flops / 1e12:.0f} TFLOP/s in float64."
     )
     return "\n\n".join([lead, *(section(Case(pair, work, machine)) for pair in PAIRS)])

@@ -22,8 +22,11 @@ from semalign.parsing import load_config
 
 ROOT = Path(__file__).parent.parent
 # Figures and history: what stands there was run when it was written.
-RECORDS = {"log.md", "results.md", "benchmarks.md"}
-PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name not in RECORDS)]
+RECORDS = {"log.md", "results.md", "results", "benchmarks.md"}
+PAGES = [
+    ROOT / "README.md",
+    *sorted(p for p in (ROOT / "docs").rglob("*.md") if not RECORDS & {p.name, p.parent.name}),
+]
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<why>[^>]+) -->\n+)?^```(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^```$", re.M | re.S
 )
