@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from semalign.comparison.cells import inputs_of
+from semalign.comparison.cells import inputs_of, prepared_of
 from semalign.comparison.plan import Source, read_comparison
 from semalign.config import ModelConfig
 from semalign.data.inputs import Inputs
@@ -48,7 +48,7 @@ def figures(student: str, source: Source) -> dict[str, dict[str, float]]:
     decoder = load(ModelConfig(student, dtype=source.config.student.dtype))
     share_vocabulary(inputs.vocabulary, decoder)
     found: dict[str, list[float]] = defaultdict(list)
-    for batch, _, values, _ in heldout_batches(decoder, source.config, source.run, inputs, student):
+    for batch, _, values, _ in heldout_batches(decoder, prepared_of(source), student):
         parts = values["kl"].split([inputs.heldout[n].supervised for n in batch])
         for sample, kl in zip((inputs.heldout[n] for n in batch), parts, strict=True):
             ids = [i for i, supervised in zip(sample.input_ids, sample.mask, strict=True) if supervised]

@@ -34,7 +34,7 @@ _WHERE = {
     "SemAlignConfig": "semalign.api",
     "SemAlignTrainer": "semalign.api",
     "cache_targets": "semalign.api",
-    "load_config": "semalign.config_file",
+    "load_config": "semalign.parsing",
 }
 __all__ = [
     "Decoder",

@@ -1,6 +1,7 @@
 """Every option of a run, once: a frozen dataclass per concern, with the docstring under a field as its help.
 
-`TransferConfig` is the whole; `load` reads YAML, `dump` writes it, and each dataclass checks its own fields.
+`TransferConfig` is the whole. Each dataclass checks its own fields; `semalign.parsing` reads YAML into it, and `plain` gives it
+back as nested plain values.
 """
 
 from __future__ import annotations
@@ -9,21 +10,20 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from semalign.errors import ConfigError
 
 Interface = Literal["block", "delta", "attn", "mlp", "head", "output"]
 MapName = Literal["semantic", "logit", "ridge", "weighted_ridge", "procrustes", "none"]
-OutputLoss = Literal["topk_kl", "fisher", "cosine", "cross_entropy", "kl", "jsd", "none"]
-LayerLoss = Literal["cosine", "fisher", "geometry", "projected_mse", "none"]
 LayerSchedule = Literal["constant", "decay"]
 Schedule = Literal["joint", "frontier"]
 Trained = Literal["pairs", "all", "none"]
-Start = Literal["untouched", "pissa", "seeking", "seeking_corrected", "laten", "laten_corrected"]
 Match = Literal["depth", "cka", "ridge_error", "nearest"]
 Signals = Literal["teacher", "shuffled"]
 Engine = Literal["padded", "continuous", "vllm"]
+Open = TypeVar("Open")
+"""The value of a field that is left open: None in a config, nothing in a recipe."""
 
 
 def _require(condition: bool, field_name: str, expected: str, got: object) -> None:
@@ -210,48 +210,68 @@ class PairingConfig:
         )
 
 
+def _of_recipe(value: Any) -> Any:
+    """A field that a config may leave open (null); a recipe that does not name it has this value."""
+    return field(default=None, metadata={"recipe": value})
+
+
 @dataclass(frozen=True)
-class RecipeConfig:
-    """The objective. A recipe sets every field; a field that is not null replaces the recipe's."""
+class RecipeFields(Generic[Open]):
+    """What an objective is made of: loss = output_weight * output loss + layer_weight * mean over pairs of the layer loss.
+
+    Declared once for two uses: `RecipeConfig`, in which every field may be left open, and `semalign.methods.Recipe`, in which
+    none is.
+    """
 
     name: str = "aligned"
     """aligned (default), cosine (the paper, version 1), fisher, acl, v2; seeking, laten; or a control: cross_entropy, kl, jsd,
-    hidden_mse, pissa."""
-    output_loss: OutputLoss | None = None
-    """Loss at the output."""
-    output_weight: float | None = None
+    hidden_mse, pissa, shuffled."""
+    output_loss: str | Open = _of_recipe("none")
+    """Loss at the output: topk_kl, fisher, cosine, cross_entropy, kl, jsd or none."""
+    output_weight: float | Open = _of_recipe(1.0)
     """Weight of the output loss."""
-    layer_loss: LayerLoss | None = None
-    """Loss between a paired layer's activation and its target."""
-    layer_weight: float | None = None
+    layer_loss: str | Open = _of_recipe("none")
+    """Loss between a paired layer's activation and its target: cosine, fisher, geometry, projected_mse or none."""
+    layer_weight: float | Open = _of_recipe(0.0)
     """Weight of the layer loss, averaged over the pairs."""
-    layer_schedule: LayerSchedule | None = None
+    layer_schedule: LayerSchedule | Open = _of_recipe("constant")
     """constant, or decay: the layer weight falls linearly to 0 over the training."""
-    label_weight: float | None = None
+    label_weight: float | Open = _of_recipe(0.0)
     """Share of the label in what the topk_kl loss aims at: (1 - share) teacher + share onehot."""
-    map: MapName | None = None
+    map: MapName | Open = _of_recipe("ridge")
     """How teacher activations become targets in the student's space; none keeps them as they are."""
-    interface: Interface | None = None
+    interface: Interface | Open = _of_recipe("block")
     """Which activation of a layer is supervised."""
-    learning_rate: float | None = None
+    learning_rate: float | Open = _of_recipe(1e-3)
     """Peak learning rate."""
-    label_smoothing: float | None = None
+    label_smoothing: float | Open = _of_recipe(0.0)
     """Label smoothing of the cross_entropy and cosine output losses."""
-    temperature: float | None = None
+    temperature: float | Open = _of_recipe(1.0)
     """Temperature of the topk_kl, kl and jsd losses."""
-    schedule: Schedule | None = None
+    schedule: Schedule | Open = _of_recipe("joint")
     """joint: all trained layers at once; frontier: from shallow to deep, one layer a stage."""
-    trained: Trained | None = None
-    """pairs: the plan's layers; all: every layer of the student; none: the start alone makes the student."""
+    trained: Trained | Open = _of_recipe("pairs")
+    """pairs: the plan's layers; all: every layer of the student; none: no layer, the student stays as its start leaves it."""
     lora_r: int | None = None
     """LoRA rank in place of train.lora_r; 0 trains full weights."""
     lora_target_modules: tuple[str, ...] | None = None
     """Module names in place of train.lora_target_modules."""
-    start: Start | None = None
-    """Where training starts: the untouched student; LoRA on its weights' principal components (pissa) or on crops of the
-    teacher's weights (seeking); or teacher weights mapped and added (laten)."""
-    signals: Signals | None = None
+    start: str | Open = _of_recipe("untouched")
+    """Where training starts: from the untouched student; from LoRA on its weights' principal components (pissa) or on crops of
+    the teacher's weights (seeking, seeking_corrected); or from teacher weights mapped and added (laten, laten_corrected)."""
+    signals: Signals | Open = _of_recipe("teacher")
     """The teacher's signals, or, as a control, those of other rows (shuffled)."""
+
+
+@dataclass(frozen=True)
+class RecipeConfig(RecipeFields[None]):
+    """The objective. A recipe sets every field; a field that is not null replaces the recipe's."""
+
+
+if not TYPE_CHECKING:
+    # The command line resolves a field's annotation by the names of this module when it runs, and there `float | Open` has to
+    # say that a config may leave the field null.
+    Open = None
 
 
 @dataclass(frozen=True)
@@ -283,8 +303,8 @@ class CacheConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """The optimiser; names and meanings are those of transformers' TrainingArguments and peft's LoraConfig."""
+class OptimiserConfig:
+    """The fields that transformers' TrainingArguments has under the same names and with the same meanings."""
 
     num_train_epochs: float = 3.0
     """Passes over the rows."""
@@ -304,6 +324,12 @@ class TrainConfig:
     """Gradient clipping."""
     bf16: bool = False
     """Multiply matrices in bfloat16; trained weights stay float32, and so do losses (but for logits over the whole vocabulary)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(OptimiserConfig):
+    """How the student is trained; names and meanings are those of transformers' TrainingArguments and peft's LoraConfig."""
+
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass to save memory."""
     lora_r: int = 0

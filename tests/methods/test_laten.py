@@ -110,7 +110,7 @@ def test_merged_deltas_are_those_that_were_trained(
     config = config_of(tiny_pair, rows_file, Path("unused"), recipe=RecipeConfig(name=name))
     teacher, student = load(config.teacher), load(config.student)
     before = {n: p.detach().clone() for n, p in student.model.named_parameters()}
-    tensors, facts = starts()[name](teacher, student, inputs.train, config, resolve(config.recipe))
+    tensors, facts = starts()[name].make(teacher, student, inputs.train, config, resolve(config.recipe))
     assert all(torch.equal(before[n], p) for n, p in student.model.named_parameters()), "the base is frozen"
     assert all(p.requires_grad and p.grad is None for p in student.model.parameters())
     assert len(facts["losses"]) == 4
@@ -141,7 +141,7 @@ def test_alignment_follows_the_gradient_of_its_loss(
     )
     teacher, student = load(config.teacher), load(config.student)
     recipe = resolve(config.recipe)
-    _, facts = starts()["laten_corrected"](teacher, student, inputs.train, config, recipe)
+    _, facts = starts()["laten_corrected"].make(teacher, student, inputs.train, config, recipe)
     # 16 training rows: every step sees them all, so the loss must fall.
     assert facts["losses"][-1] < facts["losses"][0] - 0.05
 

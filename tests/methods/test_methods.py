@@ -121,7 +121,7 @@ def test_a_frontier_run_cut_off_anywhere_ends_with_the_same_weights(
 ) -> None:
     straight = transfer(config_of(pair, rows_file, tmp_path / "straight", recipe=FRONTIER), STEPS)
     config = config_of(pair, rows_file, tmp_path / "split", recipe=FRONTIER)
-    optimise = step._Training._optimise
+    optimise = step.Training._optimise
     count = 0
 
     def cut(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -135,7 +135,7 @@ def test_a_frontier_run_cut_off_anywhere_ends_with_the_same_weights(
         return optimise(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(step._Training, "_optimise", cut)
+        patch.setattr(step.Training, "_optimise", cut)
         with pytest.raises(CutError):
             transfer(config, STEPS)
     run = transfer(config, STEPS)
@@ -210,7 +210,7 @@ def test_a_mixture_of_teacher_and_label_is_that_mixture() -> None:
 
 def one_objective(folder: Path, recipe: Recipe, places: tuple[str, ...] = ("1",)) -> tuple[Objective, int]:
     decoder = load(ModelConfig(str(folder)))
-    candidates = torch.arange(decoder.config.vocab_size)
+    candidates = torch.arange(decoder.shape.vocabulary)
     return Objective(recipe, decoder, places, candidates, decoder.head()), decoder.width
 
 

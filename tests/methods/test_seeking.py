@@ -26,7 +26,7 @@ from semalign.run.files import read_tensors
 from semalign.signals.plan import Plan
 from semalign.steps.pipeline import transfer
 from semalign.training.stages import with_recipe
-from semalign.training.student import prepared
+from semalign.training.student import trainable
 
 VARIANTS = ("seeking", "seeking_corrected")
 
@@ -84,7 +84,7 @@ def made(
     config = config_of(pair, rows, Path("unused"), recipe=RecipeConfig(name=name, **recipe))
     config = with_recipe(config, resolve(config.recipe))
     teacher, student = load(config.teacher), load(config.student)
-    tensors, facts = starts()[name](teacher, student, inputs.train, config, resolve(config.recipe))
+    tensors, facts = starts()[name].make(teacher, student, inputs.train, config, resolve(config.recipe))
     return tensors, facts, config, student
 
 
@@ -96,7 +96,7 @@ def test_the_student_starts_unchanged(
     ids, attention, _ = batch_inputs(student, inputs.train[:3])
     with torch.no_grad():
         expected = student.model(ids, attention_mask=attention).logits
-        with prepared(student, Plan((), (1, 2, 3)), config, "seeking", tensors) as model:
+        with trainable(student, Plan((), (1, 2, 3)), config, "seeking", tensors) as model:
             modules = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")]
             torch.testing.assert_close(
                 model(ids, attention_mask=attention).logits, expected, rtol=0, atol=1e-4

@@ -17,10 +17,11 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from tiny import save_model, tiny_model
 
 from semalign.cli import main
-from semalign.config import LayerLoss, MapName, ModelConfig, OutputLoss, RecipeConfig
+from semalign.config import MapName, ModelConfig, RecipeConfig
 from semalign.errors import ConfigError
-from semalign.methods import methods, resolve
-from semalign.methods.formula import LAYER, MAPS, OUTPUT, formula
+from semalign.methods import layer_losses, methods, output_losses, resolve
+from semalign.methods.formula import formula
+from semalign.methods.maps import MAPS
 from semalign.models.origin import check_hub_id, origin
 from semalign.parsing import load_config
 from semalign.report.card import render_card
@@ -68,7 +69,7 @@ def test_the_card_names_models_layers_data_recipe_and_versions(done: Path) -> No
     text = (done / "student" / "README.md").read_text()
     pairs = json.loads((done / "pairs.json").read_text())["pairs"]
     for pair in pairs:
-        assert f"{pair['teacher'] + pair['fraction']:g} -> {pair['student']}" in text
+        assert f"T{pair['teacher'] + pair['fraction']:g} → S{pair['student']}" in text
     assert "| student | small-model | mit |" in text and "| teacher | teacher | not stated" in text
     assert "| rows.jsonl | 1 | 16 | 4 |" in text
     assert all(line in text for line in formula(resolve(RecipeConfig())))
@@ -130,12 +131,13 @@ def test_every_recipe_has_a_formula_of_its_terms(name: str) -> None:
     lines = formula(recipe)
     assert lines[0].startswith("loss = ") and len(lines[0]) > len("loss = ")
     assert ("output" in lines[0]) == (recipe.output_loss != "none")
-    assert ("layer" in lines[0]) == (recipe.needs_targets and recipe.layer_weight > 0)
+    assert ("layer" in lines[0]) == (recipe.layer is not None and recipe.layer_weight > 0)
 
 
 def test_every_loss_and_map_has_words() -> None:
-    for choices, words in ((OutputLoss, OUTPUT), (LayerLoss, LAYER), (MapName, MAPS)):
-        assert set(get_args(choices)) - {"none"} <= set(words)
+    assert set(get_args(MapName)) == set(MAPS)
+    for found in (output_losses(), layer_losses(), MAPS):
+        assert all(len(value.formula) > 2 for value in found.values())
 
 
 @pytest.mark.parametrize(

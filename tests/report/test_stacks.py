@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import pytest
 
+from semalign.maths.pairing import LayerPair
 from semalign.report import stacks
-from semalign.report.stacks import HeatScale, Link
+from semalign.report.stacks import HeatScale
 
 
 def of_class(drawing: str, tag: str, kind: str) -> list[ET.Element]:
@@ -14,7 +15,7 @@ def of_class(drawing: str, tag: str, kind: str) -> list[ET.Element]:
 
 
 def test_a_blend_starts_between_its_two_teacher_layers() -> None:
-    link = Link(2, 2, 0.5)
+    link = LayerPair(2, 2, 0.5)
     drawing = stacks.pairing((4, 2), [link], critical=[2], trained=[2], name="pairs")
     line = of_class(drawing, "line", "link")[0]
     assert (line.get("x1"), line.get("x2")) == (
@@ -22,17 +23,17 @@ def test_a_blend_starts_between_its_two_teacher_layers() -> None:
         "75%",
     )  # centres of layers 2 and 3 of 4 are 37.5% and 62.5%
     assert len(of_class(drawing, "rect", "paired")) == 2 and len(of_class(drawing, "rect", "trained")) == 1
-    assert link.words == "T2.5 → S2" and link.blend == {2: 0.5, 3: 0.5}
+    assert link.label == "T2.5 → S2" and link.blend == {2: 0.5, 3: 0.5}
 
 
 @pytest.mark.parametrize(("fraction", "layer"), [(0.0, 2), (1.0, 3)])
 def test_a_whole_layer_is_no_blend(fraction: float, layer: int) -> None:
-    link = Link(2, 1, fraction)
-    assert list(link.blend) == [layer] and link.words == f"T{layer} → S1"
+    link = LayerPair(2, 1, fraction)
+    assert list(link.blend) == [layer] and link.label == f"T{layer} → S1"
 
 
 def test_the_last_layer_blended_with_a_weight_stays_inside() -> None:
-    drawing = stacks.pairing((2, 2), [Link(2, 2, 0.3)], critical=[], trained=[2], name="pairs")
+    drawing = stacks.pairing((2, 2), [LayerPair(2, 2, 0.3)], critical=[], trained=[2], name="pairs")
     assert of_class(drawing, "line", "link")[0].get("x1") == "75%"
 
 
@@ -66,7 +67,7 @@ def test_layer_numbers_fit_a_phone(count: int) -> None:
 
 
 def test_eighty_layers_keep_visible_boxes() -> None:
-    links = [Link(k, k) for k in range(1, 81)]
+    links = [LayerPair(k, k) for k in range(1, 81)]
     drawing = stacks.pairing((80, 80), links, critical=[80], trained=range(1, 81), name="pairs")
     boxes = of_class(drawing, "rect", "box")
     assert len(boxes) == 160 and all(

@@ -218,9 +218,9 @@ def test_an_estimate_counts_as_many_heads_as_there_are(
     config = config_of(tiny_pair, rows_file, tmp_path / "run", pairing=PairingConfig(num_layers=2, heads=99))
     found = check(config, Console(file=io.StringIO()))
     assert [line["pair"] for line in found["pair_figures"]][:4] == [
-        "3h1 -> 2h1",
-        "3h2 -> 2h2",
-        "3h3 -> 2h3",
-        "3h4 -> 2h4",
+        "T3h1 → S2h1",
+        "T3h2 → S2h2",
+        "T3h3 → S2h3",
+        "T3h4 → S2h4",
     ]
     assert len(found["pair_figures"]) == 8 and found["pairs_are_provisional"] is False

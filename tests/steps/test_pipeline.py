@@ -39,7 +39,7 @@ def write_config(folder: Path, pair: tuple[Path, Path], rows: Path) -> Path:
 def train_until(config: Path, stop: signal.Signals | None, step: int) -> int:
     """Run the first four steps in a process of its own; send a signal once train.jsonl has that many lines."""
     code = (
-        "import sys; from semalign.config_file import load_config; from semalign.run import transfer;"
+        "import sys; from semalign.parsing import load_config; from semalign.steps.pipeline import transfer;"
         "transfer(load_config(sys.argv[1]), ('attribute', 'pair', 'cache', 'train'))"
     )
     process = subprocess.Popen(

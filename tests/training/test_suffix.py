@@ -28,8 +28,8 @@ from semalign.models.loading import load
 from semalign.run.files import read_tensors
 from semalign.run.folder import RunFolder
 from semalign.signals.plan import read_plan
-from semalign.signals.stores import Stores, read_teacher_head
-from semalign.signals.supervision import _supervision
+from semalign.signals.prepared import Prepared
+from semalign.signals.supervision import supervision_of
 from semalign.steps.pipeline import transfer
 from semalign.training.collator import Collator
 from semalign.training.suffix import SuffixModel
@@ -146,13 +146,13 @@ def test_the_first_loss_equals_the_literal_formula(
     config, run = straight
     from semalign.methods import methods
 
-    inputs, plan = load_inputs(config), read_plan(run)
-    stores = Stores(config, run, inputs, plan)
+    prepared = Prepared.read(config, run, load_inputs(config))
+    inputs, plan = prepared.inputs, prepared.plan
     student = load(config.student)
     share_vocabulary(inputs.vocabulary, student)
     chosen = methods()[recipe]
-    head = read_teacher_head(run, inputs) if chosen.needs_teacher_output else None
-    collator = Collator(inputs.train, _supervision(config, run, inputs, stores, chosen), stores.student)
+    head = prepared.teacher_head if chosen.needs_teacher_head else None
+    collator = Collator(inputs.train, supervision_of(prepared, chosen), prepared.stores.student)
     numbers = [0, 5, 9]
     with student.span(plan.cut, student.num_layers, norm=True), torch.no_grad():
         model = SuffixModel(student, plan.cut, chosen, plan.pairs, candidates_of(inputs.train), head)

@@ -9,7 +9,7 @@ The same steps as `transfer`, on models, rows and adapters that are in memory al
 """
 
 from semalign.api.arguments import SemAlignConfig
-from semalign.api.targets import Targets, cache_targets
+from semalign.api.targets import cache_targets
 from semalign.api.trainer import SemAlignTrainer
 
-__all__ = ["SemAlignConfig", "SemAlignTrainer", "Targets", "cache_targets"]
+__all__ = ["SemAlignConfig", "SemAlignTrainer", "cache_targets"]

@@ -6,17 +6,22 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    TrainingArguments,
-)
 
-from semalign.config import AttributionConfig, CacheConfig, PairingConfig, RecipeConfig
+from semalign.config import (
+    AttributionConfig,
+    CacheConfig,
+    DataConfig,
+    PairingConfig,
+    RecipeConfig,
+    TrainConfig,
+)
 from semalign.errors import ConfigError
 from semalign.methods import resolve
+from semalign.training.arguments import SuffixArguments
 
 
 @dataclass
-class SemAlignConfig(TrainingArguments):
+class SemAlignConfig(SuffixArguments):
     """transformers' TrainingArguments, with SemAlign's groups of options beside them and its defaults.
 
     A group is its dataclass or a dict of its fields: `pairing={"num_layers": 6}`.
@@ -24,15 +29,11 @@ class SemAlignConfig(TrainingArguments):
 
     learning_rate: float | None = None  # type: ignore[assignment]
     """Peak learning rate; None: the recipe's own."""
-    per_device_train_batch_size: int = 16
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.1
-    logging_steps: float = 1
-    save_steps: float = 200
-    logging_nan_inf_filter: bool = False
-    remove_unused_columns: bool = False
-    dataloader_pin_memory: bool = False
-    ddp_find_unused_parameters: bool | None = False
+    per_device_train_batch_size: int = TrainConfig.per_device_train_batch_size
+    lr_scheduler_type: str = TrainConfig.lr_scheduler_type
+    warmup_steps: float = TrainConfig.warmup_steps
+    logging_steps: float = TrainConfig.logging_steps
+    save_steps: float = TrainConfig.save_steps
     recipe: RecipeConfig | dict | str = field(default_factory=RecipeConfig)
     """The objective: a recipe's name, or RecipeConfig's fields."""
     pairing: PairingConfig | dict = field(default_factory=PairingConfig)
@@ -41,11 +42,11 @@ class SemAlignConfig(TrainingArguments):
     """How the teacher's layers are scored; see AttributionConfig."""
     cache: CacheConfig | dict = field(default_factory=CacheConfig)
     """What is kept of the teacher; see CacheConfig."""
-    cache_prefix: bool = True
+    cache_prefix: bool = TrainConfig.cache_prefix
     """Compute the frozen layers below the lowest trained one once instead of in every step."""
-    max_length: int = 1024
+    max_length: int = DataConfig.max_length
     """Tokens a row may have; longer completions are cut, prompts are kept."""
-    supervise: Literal["completion", "all"] = "completion"
+    supervise: Literal["completion", "all"] = DataConfig.supervise
     """Which tokens are supervised: those of the last assistant turn, or all."""
 
     def __post_init__(self) -> None:

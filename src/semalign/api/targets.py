@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from semalign.config import (
 )
 from semalign.data import disjoint
 from semalign.data.drawing import rows_named
-from semalign.data.inputs import Inputs, inputs_of
+from semalign.data.inputs import inputs_of
 from semalign.data.mixture import Drawn
 from semalign.errors import ConfigError, DataError, ModelError
 from semalign.models.decoder import Decoder
@@ -35,27 +35,16 @@ from semalign.run import ranks
 from semalign.run.environment import environment
 from semalign.run.files import write_atomic, write_json
 from semalign.run.folder import RunFolder
-from semalign.signals.plan import Plan, read_plan
+from semalign.signals.prepared import Prepared
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
 from semalign.steps.pair import pair
+from semalign.training.arguments import OPTIMISER
 
 logger = logging.getLogger(__name__)
 Model = str | ModelConfig | PreTrainedModel | PeftModel
 Rows = str | Iterable[dict[str, Any]]
 """A name as in `data.dataset_name`, a datasets.Dataset, or a list of rows."""
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What `cache_targets` leaves in `args.output_dir`: all that training and measuring read of the teacher."""
-
-    run: RunFolder
-    plan: Plan
-    """Pairs, and the student layers that are trained."""
-    inputs: Inputs
-    """Rows as tokens."""
-    config: TransferConfig
 
 
 def cache_targets(
@@ -66,7 +55,7 @@ def cache_targets(
     *,
     eval_dataset: Rows | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
-) -> Targets:
+) -> Prepared:
     """Attribution, pairing, and one pass of each model over the rows, written to `args.output_dir`.
 
     What is there already from the same models, rows and options is kept. Models given by name are read one at a time
@@ -75,6 +64,9 @@ def cache_targets(
     Args:
         model: the student. The layers of a PeftModel that have adapters are those that are paired and trained.
         processing_class: tokenizer of models in memory; None: the one of the model's own folder.
+
+    Returns:
+        All that training and measuring read of the teacher, and the plan: `plan.pairs` and `plan.trained_layers`.
 
     Raises:
         SemAlignError: the models, the rows or the options do not go together; the sentence says how.
@@ -96,10 +88,11 @@ def cache_targets(
             attribute(config, run, inputs)
             pair(config, run, inputs)
         ranks.wait()
-        cache(config, run, inputs)
+        prepared = Prepared.read(config, run, inputs)
+        cache(prepared)
         ranks.wait()
     # The inputs live as long as the trainer; the teacher must not.
-    return Targets(run, read_plan(run), replace(inputs, open_teacher=_gone, open_student=_gone), config)
+    return replace(prepared, inputs=replace(inputs, open_teacher=_gone, open_student=_gone))
 
 
 def _gone() -> Decoder:
@@ -112,6 +105,9 @@ def _transfer_config(
     """The same run in the words of the steps, for them and for the card; what only concerns the Trainer stays in `args`."""
     groups: dict[str, Any] = {name: getattr(args, name) for name in GROUPS}
     groups["recipe"] = replace(groups["recipe"], learning_rate=args.learning_rate)
+    optimiser: dict[str, Any] = {name: getattr(args, name) for name in OPTIMISER}
+    optimiser["lr_scheduler_type"] = SchedulerType(args.lr_scheduler_type).value
+    optimiser["bf16"] = bool(args.bf16)
     return TransferConfig(
         teacher=_model_config(teacher),
         student=_model_config(model),
@@ -122,18 +118,7 @@ def _transfer_config(
             supervise=args.supervise,
         ),
         output_dir=str(args.output_dir),
-        train=TrainConfig(
-            num_train_epochs=args.num_train_epochs,
-            max_steps=args.max_steps,
-            per_device_train_batch_size=args.per_device_train_batch_size,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            weight_decay=args.weight_decay,
-            lr_scheduler_type=SchedulerType(args.lr_scheduler_type).value,
-            warmup_steps=args.warmup_steps,
-            max_grad_norm=args.max_grad_norm,
-            bf16=bool(args.bf16),
-            cache_prefix=args.cache_prefix,
-        ),
+        train=TrainConfig(cache_prefix=args.cache_prefix, **optimiser),
         evaluation=EvaluationConfig(cka_rows=0),
         seed=args.seed,
         hub_model_id=args.hub_model_id,

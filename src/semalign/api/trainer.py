@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from semalign.api.arguments import SemAlignConfig
-from semalign.api.targets import Model, Rows, Targets, adapted, cache_targets, open_student
+from semalign.api.targets import Model, Rows, adapted, cache_targets, open_student
 from semalign.config import PairingConfig
 from semalign.errors import ConfigError
 from semalign.evaluation.heldout import heldout_batches
@@ -22,7 +22,7 @@ from semalign.models.decoder import Decoder, linear_names, lora_modules, share_v
 from semalign.report.hub import push
 from semalign.run.meter import free_memory
 from semalign.signals.plan import Plan
-from semalign.signals.stores import Stores, read_teacher_head
+from semalign.signals.prepared import Prepared
 from semalign.signals.supervision import cached_supervision
 from semalign.training.callbacks import GradientCheck
 from semalign.training.collator import Collator
@@ -62,7 +62,7 @@ class SemAlignTrainer(SuffixTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: LoraConfig | None = None,
         *,
-        targets: Targets | None = None,
+        targets: Prepared | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -90,12 +90,9 @@ class SemAlignTrainer(SuffixTrainer):
         self.student: Any = _trainable(decoder, student, targets.plan, peft_config)
         """The student in transformers' or peft's form."""
         inputs, plan = targets.inputs, targets.plan
-        stores = Stores(targets.config, targets.run, inputs, plan)
-        supervision = cached_supervision(inputs, stores, recipe)
+        stores, supervision = targets.stores, cached_supervision(targets, recipe)
         cut = stores.request.cut or 0
-        head = (
-            read_teacher_head(targets.run, inputs).to(decoder.device) if recipe.needs_teacher_head else None
-        )
+        head = targets.teacher_head.to(decoder.device) if recipe.needs_teacher_head else None
         suffix = SuffixModel(decoder, cut, recipe, plan.at(recipe.interface), inputs.candidates, head)
         super().__init__(
             suffix,
@@ -138,9 +135,7 @@ class SemAlignTrainer(SuffixTrainer):
                 "evaluate: expected held-out rows, got none; give eval_dataset when the trainer is made."
             )
         found: dict[str, list[Tensor]] = {}
-        for _, _, figures, _ in heldout_batches(
-            self.decoder, targets.config, targets.run, targets.inputs, metric_key_prefix
-        ):
+        for _, _, figures, _ in heldout_batches(self.decoder, targets, metric_key_prefix):
             for key, values in figures.items():
                 found.setdefault(key, []).append(values)
         names = {"loss": "kl", "kl": "kl", "top1_agreement": "top1", "nll": "nll_student"}

@@ -28,7 +28,7 @@ from semalign.models.loading import load, load_tokenizer, random_model
 from semalign.run.files import read_json
 from semalign.run.folder import is_done, save_result
 from semalign.run.meter import free_memory
-from semalign.signals.plan import read_plan
+from semalign.signals.prepared import Prepared
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
 from semalign.steps.generate import generate
@@ -37,6 +37,7 @@ from semalign.steps.train import train_student
 
 Line = dict[str, Any]
 _inputs: dict[str, Inputs] = {}
+_prepared: dict[str, Prepared] = {}
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def prepare(source: Source) -> None:
             shutil.rmtree(run.targets, ignore_errors=True)
         generate(config, run)
         inputs = inputs_of(source)
-        for step in (attribute, pair, cache):
-            step(config, run, inputs)
+        attribute(config, run, inputs)
+        pair(config, run, inputs)
+        cache(prepared_of(source))
 
 
 def inputs_of(source: Source) -> Inputs:
@@ -98,6 +100,14 @@ def inputs_of(source: Source) -> Inputs:
             inputs = replace(inputs, heldout=[], fingerprint=inputs.fingerprint | {"heldout": None})
         _inputs[key] = inputs
     return _inputs[key]
+
+
+def prepared_of(source: Source) -> Prepared:
+    """The source's plan and stores, kept likewise."""
+    key = source.config.output_dir
+    if key not in _prepared:
+        _prepared[key] = Prepared.read(source.config, source.run, inputs_of(source))
+    return _prepared[key]
 
 
 def run_cell(job: CellJob) -> None:
@@ -136,7 +146,7 @@ def train(job: CellJob, source: Source, recipe: Recipe) -> Line:
         budget = median(line["wall_seconds"] for line in _lines(job.defaults))
         steps = steps_within(budget, before, _lines(job.same), recipe.name)
         config = replace(config, train=replace(config.train, max_steps=steps))
-    train_student(config, source.run, inputs_of(source), recipe, job.folder)
+    train_student(replace(prepared_of(source), config=config), recipe, job.folder)
     result = read_json(job.folder / "train.json", "compare")
     kept = ("steps", "train_seconds", "seconds", "peak_rss_bytes", "trained_parameters", "loss")
     return {
@@ -157,7 +167,7 @@ def preparation_seconds(source: Source, recipe: Recipe) -> float:
     """
     run, config = source.run, source.config
     stored = read_json(run.manifest, "cache")
-    reads_teacher = recipe.needs_topk or recipe.needs_targets or recipe.needs_teacher_head
+    reads_teacher = bool(recipe.reads) or recipe.layer is not None
     seconds = 0.0
     if config.data.is_generated:
         written = read_json(run.generated, "generate")
@@ -166,7 +176,9 @@ def preparation_seconds(source: Source, recipe: Recipe) -> float:
         seconds += sum(read_json(path, "pair")["seconds"] for path in (run.scores, run.pairs))
     if reads_teacher:
         return seconds + stored["seconds"] - stored["heldout_seconds"]
-    reads_prefix = config.train.cache_prefix and recipe.trained == "pairs" and read_plan(run).cut > 0
+    reads_prefix = (
+        config.train.cache_prefix and recipe.trained == "pairs" and prepared_of(source).plan.cut > 0
+    )
     return seconds + (stored["student_seconds"] if reads_prefix else 0.0)
 
 
@@ -248,7 +260,7 @@ def closeness(decoder: Decoder, reference: Source, task: str) -> list[Line]:
         return []
     share_vocabulary(inputs.vocabulary, decoder)
     lines: dict[int, Line] = {}
-    for batch, _, figures, _ in heldout_batches(decoder, reference.config, reference.run, inputs, task):
+    for batch, _, figures, _ in heldout_batches(decoder, prepared_of(reference), task):
         counts = [inputs.heldout[n].supervised for n in batch]
         means = {
             name: [float(part.double().mean()) for part in figures[key].split(counts)]

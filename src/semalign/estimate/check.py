@@ -19,7 +19,6 @@ from semalign.errors import CacheError
 from semalign.estimate.cost import estimate
 from semalign.estimate.probe import Costs, Shown, probe_student, probe_teacher
 from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
-from semalign.maths.pairing import LayerPair
 from semalign.maths.similarity import mean_cosine
 from semalign.models.head import Head
 from semalign.models.loading import load_tokenizer
@@ -27,7 +26,7 @@ from semalign.run.folder import RunFolder
 from semalign.run.meter import free_memory
 from semalign.signals.maps import head_maps
 from semalign.signals.plan import Plan, read_plan
-from semalign.signals.request import Request, request_of
+from semalign.signals.request import PREFIX_ERROR, Request, own_name, request_of, teacher_name
 from semalign.steps.cache import error_figures
 from semalign.steps.pair import pair_layers
 
@@ -69,7 +68,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         **counts,
         "shared_vocabulary": inputs.vocabulary,
         "templates_agree": agree,
-        "pairs": [vars(p) for p in plan.pairs],
+        "pairs": [p.as_json() for p in plan.pairs],
         "pairs_are_provisional": is_provisional,
         "heads": {n: _spectrum(p.head) for n, p in (("teacher", teacher), ("student", student))},
         "pair_figures": _figures(teacher, student, shown, wanted or [("semantic", shown.interfaces[0])]),
@@ -106,8 +105,8 @@ def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
 
 
 def _prefix_error(student: Shown) -> dict[str, float] | None:
-    key = "tokens.prefix_error"
-    errors = [record[key] for record in [*student.typical, *student.longest] if key in record]
+    records = [*student.typical, *student.longest]
+    errors = [record[PREFIX_ERROR] for record in records if PREFIX_ERROR in record]
     return error_figures(errors) if errors else None
 
 
@@ -127,12 +126,10 @@ def _figures(
     lines = []
     for interface in sorted({i for _, i in wanted}):
         for pair in request.at(interface):
-            theirs = torch.cat(
-                [r[f"positions.teacher.{interface}.{pair.place}"] for r in teacher.typical]
-            ).float()
-            own = torch.cat([r[f"positions.own.{interface}.{pair.place}"] for r in student.typical]).float()
+            theirs = torch.cat([r[teacher_name(interface, pair.place)] for r in teacher.typical]).float()
+            own = torch.cat([r[own_name(interface, pair.place)] for r in student.typical]).float()
             line = {
-                "pair": _name(pair),
+                "pair": pair.label,
                 "interface": interface,
                 "recomposition": mean_cosine(apply_map(theirs, own_map, normalize=True), theirs),
             }
@@ -140,11 +137,6 @@ def _figures(
                 line[name] = mean_cosine(apply_map(theirs, matrix, normalize=name == "semantic"), own)
             lines.append(line)
     return lines
-
-
-def _name(pair: LayerPair) -> str:
-    head = "" if pair.teacher_head is None else f"h{pair.teacher_head}"
-    return f"{pair.teacher + pair.fraction:g}{head} -> {pair.place}"
 
 
 def _print(found: dict[str, Any], console: Console) -> None:

@@ -13,7 +13,7 @@ import torch
 from semalign.config import TransferConfig
 from semalign.data.inputs import Inputs
 from semalign.estimate.probe import Costs
-from semalign.signals.maps import FITTED
+from semalign.methods.maps import MAPS
 from semalign.signals.plan import Plan
 from semalign.signals.remote import is_remote
 from semalign.signals.request import Request, request_of
@@ -45,7 +45,7 @@ def record_sizes(request: Request, wanted: Sequence[tuple[str, str]], wide: int,
     output = wide * size
     prefix = narrow + 6 if request.prefix_dtype else narrow * size
     raw = sum(len(request.at(i)) for i in request.interfaces) * wide * size
-    is_fitted = any(name in FITTED for name, _ in wanted)
+    is_fitted = any(MAPS[name].fitted is not None for name, _ in wanted)
     return Sizes(
         token=prefix * (request.cut is not None),
         position=own + top + target + output * request.teacher_output,

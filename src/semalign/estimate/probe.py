@@ -29,12 +29,12 @@ from semalign.run.files import Record
 from semalign.run.meter import free_memory, peak_gpu, peak_rss, reset_peak
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.plan import Plan
-from semalign.signals.request import Request, recipes_of
-from semalign.signals.supervision import wanted_keys
+from semalign.signals.request import Request, recipes_of, wanted_keys
 from semalign.steps.attribute import attribute_as
+from semalign.training.arguments import arguments
 from semalign.training.collator import Collator
-from semalign.training.stages import arguments, stages, trained_plan, with_recipe
-from semalign.training.student import prepared
+from semalign.training.stages import stages, trained_plan, with_recipe
+from semalign.training.student import trainable
 from semalign.training.suffix import SuffixModel, SuffixTrainer
 
 REPEATS = 2
@@ -179,7 +179,7 @@ def _training(
     clock = _StepClock()
     with (
         tempfile.TemporaryDirectory() as folder,
-        prepared(student, plan, config, recipe.start) as model,
+        trainable(student, plan, config, recipe.start) as model,
     ):
         suffix = SuffixModel(student, cut, recipe, plan.at(recipe.interface), inputs.candidates, head)
         trainer = SuffixTrainer(

@@ -8,29 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semalign.config import TransferConfig
 from semalign.data import length_batches
 from semalign.data.batches import batch_inputs, labels_of
-from semalign.data.inputs import Inputs
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.similarity import linear_cka, mean_cosine
-from semalign.methods import resolve
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder
 from semalign.run.files import Record, read_tensors
-from semalign.run.folder import RunFolder
 from semalign.run.progress import bar
 from semalign.signals.passes import layer_states
-from semalign.signals.plan import read_plan
-from semalign.signals.stores import Stores, read_teacher_head
+from semalign.signals.prepared import Prepared
+from semalign.signals.request import position_name, target_name
 
 
 @torch.no_grad()
 def heldout_batches(
     decoder: Decoder,
-    config: TransferConfig,
-    run: RunFolder,
-    inputs: Inputs,
+    prepared: Prepared,
     name: str,
     points: Collection[Point] = (),
     rows: Sequence[int] | None = None,
@@ -39,11 +33,11 @@ def heldout_batches(
 
     With `rows` each of these alone; else all of them, rows of like length together.
     """
-    store = Stores(config, run, inputs, read_plan(run)).heldout
-    head, teacher = decoder.head(), read_teacher_head(run, inputs).to(decoder.device)
+    inputs, store = prepared.inputs, prepared.stores.heldout
+    head, teacher = decoder.head(), prepared.teacher_head.to(decoder.device)
     lengths = [len(s.input_ids) for s in inputs.heldout]
     batches = (
-        length_batches(lengths, max_tokens=None, batch_size=config.cache.batch_size)
+        length_batches(lengths, max_tokens=None, batch_size=prepared.config.cache.batch_size)
         if rows is None
         else [[number] for number in rows]
     )
@@ -54,7 +48,7 @@ def heldout_batches(
         with capture(decoder, points) as found, decoder.span(0, decoder.num_layers, norm=True):
             output_XE = decoder.forward(ids, attention)[states]
         stored = [store.read(i) for i in batch]
-        theirs = torch.cat([r["positions.teacher_output"] for r in stored]).to(output_XE.device)
+        theirs = torch.cat([r[position_name("teacher_output")] for r in stored]).to(output_XE.device)
         labels = torch.cat([labels_of(s) for s in samples]).to(output_XE.device)
         figures = closeness(
             output_XE,
@@ -75,23 +69,19 @@ def heldout_batches(
     progress.close()
 
 
-def heldout_figures(
-    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs, name: str
-) -> dict[str, Any]:
+def heldout_figures(decoder: Decoder, prepared: Prepared, name: str) -> dict[str, Any]:
     """Closeness to the teacher per token, alignment per pair, CKA between all layers, on the held-out rows."""
-    plan, recipe = read_plan(run), resolve(config.recipe)
-    is_aligned = recipe.needs_targets and recipe.map != "none"
-    chosen = plan.at(recipe.interface) if is_aligned else ()
+    recipe = prepared.recipe
+    is_aligned = recipe.layer is not None and recipe.map != "none"
+    chosen = prepared.plan.at(recipe.interface) if is_aligned else ()
     points = {p: Point(p.student, recipe.interface, p.student_head) for p in chosen}
     tokens: dict[str, list[Tensor]] = {}
     pairs: dict[Any, list[tuple[Tensor, Tensor]]] = {p: [] for p in points}
-    for _, stored, figures, found in heldout_batches(decoder, config, run, inputs, name, points.values()):
+    for _, stored, figures, found in heldout_batches(decoder, prepared, name, points.values()):
         for key, values in figures.items():
             tokens.setdefault(key, []).append(values)
         for pair, point in points.items():
-            target = torch.cat(
-                [r[f"positions.target.{recipe.map}.{recipe.interface}.{pair.place}"] for r in stored]
-            )
+            target = torch.cat([r[target_name(recipe.map, recipe.interface, pair.place)] for r in stored])
             pairs[pair].append((target.float(), found[point]))
     figure = {key: torch.cat(parts) for key, parts in tokens.items()}
     return {
@@ -105,21 +95,19 @@ def heldout_figures(
         "alignment": {
             p.place: mean_cosine(*(torch.cat(x) for x in zip(*v, strict=True))) for p, v in pairs.items()
         },
-        "cka": _cka(decoder, config, run, inputs)
-        if name in ("before", "after") and config.evaluation.cka_rows
+        "cka": _cka(decoder, prepared)
+        if name in ("before", "after") and prepared.config.evaluation.cka_rows
         else None,
     }
 
 
-def _cka(
-    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs
-) -> list[list[float]] | None:
+def _cka(decoder: Decoder, prepared: Prepared) -> list[list[float]] | None:
     """Linear CKA of teacher layer (row) and student layer (column) streams; None where the cache has no teacher's."""
-    path = run.targets / "cka.safetensors"
+    path = prepared.run.targets / "cka.safetensors"
     if not path.exists():
         return None
     teacher = read_tensors(path)
-    student = layer_states(decoder, inputs.heldout[: config.evaluation.cka_rows])
+    student = layer_states(decoder, prepared.inputs.heldout[: prepared.config.evaluation.cka_rows])
     rows, columns = len(teacher), len(student)
     # Both start at the first held-out row; the cache may have been made for another number of rows.
     n = min(len(teacher["layer.1"]), len(student["layer.1"]))

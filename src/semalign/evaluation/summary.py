@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from semalign.config import ModelConfig, TransferConfig
-from semalign.data.inputs import Inputs
 from semalign.evaluation.statistics import wilson_interval
 from semalign.evaluation.tokens import teacher_view
 from semalign.maths.similarity import gap_closed, kl_gap_closed
-from semalign.methods import resolve
 from semalign.run.files import read_json
 from semalign.run.folder import RunFolder, save_result
-from semalign.signals.plan import read_plan
+from semalign.signals.prepared import Prepared
 
 SAMPLES_SHOWN = 3  # a task
 
@@ -31,11 +29,9 @@ def trained_model(student: ModelConfig, folder: Path) -> ModelConfig:
     return ModelConfig(str(folder / "student"), dtype=student.dtype, attn_implementation=kernel)
 
 
-def summarise(
-    config: TransferConfig, run: RunFolder, inputs: Inputs, found: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """metrics.json without its fingerprint: headline figures, baselines, tasks, closeness, alignment, CKA, costs."""
-    tasks = _tasks(found)
+    config, tasks = prepared.config, _tasks(found)
     accuracy = {
         name: sum(t[name]["accuracy"] for t in tasks.values()) / len(tasks)
         for name, figures in found.items()
@@ -52,7 +48,7 @@ def summarise(
             "kl_gap_closed": kl_gap_closed(near["before"], near[name]) if near else None,
         }
 
-    results = {n: read_json(f / "train.json", "train") for n, f in trainings(config, run).items()}
+    results = {n: read_json(f / "train.json", "train") for n, f in trainings(config, prepared.run).items()}
     summary: dict[str, Any] = {"recipe": config.recipe.name, **closed("after")}
     summary["baselines"] = {
         n: closed(n) | {"train_seconds": results[n]["train_seconds"]} for n in config.evaluation.baselines
@@ -61,13 +57,13 @@ def summarise(
     summary["movement"] = results["after"]["movement"]
     summary["accuracy"], summary["tasks"] = accuracy, tasks
     summary["harness"] = _harness(found)
-    if inputs.heldout:
-        summary |= _closeness(config, run, inputs, found)
+    if prepared.inputs.heldout:
+        summary |= _closeness(prepared, found)
         summary["tokens"] = [
             {k: row[k] for k in ("id", "prompt", "expected")}
             | {"teacher": {k: row[k] for k in ("top", "p")}}
             | {name: found[name]["token_view"][n] for name in ("before", "after")}
-            for n, row in enumerate(teacher_view(config, run, inputs))
+            for n, row in enumerate(teacher_view(prepared))
         ]
     summary["samples"] = _samples(found)
     return summary
@@ -103,21 +99,20 @@ def _harness(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return list(entries.values())
 
 
-def _closeness(
-    config: TransferConfig, run: RunFolder, inputs: Inputs, found: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    recipe, plan = resolve(config.recipe), read_plan(run)
+def _closeness(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    recipe, plan = prepared.recipe, prepared.plan
     before, after = found["before"], found["after"]
     closeness = {name: f["closeness"] for name, f in found.items() if "closeness" in f}
     alignment = [
-        {"teacher": p.teacher + p.fraction, "student": p.student, "interface": recipe.interface, **p.heads}
+        p.as_json()
+        | {"interface": recipe.interface}
         | {"before": before["alignment"][p.place], "after": after["alignment"][p.place]}
         for p in plan.at(recipe.interface)
         if p.place in before["alignment"]
     ]
     cka = {"before": before["cka"], "after": after["cka"]} if before["cka"] else None
     counts = {
-        "rows": len(inputs.heldout),
+        "rows": len(prepared.inputs.heldout),
         "tokens": before["tokens"],
         "teacher": {"nll": before["teacher_nll"]},
     }

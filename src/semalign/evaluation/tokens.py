@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semalign.config import TransferConfig
 from semalign.data import Sample
 from semalign.data.batches import labels_of
 from semalign.data.inputs import Inputs
@@ -16,9 +15,8 @@ from semalign.evaluation.heldout import heldout_batches
 from semalign.models.capture import Point
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
-from semalign.run.folder import RunFolder
-from semalign.signals.plan import read_plan
-from semalign.signals.stores import Stores, read_teacher_head
+from semalign.signals.prepared import Prepared
+from semalign.signals.request import position_name
 
 ROWS, TOKENS = 3, 48  # shown
 
@@ -30,16 +28,15 @@ def shown_rows(inputs: Inputs) -> list[int]:
 
 
 @torch.no_grad()
-def token_view(
-    decoder: Decoder, config: TransferConfig, run: RunFolder, inputs: Inputs, name: str
-) -> list[dict[str, Any]]:
+def token_view(decoder: Decoder, prepared: Prepared, name: str) -> list[dict[str, Any]]:
     """Of every shown row's first supervised tokens: the student's likeliest token, KL(teacher || student) in nats, and
     `lens`, per layer 1..L the token that final norm and head would say after it.
     """
-    head, points = decoder.head(), [Point(n, "block") for n in range(1, decoder.num_layers + 1)]
+    inputs, head = prepared.inputs, decoder.head()
+    points = [Point(n, "block") for n in range(1, decoder.num_layers + 1)]
     view = []
     for _, _, figures, found in heldout_batches(
-        decoder, config, run, inputs, f"tokens {name}", points, shown_rows(inputs)
+        decoder, prepared, f"tokens {name}", points, shown_rows(inputs)
     ):
         states = [found[p][:TOKENS].to(decoder.device, decoder.model.dtype) for p in points]
         lens = [pieces(inputs, likeliest(head, decoder.final_norm(x))[0]) for x in states]
@@ -51,13 +48,13 @@ def token_view(
 
 
 @torch.no_grad()
-def teacher_view(config: TransferConfig, run: RunFolder, inputs: Inputs) -> list[dict[str, Any]]:
+def teacher_view(prepared: Prepared) -> list[dict[str, Any]]:
     """The same rows: prompt, expected tokens, and the teacher's likeliest token with its probability."""
-    store = Stores(config, run, inputs, read_plan(run)).heldout
-    teacher, view = read_teacher_head(run, inputs), []
+    inputs, store = prepared.inputs, prepared.stores.heldout
+    teacher, view = prepared.teacher_head, []
     for number in shown_rows(inputs):
         sample = inputs.heldout[number]
-        top, p = likeliest(teacher, store.read(number)["positions.teacher_output"][:TOKENS])
+        top, p = likeliest(teacher, store.read(number)[position_name("teacher_output")][:TOKENS])
         view.append(
             {
                 "id": sample.id,

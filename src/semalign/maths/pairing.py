@@ -4,9 +4,12 @@ Layers are counted 1..L on both sides (0 is the embedding, which is never paired
 Legend: L_T teacher layers, L_S student layers; N tokens, D width.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,15 +43,26 @@ class LayerPair:
                 f"teacher={self.teacher}, student={self.student}, fraction={self.fraction}; mend the pair."
             )
 
-    @property
-    def heads(self) -> dict[str, int]:
-        """teacher_head and student_head, where there are any."""
-        named = {"teacher_head": self.teacher_head, "student_head": self.student_head}
-        return {name: head for name, head in named.items() if head is not None}
-
     def as_json(self) -> dict[str, float]:
-        """Its fields, heads only where there are any."""
-        return {"teacher": self.teacher, "student": self.student, "fraction": self.fraction, **self.heads}
+        """Its fields, heads only where there are any; what every file of a run calls a pair."""
+        heads = {"teacher_head": self.teacher_head, "student_head": self.student_head}
+        named = {name: head for name, head in heads.items() if head is not None}
+        return {"teacher": self.teacher, "student": self.student, "fraction": self.fraction, **named}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> LayerPair:
+        """The pair in a row of a file; in files of earlier versions `teacher` may be layer and fraction in one number."""
+        depth = float(row["teacher"]) + float(row.get("fraction") or 0.0)
+        whole = min(int(depth), int(row["teacher"]))
+        return cls(
+            whole, int(row["student"]), depth - whole, row.get("teacher_head"), row.get("student_head")
+        )
+
+    @property
+    def label(self) -> str:
+        """The pair as people read it: T4 → S3, T4.5 → S3 for a blend, T4h2 → S3h1 for single heads."""
+        head = "" if self.teacher_head is None else f"h{self.teacher_head}"
+        return f"T{self.teacher + round(self.fraction, 1):g}{head} → S{self.place}"
 
     @property
     def place(self) -> str:
@@ -56,9 +70,10 @@ class LayerPair:
         return f"{self.student}" if self.student_head is None else f"{self.student}h{self.student_head}"
 
     @property
-    def teacher_layers(self) -> tuple[int, ...]:
-        """The teacher layers whose outputs the target is made of (one or two)."""
-        return (self.teacher,) if self.fraction == 0.0 else (self.teacher, self.teacher + 1)
+    def blend(self) -> dict[int, float]:
+        """The teacher layers whose outputs the target is made of (one or two), with their weights."""
+        weights = {self.teacher: 1.0 - self.fraction, self.teacher + 1: self.fraction}
+        return {layer: weight for layer, weight in weights.items() if weight > 0}
 
 
 def teacher_layer(k: int, L_T: int, L_S: int) -> int:

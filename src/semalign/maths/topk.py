@@ -109,7 +109,8 @@ def rest_logit(
     Args:
         logits_NC: the student's logits of the candidates.
         candidates_C: their token ids, ascending, each once.
-        ids_NJ, mask_NJ: J of each position.
+        ids_NJ: the tokens of J of each position.
+        mask_NJ: which of them count.
         outside_N: log sum exp of the untouched student's logits over the tokens that are neither in J nor in C.
     """
     check_rows("Candidates' logits", "ids", len(logits_NC), len(ids_NJ))

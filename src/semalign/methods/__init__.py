@@ -1,7 +1,8 @@
 """Every method by name, one file each. A file says what its method does and lists its recipes in METHODS.
 
-A new method is a new file in this folder: nothing else names it. Where its student starts from something made of the
-teacher's weights, STARTS says how to make that.
+A new method is a new file in this folder, or a file elsewhere (see `semalign.run.plugins`): nothing else names it. A loss that
+it brings in is a value in its LOSSES. Where its student starts from something made of the teacher's weights, STARTS says how to
+make that.
 """
 
 from __future__ import annotations
@@ -10,21 +11,47 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from semalign.config import RecipeConfig
+from semalign.config import RecipeConfig, RecipeFields
 from semalign.errors import ConfigError, suggestion
+from semalign.methods.loss import LayerLoss, OutputLoss
 from semalign.methods.recipe import Recipe
+from semalign.run.plugins import plugins
 
-__all__ = ["method", "methods", "named", "resolve", "starts"]
+__all__ = [
+    "Recipe",
+    "Start",
+    "layer_losses",
+    "method",
+    "methods",
+    "named",
+    "output_losses",
+    "resolve",
+    "starts",
+]
+L = TypeVar("L", OutputLoss, LayerLoss)
+OWN_STARTS = ("untouched", "pissa")
+"""Starts that need nothing of the teacher."""
 
 
-def _files() -> list[ModuleType]:
+@dataclass(frozen=True)
+class Start:
+    """How a student starts from the teacher's weights."""
+
+    make: Callable[..., Any]
+    """(teacher, student, samples, config, recipe) -> (tensors, facts)."""
+    is_whole: bool = False
+    """Whether it changes every layer, so that the student may stay as it leaves it."""
+
+
+@cache
+def _files() -> tuple[ModuleType, ...]:
     names = sorted(file.name for file in pkgutil.iter_modules(__path__))
-    return [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return (*(importlib.import_module(f"{__name__}.{name}") for name in names), *plugins())
 
 
 @cache
@@ -34,9 +61,26 @@ def methods() -> dict[str, Recipe]:
 
 
 @cache
-def starts() -> dict[str, Callable[..., Any]]:
-    """By name, the functions (teacher, student, samples, config, recipe) -> (tensors, facts) that make a start."""
-    return {name: make for file in _files() for name, make in getattr(file, "STARTS", {}).items()}
+def starts() -> dict[str, Start]:
+    """How to make a start from the teacher's weights, by name."""
+    return {name: start for file in _files() for name, start in getattr(file, "STARTS", {}).items()}
+
+
+@cache
+def output_losses() -> dict[str, OutputLoss]:
+    """All losses at the output, by name."""
+    return _losses(OutputLoss)
+
+
+@cache
+def layer_losses() -> dict[str, LayerLoss]:
+    """All losses at paired layers, by name."""
+    return _losses(LayerLoss)
+
+
+def _losses(kind: type[L]) -> dict[str, L]:
+    every = (loss for file in _files() for loss in getattr(file, "LOSSES", ()))
+    return {loss.name: loss for loss in every if isinstance(loss, kind)}
 
 
 def method(name: str, option: str = "recipe.name") -> Recipe:
@@ -45,11 +89,14 @@ def method(name: str, option: str = "recipe.name") -> Recipe:
     Raises:
         ConfigError: there is none; the sentence names the nearest.
     """
-    known = methods()
+    _check_name(name, methods(), option, "the name of a method")
+    return methods()[name]
+
+
+def _check_name(name: str, known: Mapping[str, Any] | tuple[str, ...], option: str, what: str) -> None:
     if name not in known:
         advice = suggestion(name, known, otherwise="choose one of")
-        raise ConfigError(f"{option}: expected the name of a method, got {name!r}; {advice}")
-    return known[name]
+        raise ConfigError(f"{option}: expected {what}, got {name!r}; {advice}")
 
 
 def named(label: str, fields: Mapping[str, Any], option: str) -> Recipe:
@@ -68,34 +115,57 @@ def named(label: str, fields: Mapping[str, Any], option: str) -> Recipe:
 
 
 def resolve(config: RecipeConfig, option: str = "recipe.name") -> Recipe:
-    """The named recipe with the config's own values in place of the recipe's where they are given."""
+    """The named recipe with the config's own values in place of the recipe's where they are given.
+
+    Raises:
+        ConfigError: a name that does not exist, or fields that do not go together.
+    """
     given = {k: v for k, v in vars(config).items() if v is not None and k != "name"}
     recipe = replace(method(config.name, option), **given)
-    if recipe.layer_loss == "none":
+    _check_name(recipe.output_loss, (*output_losses(), "none"), "recipe.output_loss", "a loss at the output")
+    _check_name(recipe.layer_loss, (*layer_losses(), "none"), "recipe.layer_loss", "a loss at paired layers")
+    _check_name(recipe.start, (*OWN_STARTS, *starts()), "recipe.start", "the name of a start")
+    if recipe.layer is None:
         recipe = replace(recipe, layer_weight=0.0)
-    if recipe.output_loss == "none" and recipe.layer_loss == "none":
+    _check_losses(recipe)
+    is_whole = recipe.start in starts() and starts()[recipe.start].is_whole
+    if is_whole and recipe.trained == "pairs":
         raise ConfigError(
-            "recipe: expected at least one loss, got output_loss: none and layer_loss: none; choose one."
+            f"recipe.trained: the start {recipe.start} changes every layer, got pairs; use none, or all to train on from there."
         )
-    if recipe.layer_loss == "fisher" and recipe.interface != "block":
-        raise ConfigError(
-            f"recipe.interface: the fisher layer loss reads logits off the residual stream, got {recipe.interface!r}; use block."
-        )
-    if recipe.label_weight and recipe.output_loss != "topk_kl":
-        raise ConfigError(
-            f"recipe.label_weight: only output_loss topk_kl mixes the label in, got {recipe.output_loss}; set it to 0."
-        )
-    if recipe.start.startswith("laten") and recipe.trained == "pairs":
-        raise ConfigError(
-            "recipe.trained: the start laten changes every layer, got pairs; use none, or all to train on from there."
-        )
-    if recipe.trained == "none" and not recipe.start.startswith("laten"):
+    if recipe.trained == "none" and not is_whole:
         raise ConfigError(
             f"recipe.trained: none leaves the student as it starts, got recipe.start {recipe.start}; use pairs or all."
         )
-    if (recipe.map == "none") != (recipe.layer_loss == "projected_mse") and recipe.needs_targets:
-        raise ConfigError(
-            f"recipe.map: none (the teacher's own activations) goes with layer_loss projected_mse and only with it, got "
-            f"map {recipe.map} and layer_loss {recipe.layer_loss}; change one of them."
-        )
     return recipe
+
+
+def _check_losses(recipe: Recipe) -> None:
+    output, layer = recipe.output, recipe.layer
+    if output is None and layer is None:
+        raise ConfigError(
+            "recipe: expected at least one loss, got output_loss: none and layer_loss: none; choose one."
+        )
+    for f in dataclasses.fields(RecipeFields):
+        if f.name not in ("temperature", "label_weight", "label_smoothing"):
+            continue
+        value, unset = getattr(recipe, f.name), f.metadata["recipe"]
+        if value != unset and (output is None or f.name not in output.options):
+            able = " or ".join(n for n, loss in output_losses().items() if f.name in loss.options)
+            raise ConfigError(
+                f"recipe.{f.name}: only output_loss {able} reads it, got {value} with output_loss {recipe.output_loss}; "
+                f"set it to {unset:g}."
+            )
+    if layer is None:
+        return
+    if layer.interfaces is not None and recipe.interface not in layer.interfaces:
+        raise ConfigError(
+            f"recipe.interface: the layer loss {layer.name} works at {', '.join(layer.interfaces)}, got {recipe.interface!r}; "
+            f"use {layer.interfaces[0]}."
+        )
+    if (recipe.map == "none") != layer.is_raw:
+        raw = ", ".join(name for name, loss in layer_losses().items() if loss.is_raw)
+        raise ConfigError(
+            f"recipe.map: none (the teacher's own activations) goes with layer_loss {raw} and only with it, got "
+            f"map {recipe.map} and layer_loss {layer.name}; change one of them."
+        )

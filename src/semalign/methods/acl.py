@@ -6,4 +6,4 @@ Fisher-weighted quadratic on target-space aligned logits; the output keeps a KL 
 
 from semalign.methods.recipe import Recipe
 
-METHODS = (Recipe("acl", "topk_kl", layer_loss="fisher", layer_weight=1.0, schedule="frontier"),)
+METHODS = (Recipe("acl", output_loss="topk_kl", layer_loss="fisher", layer_weight=1.0, schedule="frontier"),)

@@ -4,9 +4,39 @@ loss = KL(p_T || p_S) on the union of both models' top-k tokens and the rest as 
 pairs of 1 - cos(h_S, M h_T + b), with M and b fitted by ridge regression on the untouched pair.
 """
 
-from semalign.methods.recipe import Recipe
+from torch import Tensor
 
+from semalign.maths.topk import mix_labels, topk_kl_loss
+from semalign.methods.loss import TOPK, Batch, OutputLoss, OutputTerm, Setting
+from semalign.methods.recipe import Recipe
+from semalign.methods.topk import TopK
+
+
+def _topk_kl(setting: Setting) -> OutputTerm:
+    topk, recipe = TopK(setting), setting.recipe
+
+    def term(output_NE: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
+        ids_NJ, teacher_NJ, valid_NJ = batch["ids"].long(), batch["teacher_logp"], batch["valid"]
+        if recipe.label_weight:
+            ids_NJ, teacher_NJ, valid_NJ = mix_labels(
+                ids_NJ, teacher_NJ, valid_NJ, labels_N, share=recipe.label_weight
+            )
+        slots = topk.with_rest(output_NE, ids_NJ, teacher_NJ, valid_NJ, batch["outside"])
+        return topk_kl_loss(*slots, temperature=recipe.temperature)
+
+    return term
+
+
+LOSSES = (
+    OutputLoss(
+        "topk_kl",
+        "KL(p_T || p_S) over both models' top-k tokens and the rest as one token",
+        _topk_kl,
+        reads=TOPK,
+        options=("temperature", "label_weight"),
+    ),
+)
 METHODS = (
-    Recipe("aligned", "topk_kl", layer_loss="cosine", layer_weight=0.1),
-    Recipe("aligned_output", "topk_kl"),
+    Recipe("aligned", output_loss="topk_kl", layer_loss="cosine", layer_weight=0.1),
+    Recipe("aligned_output", output_loss="topk_kl"),
 )

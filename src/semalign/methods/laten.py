@@ -22,7 +22,7 @@ itself, and constant betas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,8 +36,8 @@ from semalign.data import Sample
 from semalign.data.batches import batch_inputs
 from semalign.data.tokens import control_ids
 from semalign.errors import ModelError
+from semalign.methods import Recipe, Start
 from semalign.methods.objective import sum_of_row_means
-from semalign.methods.recipe import Recipe
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
@@ -45,8 +45,14 @@ from semalign.run.files import Record
 from semalign.run.progress import bar
 
 METHODS = (
-    Recipe("laten", "cross_entropy", learning_rate=3e-5, trained="none", start="laten"),
-    Recipe("laten_corrected", "cross_entropy", learning_rate=1e-3, trained="none", start="laten_corrected"),
+    Recipe("laten", output_loss="cross_entropy", learning_rate=3e-5, trained="none", start="laten"),
+    Recipe(
+        "laten_corrected",
+        output_loss="cross_entropy",
+        learning_rate=1e-3,
+        trained="none",
+        start="laten_corrected",
+    ),
 )
 # Module -> the neurons it belongs to, and whether they are its rows.
 MODULES = {
@@ -332,7 +338,7 @@ def _cross_entropy(
     return total
 
 
-STARTS: dict[str, Callable[..., tuple[Record, dict[str, Any]]]] = {
-    "laten": partial(start, variant=FAITHFUL),
-    "laten_corrected": partial(start, variant=CORRECTED),
+STARTS = {
+    "laten": Start(partial(start, variant=FAITHFUL), is_whole=True),
+    "laten_corrected": Start(partial(start, variant=CORRECTED), is_whole=True),
 }

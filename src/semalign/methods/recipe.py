@@ -5,63 +5,43 @@ A named recipe is one file in `semalign.methods`; a config may replace any of it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Never
 
-from semalign.config import (
-    Interface,
-    LayerLoss,
-    LayerSchedule,
-    MapName,
-    OutputLoss,
-    Schedule,
-    Signals,
-    Start,
-    Trained,
-)
-
-TOPK = ("topk_kl", "fisher")
-"""Output losses on the cached top-k tokens."""
+from semalign.config import RecipeFields
+from semalign.methods.loss import LayerLoss, OutputLoss
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """loss = output_weight * output_loss + layer_weight * mean over pairs of layer_loss; see RecipeConfig's fields."""
+class Recipe(RecipeFields[Never]):
+    """An objective with no field left open; those that are not given have the values that `RecipeFields` states."""
 
-    name: str
-    output_loss: OutputLoss
-    layer_loss: LayerLoss = "none"
-    map: MapName = "ridge"
-    interface: Interface = "block"
-    output_weight: float = 1.0
-    layer_weight: float = 0.0
-    layer_schedule: LayerSchedule = "constant"
-    label_weight: float = 0.0
-    learning_rate: float = 1e-3
-    label_smoothing: float = 0.0
-    temperature: float = 1.0
-    schedule: Schedule = "joint"
-    trained: Trained = "pairs"
-    lora_r: int | None = None
-    lora_target_modules: tuple[str, ...] | None = None
-    start: Start = "untouched"
-    signals: Signals = "teacher"
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if getattr(self, f.name) is None:
+                object.__setattr__(self, f.name, f.metadata.get("recipe"))
 
     @property
-    def needs_topk(self) -> bool:
-        """Whether the cached union of top-k tokens is read."""
-        return self.output_loss in TOPK or self.layer_loss == "fisher"
+    def output(self) -> OutputLoss | None:
+        """The loss at the output."""
+        from semalign.methods import output_losses
+
+        return output_losses().get(self.output_loss)
 
     @property
-    def needs_targets(self) -> bool:
-        """Whether aligned teacher activations are read."""
-        return self.layer_loss != "none"
+    def layer(self) -> LayerLoss | None:
+        """The loss at the paired layers."""
+        from semalign.methods import layer_losses
+
+        return layer_losses().get(self.layer_loss)
 
     @property
-    def needs_teacher_output(self) -> bool:
-        """Whether the teacher's own output state and head are read."""
-        return self.output_loss in ("kl", "jsd")
+    def reads(self) -> tuple[str, ...]:
+        """Signals of a batch that its losses read, targets apart; see `semalign.methods.loss`."""
+        losses = (loss for loss in (self.output, self.layer) if loss is not None)
+        return tuple(dict.fromkeys(name for loss in losses for name in loss.reads))
 
     @property
     def needs_teacher_head(self) -> bool:
         """Whether training reads the teacher's head: its weights, or only its width."""
-        return self.needs_teacher_output or self.layer_loss == "projected_mse"
+        return any(loss is not None and loss.needs_teacher_head for loss in (self.output, self.layer))

@@ -21,7 +21,7 @@ groups where both models group alike.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -34,8 +34,8 @@ from semalign.data import Sample
 from semalign.data.batches import batch_inputs
 from semalign.errors import ConfigError, ModelError
 from semalign.maths.windows import best_span, best_window, low_rank
+from semalign.methods import Recipe, Start
 from semalign.methods.objective import sum_of_row_means
-from semalign.methods.recipe import Recipe
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder
 from semalign.models.layouts import PROJECTIONS
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 _FAITHFUL = Recipe(
     "seeking",
-    "cross_entropy",
+    output_loss="cross_entropy",
     learning_rate=3e-4,
     trained="all",
     lora_r=16,
@@ -242,7 +242,7 @@ def _agreeing(
     return windows
 
 
-STARTS: dict[str, Callable[..., tuple[Record, dict[str, Any]]]] = {
-    "seeking": partial(start, agreeing=False),
-    "seeking_corrected": partial(start, agreeing=True),
+STARTS = {
+    "seeking": Start(partial(start, agreeing=False)),
+    "seeking_corrected": Start(partial(start, agreeing=True)),
 }

@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from semalign.config import RecipeConfig
+from semalign.maths.pairing import LayerPair
 from semalign.methods import resolve
 from semalign.methods.formula import formula
 from semalign.methods.recipe import Recipe
@@ -130,9 +131,8 @@ def _license(model: Json) -> str:
 def _training(run: RunFolder, config: Json) -> str:
     recipe = resolve(RecipeConfig(**config["recipe"]))
     result, plan, train = _json(run.root / "train.json"), _json(run.pairs), config["train"]
-    pairs = ", ".join(
-        f"{p['teacher'] + p.get('fraction', 0):g} -> {p['student']}" for p in plan.get("pairs", ())
-    )
+    chosen = plan.get("heads" if recipe.interface == "head" else "pairs", ())
+    pairs = ", ".join(LayerPair.from_json(p).label for p in chosen)
     moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())
     layers = ", ".join(map(str, moved))
     rank = train["lora_r"] if recipe.lora_r is None else recipe.lora_r
@@ -141,7 +141,7 @@ def _training(run: RunFolder, config: Json) -> str:
     kind = f"a LoRA adapter of rank {adapter.get('r')}" if adapter else kind
     rows = {
         "recipe": recipe.name,
-        "teacher layer -> student layer": pairs,
+        "teacher layer → student layer": pairs,
         "trained layers": f"{layers} ({kind})",
         "steps": result.get("steps"),
         "rows a step": train["per_device_train_batch_size"] * train["gradient_accumulation_steps"],

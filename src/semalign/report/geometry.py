@@ -7,10 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from semalign.maths.pairing import LayerPair
 from semalign.report import plots, stacks, words
 from semalign.report.blocks import Cell, HeatLegend, Legend, Panel, Panels, Row, Section, Table
 from semalign.report.files import Json, RunFiles
-from semalign.report.stacks import HeatScale, Link
+from semalign.report.stacks import HeatScale
 from semalign.report.words import finite, listing, number, percent
 
 Matrix = Sequence[Sequence[float | None]]
@@ -46,7 +47,7 @@ def layers_section(files: RunFiles) -> Section:
     return Section("layers", title, finding, note, blocks)
 
 
-def _layer_panels(files: RunFiles, pairs: Json, links: Sequence[Link]) -> list[Panel]:
+def _layer_panels(files: RunFiles, pairs: Json, links: Sequence[LayerPair]) -> list[Panel]:
     """Scores, pairs and weight changes, where there are any."""
     depths = (int(pairs["teacher_layers"]), int(pairs["student_layers"]))
     trained, critical = pairs.get("trained_layers") or [], pairs.get("critical_layers") or []
@@ -56,7 +57,7 @@ def _layer_panels(files: RunFiles, pairs: Json, links: Sequence[Link]) -> list[P
         title = "Attribution score per teacher layer"
         name = f"{title}; highest in layer {_highest(scores)}"
         panels.append(Panel(title, Markup(stacks.attribution_bars(scores, paired, critical, name))))
-    name = "Pairs: " + (listing([link.words for link in links]) or "none")
+    name = "Pairs: " + (listing([link.label for link in links]) or "none")
     drawing = stacks.pairing(depths, links, critical=critical, trained=trained, name=name)
     panels.append(Panel("Targets, from teacher to student", Markup(drawing)))
     if changes := _movement(files.metrics):
@@ -69,15 +70,9 @@ def _highest(scores: Mapping[int, float]) -> int:
     return max(scores, key=lambda layer: abs(scores[layer]))
 
 
-def _links(pairs: Json | None) -> list[Link]:
-    return [_link(row) for row in (pairs or {}).get("pairs") or []]
-
-
-def _link(row: Json) -> Link:
-    """A pair from its JSON; the teacher's depth may be a whole layer and a fraction, or their sum."""
-    depth = float(row["teacher"]) + (finite(row.get("fraction")) or 0.0)
-    whole = min(int(depth), int(row["teacher"]))
-    return Link(whole, int(row["student"]), depth - whole)
+def _links(pairs: Json | None, key: str = "pairs") -> list[LayerPair]:
+    """What is paired: layers, or (key heads) heads."""
+    return [LayerPair.from_json(row) for row in (pairs or {}).get(key) or []]
 
 
 def _attribution_words(file: Json | None, critical: Sequence[int]) -> str:
@@ -108,12 +103,14 @@ def _pair_table(pairs: Json, files: RunFiles) -> Table:
     """Every pair, with each map that was fitted for it, how well it fitted, and how far the student layer moved."""
     moved = _movement(files.metrics)
     rows = []
-    for link in _links(pairs):
-        fits = [f for f in (files.manifest or {}).get("alignment") or [] if f.get("student") == link.student]
+    # A student layer or head has one pair, so its place finds it.
+    aligned = [(LayerPair.from_json(fit).place, fit) for fit in (files.manifest or {}).get("alignment") or []]
+    for link in [*_links(pairs), *_links(pairs, "heads")]:
+        fits = [fit for place, fit in aligned if place == link.place]
         for fit in fits or [{}]:
             texts = [str(fit.get(key) or words.DASH) for key in ("interface", "map")]
             texts += [number(finite(fit.get("cosine")), 2), percent(moved.get(link.student), 2)]
-            rows.append(Row(link.words, [Cell(text) for text in texts]))
+            rows.append(Row(link.label, [Cell(text) for text in texts]))
     columns = ["Pair", "Activation", "Map", "Cosine when cached", "Weight change"]
     return Table("Pairs of teacher and student layers", columns, rows, summary="All numbers")
 
@@ -128,9 +125,10 @@ def alignment_section(files: RunFiles) -> Section:
             title,
             missing="metrics.json holds no alignment; the evaluate step measures it for paired layers.",
         )
-    # A student layer has one pair, so its number finds it; the teacher's may be given as 4 or, for a blend, as 4.5.
-    names = {link.student: link.words for link in _links(files.pairs)}
-    labels = [names.get(row["student"]) or _link(row).words for row in rows]
+    # Earlier versions gave a blend's depth as one number here, which pairs.json says exactly.
+    names = {link.place: link.label for key in ("pairs", "heads") for link in _links(files.pairs, key)}
+    measured = [LayerPair.from_json(row) for row in rows]
+    labels = [names.get(pair.place, pair.label) for pair in measured]
     found = [
         (label, finite(r.get("before")), finite(r.get("after")))
         for label, r in zip(labels, rows, strict=True)

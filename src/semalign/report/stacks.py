@@ -9,31 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from semalign.maths.pairing import LayerPair
 from semalign.report import svg
 from semalign.report.svg import el, pct
 from semalign.report.words import number, percent
 
 MARGIN = (62, 4)
-
-
-@dataclass(frozen=True)
-class Link:
-    """A pair; `fraction` blends teacher layer `teacher` with the one after it."""
-
-    teacher: int
-    student: int
-    fraction: float = 0.0
-
-    @property
-    def words(self) -> str:
-        """T4 → S3, or T4.5 → S3 for a blend."""
-        return f"T{self.teacher + round(self.fraction, 1):g} → S{self.student}"
-
-    @property
-    def blend(self) -> dict[int, float]:
-        """Teacher layers that enter the target, with their weights."""
-        weights = {self.teacher: 1 - self.fraction, self.teacher + 1: self.fraction}
-        return {layer: weight for layer, weight in weights.items() if weight > 0}
 
 
 def attribution_bars(
@@ -72,7 +53,7 @@ def attribution_bars(
 
 def pairing(
     depths: tuple[int, int],
-    links: Sequence[Link],
+    links: Sequence[LayerPair],
     *,
     critical: Collection[int],
     trained: Collection[int],
@@ -89,7 +70,7 @@ def pairing(
     for link in links:
         start, end = pct(_target(link, teacher)), pct(_centre(link.student, student))
         ends = {"x1": start, "y1": top + box, "x2": end, "y2": low, "class": "link"}
-        parts.append(el("line", ends, svg.title(_link_words(link))))
+        parts.append(el("line", ends, svg.title(_pair_words(link))))
         knots.append(el("circle", {"cx": start, "cy": top + box, "r": 3, "class": "knot c-teacher"}))
         knots.append(el("circle", {"cx": end, "cy": low, "r": 3, "class": "knot c-after"}))
     for layer in range(1, teacher + 1):
@@ -131,12 +112,12 @@ def _centre(layer: float, count: int) -> float:
     return (layer - 0.5) * 100 / count
 
 
-def _target(link: Link, count: int) -> float:
+def _target(link: LayerPair, count: int) -> float:
     """Where a pair starts: at its teacher layer, or between two for a blend."""
     return _centre(min(link.teacher + link.fraction, count), count)
 
 
-def _link_words(link: Link) -> str:
+def _pair_words(link: LayerPair) -> str:
     if len(link.blend) == 1:
         return f"Teacher layer {next(iter(link.blend))} → student layer {link.student}"
     shares = " and ".join(f"{percent(weight)} of layer {layer}" for layer, weight in link.blend.items())

@@ -21,7 +21,15 @@ from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
 from semalign.run.files import Record
-from semalign.signals.request import Request
+from semalign.signals.request import (
+    PREFIX,
+    PREFIX_ERROR,
+    PREFIX_SCALE,
+    Request,
+    own_name,
+    position_name,
+    teacher_name,
+)
 
 LOGIT_CHUNK = 128  # positions whose full logits are live at once
 STATES = 512  # positions that layers are compared on
@@ -42,18 +50,18 @@ def _check_finite(what: str, parts: Sequence[Tensor], samples: Sequence[Sample])
 
 
 def prefix_record(stream_TE: Tensor, request: Request) -> Record:
-    """tokens.prefix (T, E); in eight bits also tokens.prefix_scale (T,) and the relative error tokens.prefix_error (T,)."""
+    """PREFIX (T, E); in eight bits also PREFIX_SCALE (T,) and the relative error PREFIX_ERROR (T,)."""
     if request.prefix_dtype is None:
-        return {"tokens.prefix": stream_TE.to(request.dtype).cpu().clone()}
+        return {PREFIX: stream_TE.to(request.dtype).cpu().clone()}
     codes_TE, scale_T = quantise_rows(stream_TE.float(), request.prefix_dtype)
     error_T = relative_error(stream_TE, dequantise_rows(codes_TE, scale_T))
-    record = {"prefix": codes_TE, "prefix_scale": scale_T, "prefix_error": error_T.half()}
-    return {f"tokens.{name}": tensor.cpu() for name, tensor in record.items()}
+    record = {PREFIX: codes_TE, PREFIX_SCALE: scale_T, PREFIX_ERROR: error_T.half()}
+    return {name: tensor.cpu() for name, tensor in record.items()}
 
 
 def stream_of(record: Mapping[str, Tensor]) -> Tensor:
     """The stored stream in float32 (T, E)."""
-    codes_TE, scale_T = record["tokens.prefix"], record.get("tokens.prefix_scale")
+    codes_TE, scale_T = record[PREFIX], record.get(PREFIX_SCALE)
     return codes_TE.float() if scale_T is None else dequantise_rows(codes_TE, scale_T)
 
 
@@ -92,16 +100,16 @@ def student_signals(student: Decoder, samples: Sequence[Sample], request: Reques
             record |= prefix_record(row[: len(sample.input_ids)], request)
     for interface in request.interfaces:
         for pair in request.at(interface):
-            name = f"positions.own.{interface}.{pair.place}"
+            name = own_name(interface, pair.place)
             point = Point(pair.student, interface, pair.student_head)
             _put(records, name, found[point][states_BT], samples, request.dtype)
     if request.top_k:
         output_XE = output_BTE[states_BT]
         top, values, lse = topk(student.head(), output_XE, request.top_k)
-        _put(records, "positions.student_output", output_XE, samples, request.dtype)
-        _put(records, "positions.student_ids", top, samples, torch.int32)
-        _put(records, "positions.student_logp", values - lse[:, None], samples, None)
-        _put(records, "positions.student_lse", lse, samples, None)
+        _put(records, position_name("student_output"), output_XE, samples, request.dtype)
+        _put(records, position_name("student_ids"), top, samples, torch.int32)
+        _put(records, position_name("student_logp"), values - lse[:, None], samples, None)
+        _put(records, position_name("student_lse"), lse, samples, None)
     return records
 
 
@@ -144,7 +152,7 @@ def teacher_signals(
             Point(layer, i, p.teacher_head)
             for i in request.interfaces
             for p in request.at(i)
-            for layer in p.teacher_layers
+            for layer in p.blend
         },
         key=str,
     )
@@ -155,15 +163,13 @@ def teacher_signals(
     records: list[Record] = [{} for _ in samples]
     for interface in request.interfaces:
         for pair in request.at(interface):
-            states = found[Point(pair.teacher, interface, pair.teacher_head)][states_BT].float()
-            if pair.fraction > 0:
-                states = blend(
-                    states, found[Point(pair.teacher + 1, interface)][states_BT].float(), pair.fraction
-                )
-            _put(records, f"positions.teacher.{interface}.{pair.place}", states, samples, request.dtype)
+            points_of = [Point(layer, interface, pair.teacher_head) for layer in pair.blend]
+            parts = [found[point][states_BT].float() for point in points_of]
+            states = parts[0] if len(parts) == 1 else blend(parts[0], parts[1], pair.fraction)
+            _put(records, teacher_name(interface, pair.place), states, samples, request.dtype)
     output_XD = output_BTD[states_BT]
     if request.teacher_output:
-        _put(records, "positions.teacher_output", output_XD, samples, request.dtype)
+        _put(records, position_name("teacher_output"), output_XD, samples, request.dtype)
     if request.top_k:
         _put_union(
             records, samples, teacher.head(), output_XD, own, student_head, candidates_C, request.top_k
@@ -204,7 +210,7 @@ def _put_union(
 ) -> None:
     device = output_XD.device
     theirs = {
-        name: torch.cat([r[f"positions.student_{name}"] for r in own]).to(device)
+        name: torch.cat([r[position_name(f"student_{name}")] for r in own]).to(device)
         for name in ("ids", "logp", "lse", "output")
     }
     top, values, lse = topk(head, output_XD, k)
@@ -217,11 +223,11 @@ def _put_union(
     student_logp = torch.where(known_NJK.any(2), known_logp, student_logp)
     others_NC = student_head.rows(candidates_C).logits(theirs["output"]) - theirs["lse"][:, None]
     outside_N = theirs["lse"] + log_outside(others_NC, candidates_C, student_logp, ids, valid)
-    _put(records, "positions.ids", ids, samples, torch.int32)
-    _put(records, "positions.valid", valid, samples, None)
-    _put(records, "positions.teacher_logp", head.gathered(output_XD, ids) - lse[:, None], samples, None)
-    _put(records, "positions.student_logp", student_logp, samples, None)
-    _put(records, "positions.outside", outside_N, samples, None)
+    _put(records, position_name("ids"), ids, samples, torch.int32)
+    _put(records, position_name("valid"), valid, samples, None)
+    _put(records, position_name("teacher_logp"), head.gathered(output_XD, ids) - lse[:, None], samples, None)
+    _put(records, position_name("student_logp"), student_logp, samples, None)
+    _put(records, position_name("outside"), outside_N, samples, None)
 
 
 def _put(

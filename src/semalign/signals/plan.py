@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from semalign.errors import ConfigError
 from semalign.maths.pairing import LayerPair
@@ -33,10 +34,10 @@ def read_plan(run: RunFolder) -> Plan:
     """The plan as it stands in the file, checked like any user's input."""
     plan = read_json(run.pairs, "pair")
     try:
-        pairs, heads = (tuple(LayerPair(**p) for p in plan.get(key, ())) for key in ("pairs", "heads"))
+        pairs, heads = (tuple(_pair(p) for p in plan.get(key, ())) for key in ("pairs", "heads"))
         trained = tuple(sorted({int(k) for k in plan["trained_layers"]}))
         depths = plan["teacher_layers"], plan["student_layers"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{run.pairs}: expected pairs of teacher, student and fraction and a list trained_layers, got {error}; mend or delete it."
         ) from error
@@ -47,7 +48,7 @@ def read_plan(run: RunFolder) -> Plan:
             and p.teacher + (p.fraction > 0) <= depths[0]
         ):
             raise ConfigError(
-                f"{run.pairs}: pair {asdict(p)} is out of range; student layers are 1 to {depths[1]}, teacher layers 1 to {depths[0]}."
+                f"{run.pairs}: pair {p.label} is out of range; student layers are 1 to {depths[1]}, teacher layers 1 to {depths[0]}."
             )
     if not trained or not set(trained) <= set(range(1, depths[1] + 1)):
         raise ConfigError(
@@ -62,3 +63,13 @@ def read_plan(run: RunFolder) -> Plan:
             f"{run.pairs}: expected heads with teacher_head and student_head, a student's head once; mend the list heads."
         )
     return Plan(pairs, trained, heads)
+
+
+def _pair(row: Any) -> LayerPair:
+    """A pair as its user may have edited it."""
+    known = {f.name for f in fields(LayerPair)}
+    wrong = [name for name, value in row.items() if name not in known or isinstance(value, str)]
+    wrong += [name for name in ("teacher", "student") if not isinstance(row[name], int)]
+    if wrong:
+        raise ValueError(f"{wrong[0]}: {row.get(wrong[0])!r}")
+    return LayerPair(**row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,48 @@ from semalign.errors import ConfigError
 from semalign.maths.pairing import LayerPair
 from semalign.maths.quantise import EightBit
 from semalign.methods import named, resolve
+from semalign.methods.loss import TEACHER_OUTPUT, TOPK
+from semalign.methods.maps import MAPS
 from semalign.methods.recipe import Recipe
 from semalign.signals.plan import Plan
+
+PREFIX = "tokens.prefix"
+"""The student's stream (T, E) after its last frozen layer; in eight bits with PREFIX_SCALE beside it."""
+PREFIX_SCALE, PREFIX_ERROR = f"{PREFIX}_scale", f"{PREFIX}_error"
+"""Scale and relative error (T,) of an eight-bit stream."""
+
+
+def position_name(signal: str) -> str:
+    """Where a signal lies in a record, one row a supervised position; `semalign.methods.loss` says what losses call them."""
+    return f"positions.{signal}"
+
+
+def own_name(interface: str, place: str) -> str:
+    """The untouched student's own activation (N, E)."""
+    return position_name(f"own.{interface}.{place}")
+
+
+def teacher_name(interface: str, place: str) -> str:
+    """The teacher's activation (N, D), as long as it waits for its map."""
+    return position_name(f"teacher.{interface}.{place}")
+
+
+def is_of_teacher(name: str) -> bool:
+    """Whether a record is one of `teacher_name`."""
+    return name.startswith(position_name("teacher."))
+
+
+def target_name(map_name: str, interface: str, place: str) -> str:
+    """The teacher's activation in the student's space (N, E)."""
+    return position_name(f"target.{map_name}.{interface}.{place}")
+
+
+def wanted_keys(recipe: Recipe, places: Sequence[str]) -> dict[str, str]:
+    """Name in the record -> name in the batch of what a recipe reads."""
+    keys = {position_name(signal): signal for signal in recipe.reads}
+    if recipe.layer is not None:
+        keys |= {target_name(recipe.map, recipe.interface, k): f"target.{k}" for k in places}
+    return keys
 
 
 @dataclass(frozen=True)
@@ -38,7 +79,7 @@ class Request:
     @property
     def prefix_keys(self) -> list[str]:
         """What `stream_of` needs of a record."""
-        return ["tokens.prefix", "tokens.prefix_scale"] if self.prefix_dtype else ["tokens.prefix"]
+        return [PREFIX, PREFIX_SCALE] if self.prefix_dtype else [PREFIX]
 
     @property
     def needs_student(self) -> bool:
@@ -62,7 +103,7 @@ def recipes_of(config: TransferConfig) -> dict[str | None, Recipe]:
 def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[MapName, Interface]]]:
     """The union of what all recipes of a run read, and the (map, interface) kinds of targets among it."""
     recipes = list(recipes_of(config).values())
-    wanted = sorted({(r.map, r.interface) for r in recipes if r.needs_targets})
+    wanted = sorted({(r.map, r.interface) for r in recipes if r.layer is not None})
     if any(interface == "head" for _, interface in wanted) and not plan.heads:
         raise ConfigError(
             "recipe.interface: head supervises the plan's pairs of heads, and the plan has none; set pairing.heads."
@@ -73,9 +114,13 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
         interfaces=tuple(sorted({interface for _, interface in wanted})),
         cut=plan.cut if config.train.cache_prefix and plan.cut else None,
         # A weighted fit weights positions by what the teacher's top-k says.
-        top_k=config.cache.top_k if any(r.needs_topk or r.map == "weighted_ridge" for r in recipes) else 0,
-        teacher_output=any(r.needs_teacher_output for r in recipes),
+        top_k=config.cache.top_k if any(_reads(r, TOPK) or MAPS[r.map].is_weighted for r in recipes) else 0,
+        teacher_output=any(_reads(r, TEACHER_OUTPUT) for r in recipes),
         dtype=getattr(torch, config.cache.dtype),
         prefix_dtype=config.cache.prefix_dtype,
     )
     return request, wanted
+
+
+def _reads(recipe: Recipe, signals: tuple[str, ...]) -> bool:
+    return not set(signals).isdisjoint(recipe.reads)

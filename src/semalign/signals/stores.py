@@ -9,9 +9,8 @@ from dataclasses import asdict
 from semalign.config import TransferConfig
 from semalign.data import Sample, length_batches
 from semalign.data.inputs import Inputs
-from semalign.models.head import Head, head_options
 from semalign.run import ranks
-from semalign.run.files import Record, read_tensors
+from semalign.run.files import Record
 from semalign.run.folder import RunFolder, fingerprint
 from semalign.run.meter import free_memory
 from semalign.run.progress import bar
@@ -118,9 +117,3 @@ def fill(
 
 def _chunks(numbers: Sequence[int], size: int) -> list[list[int]]:
     return [list(numbers[i : i + size]) for i in range(0, len(numbers), size)]
-
-
-def read_teacher_head(run: RunFolder, inputs: Inputs) -> Head:
-    """The teacher's head as the cache step stored it."""
-    stored = read_tensors(run.targets / "teacher_head.safetensors")
-    return Head(stored["weight"], head_options(inputs.teacher, stored.get("bias")))

@@ -12,23 +12,18 @@ from typing import Protocol
 
 import torch
 
-from semalign.config import TransferConfig
 from semalign.data import Sample
 from semalign.data.batches import candidates_of
-from semalign.data.inputs import Inputs
 from semalign.errors import ConfigError
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
 from semalign.run.files import Record
-from semalign.run.folder import RunFolder
 from semalign.signals.maps import Maps, to_targets
 from semalign.signals.passes import student_signals, teacher_signals
-from semalign.signals.request import Request
+from semalign.signals.prepared import Prepared
+from semalign.signals.request import Request, wanted_keys
 from semalign.signals.shards import ShardStore
-from semalign.signals.stores import Stores
-
-TOPK_KEYS = ("ids", "valid", "teacher_logp", "student_logp", "outside")
 
 
 class Supervision(Protocol):
@@ -37,16 +32,6 @@ class Supervision(Protocol):
     def signals(self, samples: Sequence[int]) -> Record:
         """Signals of the given samples, positions of all samples one after another."""
         ...
-
-
-def wanted_keys(recipe: Recipe, places: Sequence[str]) -> dict[str, str]:
-    """Stored key -> batch key for what a recipe reads."""
-    keys = {f"positions.{k}": k for k in TOPK_KEYS} if recipe.needs_topk else {}
-    if recipe.needs_teacher_output:
-        keys["positions.teacher_output"] = "teacher_output"
-    if recipe.needs_targets:
-        keys |= {f"positions.target.{recipe.map}.{recipe.interface}.{k}": f"target.{k}" for k in places}
-    return keys
 
 
 class CachedSupervision:
@@ -121,26 +106,26 @@ class LiveSupervision:
         return {new: torch.cat([r[old] for r in records]) for old, new in keys.items()}
 
 
-def cached_supervision(inputs: Inputs, stores: Stores, recipe: Recipe) -> Supervision:
+def cached_supervision(prepared: Prepared, recipe: Recipe) -> Supervision:
     """The stored signals of each sample, or of another one where the recipe says so."""
-    places = [p.place for p in stores.request.at(recipe.interface)]
+    store, places = prepared.stores.teacher, [p.place for p in prepared.plan.at(recipe.interface)]
     if recipe.signals == "shuffled":
-        return ShuffledSupervision(stores.teacher, recipe, places, [s.supervised for s in inputs.train])
-    return CachedSupervision(stores.teacher, recipe, places)
+        return ShuffledSupervision(store, recipe, places, [s.supervised for s in prepared.inputs.train])
+    return CachedSupervision(store, recipe, places)
 
 
-def _supervision(
-    config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, recipe: Recipe
-) -> Supervision:
-    if recipe.signals == "shuffled" or not config.train.live_teacher:
-        return cached_supervision(inputs, stores, recipe)
+def supervision_of(prepared: Prepared, recipe: Recipe) -> Supervision:
+    """The cached signals, or those of a live teacher where the config asks for one."""
+    if recipe.signals == "shuffled" or not prepared.config.train.live_teacher:
+        return cached_supervision(prepared, recipe)
+    inputs = prepared.inputs
     teacher, untouched = inputs.load_teacher(), inputs.load_student()
     untouched.model.requires_grad_(False)
     return LiveSupervision(
         teacher,
         untouched,
         inputs.train,
-        stores.request,
+        prepared.stores.request,
         recipe=recipe,
-        maps=Maps.read(run.targets / "maps.safetensors"),
+        maps=Maps.read(prepared.run.targets / "maps.safetensors"),
     )

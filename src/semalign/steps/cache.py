@@ -15,29 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semalign.config import TransferConfig
 from semalign.data.inputs import Inputs
 from semalign.errors import CacheError
 from semalign.maths.similarity import mean_cosine
+from semalign.methods.maps import MAPS
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
 from semalign.run import ranks
 from semalign.run.files import Record, write_tensors
 from semalign.run.folder import RunFolder, is_done, save_result
 from semalign.run.meter import free_memory, measured
-from semalign.signals.maps import FITTED, Maps, fit_maps, head_maps, to_targets
+from semalign.signals.maps import Maps, fit_maps, head_maps, to_targets
 from semalign.signals.passes import layer_states, student_signals, teacher_signals
-from semalign.signals.plan import read_plan
+from semalign.signals.prepared import Prepared
+from semalign.signals.request import PREFIX_ERROR, own_name, target_name
 from semalign.signals.shards import ShardStore
 from semalign.signals.stores import Source, Stores, fill
 
 logger = logging.getLogger(__name__)
 
 
-def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
+def cache(prepared: Prepared) -> None:
     """Write targets/: stores, maps.safetensors, teacher_head.safetensors, cka.safetensors, manifest.json."""
-    plan = read_plan(run)
-    stores = Stores(config, run, inputs, plan)
+    run, inputs, stores = prepared.run, prepared.inputs, prepared.stores
     if ranks.from_main(lambda: _is_cached(run, stores)):
         return
     if (changed := stores.student.stale_fields()) and ranks.is_main():
@@ -46,9 +46,9 @@ def cache(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     own: dict[str, Any] = {}
     with measured(result):
         with measured(own):
-            head, norm = _student_pass(config, run, inputs, stores)
+            head, norm = _student_pass(prepared)
         free_memory()
-        heldout_seconds = _teacher_pass(config, run, inputs, stores, (head, norm))
+        heldout_seconds = _teacher_pass(prepared, (head, norm))
         free_memory()
         if ranks.is_main():
             alignment = _alignment(stores, inputs)
@@ -77,7 +77,9 @@ def _is_cached(run: RunFolder, stores: Stores) -> bool:
     )
 
 
-def _limit(config: TransferConfig, run: RunFolder) -> Callable[[], None]:
+def _limit(prepared: Prepared) -> Callable[[], None]:
+    config, run = prepared.config, prepared.run
+
     def check() -> None:
         if config.cache.max_bytes is None:
             return
@@ -92,28 +94,26 @@ def _limit(config: TransferConfig, run: RunFolder) -> Callable[[], None]:
     return check
 
 
-def _student_pass(
-    config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores
-) -> tuple[Head, Tensor]:
+def _student_pass(prepared: Prepared) -> tuple[Head, Tensor]:
+    config, inputs, stores = prepared.config, prepared.inputs, prepared.stores
     student = inputs.load_student()
     fill(
         stores.student,
         lambda batch: student_signals(student, [inputs.train[i] for i in batch], stores.request),
         label="cache student",
         batch_size=config.cache.batch_size,
-        limit=_limit(config, run),
+        limit=_limit(prepared),
     )
     return student.head().detached(), student.norm_weight().clone()
 
 
-def _teacher_pass(
-    config: TransferConfig, run: RunFolder, inputs: Inputs, stores: Stores, student: tuple[Head, Tensor]
-) -> float:
+def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
     """The teacher over training and held-out rows, its activations mapped into the student's space.
 
     Returns:
         Seconds that the held-out rows took: they are for measuring, not for training.
     """
+    config, run, inputs, stores = prepared.config, prepared.run, prepared.inputs, prepared.stores
     teacher = inputs.load_teacher()
     heldout_seconds = 0.0
     quiet = replace(stores.request, top_k=0, teacher_output=True)
@@ -131,17 +131,17 @@ def _teacher_pass(
         heldout_seconds += time.perf_counter() - start
         return found
 
-    options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(config, run)}
+    options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(prepared)}
     sources: dict[str, Source] = {"teacher": train_rows, "heldout": heldout_rows}
     # Else only damaged shards are rebuilt, with the maps that made the others.
     if not ranks.from_main(lambda: is_done(run.manifest, stores.fingerprint)):
         fitted: dict[str, Tensor] = {}
-        if any(name in FITTED for name, _ in stores.wanted):
+        if any(MAPS[name].fitted is not None for name, _ in stores.wanted):
             sources = _raw(stores, sources, options)
             widths = inputs.teacher.width, inputs.student.width
             fitted = fit_maps(stores, sources["teacher"], config.cache.ridge_penalty, widths, teacher.device)
         if ranks.is_main():
-            _once(config, run, inputs, teacher)
+            _once(prepared, teacher)
             norms = teacher.norm_weight(), student[1]
             made = head_maps(teacher.head(), student[0], norms, stores.wanted)
             write_tensors(run.targets / "maps.safetensors", made | fitted)
@@ -153,12 +153,12 @@ def _teacher_pass(
     return heldout_seconds
 
 
-def _once(config: TransferConfig, run: RunFolder, inputs: Inputs, teacher: Decoder) -> None:
+def _once(prepared: Prepared, teacher: Decoder) -> None:
     """What is read of the teacher beside the rows: its head, and its streams after every layer on a few of them."""
-    head = teacher.head()
+    head, run, heldout = teacher.head(), prepared.run, prepared.inputs.heldout
     write_tensors(run.targets / "teacher_head.safetensors", {"weight": head.weight_VD, **_bias(head)})
-    if inputs.heldout and config.evaluation.cka_rows:
-        states = layer_states(teacher, inputs.heldout[: config.evaluation.cka_rows])
+    if rows := heldout[: prepared.config.evaluation.cka_rows]:
+        states = layer_states(teacher, rows)
         write_tensors(run.targets / "cka.safetensors", states)
 
 
@@ -188,8 +188,8 @@ def _prefix_error(stores: Stores, inputs: Inputs) -> dict[str, float] | None:
     """Relative error of the eight-bit streams against the computed ones, over all tokens of the training rows."""
     if stores.request.cut is None or stores.request.prefix_dtype is None:
         return None
-    key = "tokens.prefix_error"
-    return error_figures([stores.student.read(n, [key])[key] for n in range(len(inputs.train))])
+    read = stores.student.read
+    return error_figures([read(n, [PREFIX_ERROR])[PREFIX_ERROR] for n in range(len(inputs.train))])
 
 
 def error_figures(errors: Sequence[Tensor]) -> dict[str, float]:
@@ -203,23 +203,11 @@ def _alignment(stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:
     lines = []
     for name, interface in stores.wanted:
         for pair in stores.request.at(interface) if name != "none" else ():
-            target, own = (
-                f"positions.target.{name}.{interface}.{pair.place}",
-                f"positions.own.{interface}.{pair.place}",
-            )
+            target, own = target_name(name, interface, pair.place), own_name(interface, pair.place)
             total, count = 0.0, 0
             for numbers in stores.teacher.plan:
                 x = torch.cat([stores.teacher.read(n, [target])[target] for n in numbers]).float()
                 y = torch.cat([stores.student.read(n, [own])[own] for n in numbers]).float()
                 total, count = total + mean_cosine(x, y) * len(x), count + len(x)
-            lines.append(
-                {
-                    "teacher": pair.teacher,
-                    "student": pair.student,
-                    **pair.heads,
-                    "interface": interface,
-                    "map": name,
-                    "cosine": total / count,
-                }
-            )
+            lines.append(pair.as_json() | {"interface": interface, "map": name, "cosine": total / count})
     return lines

@@ -6,7 +6,6 @@ from typing import Any
 
 from semalign.config import ModelConfig, TransferConfig, to_dict
 from semalign.data.drawing import task_rows
-from semalign.data.inputs import Inputs
 from semalign.evaluation.answers import answer_items
 from semalign.evaluation.harness import harness_figures
 from semalign.evaluation.heldout import heldout_figures
@@ -15,15 +14,17 @@ from semalign.evaluation.tokens import token_view
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load
 from semalign.run.files import hash_of, read_json
-from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+from semalign.run.folder import fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
+from semalign.signals.prepared import Prepared
 
 
-def evaluate(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
+def evaluate(prepared: Prepared) -> None:
     """Write metrics.json."""
+    config, run = prepared.config, prepared.run
     folders = trainings(config, run)
     wanted = fingerprint(
-        inputs=inputs.fingerprint,
+        inputs=prepared.inputs.fingerprint,
         evaluation=to_dict(config.evaluation),
         items=hash_of(task_rows(config)),
         students={n: read_json(f / "train.json", "train")["fingerprint"] for n, f in folders.items()},
@@ -34,26 +35,22 @@ def evaluate(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     models |= {n: trained_model(config.student, f) for n, f in folders.items()}
     result: dict[str, Any] = {}
     with measured(result):
-        measured_by_name = {
-            name: _measure(name, model, config, run, inputs) for name, model in models.items()
-        }
+        found = {name: _measure(name, model, prepared) for name, model in models.items()}
         if config.evaluation.tasks or config.evaluation.harness:
-            measured_by_name["teacher"] = _outcomes(load(config.teacher), config)
-    result |= summarise(config, run, inputs, measured_by_name)
+            found["teacher"] = _outcomes(load(config.teacher), config)
+    result |= summarise(prepared, found)
     save_result(run.metrics, wanted, result)
 
 
-def _measure(
-    name: str, model: ModelConfig, config: TransferConfig, run: RunFolder, inputs: Inputs
-) -> dict[str, Any]:
-    decoder = load(model)
+def _measure(name: str, model: ModelConfig, prepared: Prepared) -> dict[str, Any]:
+    decoder, inputs = load(model), prepared.inputs
     share_vocabulary(inputs.vocabulary, decoder)
     found: dict[str, Any] = {}
     if inputs.heldout:
-        found |= heldout_figures(decoder, config, run, inputs, name)
+        found |= heldout_figures(decoder, prepared, name)
         if name in ("before", "after"):
-            found["token_view"] = token_view(decoder, config, run, inputs, name)
-    found |= _outcomes(decoder, config)
+            found["token_view"] = token_view(decoder, prepared, name)
+    found |= _outcomes(decoder, prepared.config)
     del decoder
     free_memory()
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import yaml
@@ -19,6 +20,7 @@ from semalign.run import ranks
 from semalign.run.environment import environment
 from semalign.run.files import write_atomic, write_json
 from semalign.run.folder import RunFolder
+from semalign.signals.prepared import Prepared
 from semalign.signals.remote import Remote, is_remote
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
@@ -102,11 +104,12 @@ def transfer(
             write_json(run.data, inputs.counts())
             if not run.models.exists():
                 write_json(run.models, {"teacher": origin(config.teacher), "student": origin(config.student)})
+        prepared = lru_cache(partial(Prepared.read, config, run, inputs))
         for step in (s for s in STEPS if s in steps and s != "generate"):
             if ranks.is_main():
                 progress(step)
             if ranks.is_main() or step in SHARED_STEPS:
-                run_step(step, config, run, inputs)
+                _run_step(step, config, run, inputs, prepared)
             ranks.wait()
         if config.push_to_hub and "report" in steps and ranks.is_main():
             assert config.hub_model_id is not None
@@ -115,17 +118,23 @@ def transfer(
     return run
 
 
-def run_step(step: str, config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
-    """One step by name."""
-    if step == "train":
+def _run_step(
+    step: str, config: TransferConfig, run: RunFolder, inputs: Inputs, prepared: Callable[[], Prepared]
+) -> None:
+    """One step by name; `prepared` reads the plan and the stores once, when the first step needs them."""
+    if step == "attribute":
+        attribute(config, run, inputs)
+    elif step == "pair":
+        pair(config, run, inputs)
+    elif step == "cache":
+        cache(prepared())
+    elif step == "train":
         for baseline in (None, *config.evaluation.baselines):
-            train(config, run, inputs, baseline)
+            train(prepared(), baseline)
         write_card(run)
     elif step == "evaluate":
-        evaluate(config, run, inputs)
+        evaluate(prepared())
         add_costs(run, config)
         write_card(run)
     elif step == "report":
         build_report(run.root)
-    else:
-        {"attribute": attribute, "pair": pair, "cache": cache}[step](config, run, inputs)

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
-from semalign.config import TransferConfig, to_dict
-from semalign.data.inputs import Inputs
+from semalign.config import to_dict
 from semalign.methods.recipe import Recipe
 from semalign.run import ranks
-from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+from semalign.run.folder import fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
-from semalign.signals.plan import read_plan
-from semalign.signals.request import recipes_of
-from semalign.signals.stores import Stores
-from semalign.training.stages import _Training, stages, trained_plan, with_recipe
+from semalign.signals.prepared import Prepared
+from semalign.training.stages import Training, stages, trained_plan, with_recipe
 from semalign.training.start import make_start
-from semalign.training.student import add_deltas, merge, movement, prepared, save_student, weights_of
+from semalign.training.student import add_deltas, merge, movement, save_student, trainable, weights_of
 
 
-def train(config: TransferConfig, run: RunFolder, inputs: Inputs, baseline: str | None = None) -> None:
+def train(prepared: Prepared, baseline: str | None = None) -> None:
     """Write student/, train.jsonl and train.json into the run folder, or into a baseline's own folder in it."""
-    train_student(config, run, inputs, recipes_of(config)[baseline], run.training(baseline))
+    train_student(prepared, prepared.recipes[baseline], prepared.run.training(baseline))
 
 
-def train_student(
-    config: TransferConfig, run: RunFolder, inputs: Inputs, recipe: Recipe, folder: Path
-) -> None:
+def train_student(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
     """One student by one recipe, from the run's plan and cache into a folder; a finished one is kept."""
-    written = read_plan(run)
-    stores = Stores(config, run, inputs, written)
-    config = with_recipe(config, recipe)
+    config, inputs, stores = with_recipe(prepared.config, recipe), prepared.inputs, prepared.stores
+    prepared = replace(prepared, config=config)
     wanted = fingerprint(
         cache=stores.fingerprint, recipe=asdict(recipe), train=to_dict(config.train), seed=config.seed
     )
@@ -47,7 +41,7 @@ def train_student(
     result: dict[str, Any] = {}
     with measured(result):
         student = inputs.load_student()
-        plan = trained_plan(written, recipe, student.num_layers)
+        plan = trained_plan(prepared.plan, recipe, student.num_layers)
         before = {k: weights_of(student, k) for k in plan.trained_layers}
         start, made = make_start(config, inputs, recipe, student, folder, wanted)
         add_deltas(student, start)
@@ -55,8 +49,8 @@ def train_student(
         if recipe.trained == "none":
             result |= made | {"trained_parameters": 0, "train_seconds": 0.0}
         else:
-            with prepared(student, plan, config, recipe.start, start) as model:
-                training = _Training(config, run, inputs, stores, recipe, student, folder)
+            with trainable(student, plan, config, recipe.start, start) as model:
+                training = Training(prepared, recipe, student, folder)
                 result |= made | training.run(stages(plan, recipe))
                 if isinstance(model, PeftModel) and ranks.is_main():
                     merged = merge(model, folder, recipe.start)

@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from semalign.data import Sample, collate
 from semalign.data.batches import labels_of, state_mask
 from semalign.signals.passes import stream_of
+from semalign.signals.request import PREFIX
 from semalign.signals.supervision import Supervision
 
 
@@ -58,7 +59,7 @@ class Collator:
         samples: Sequence[Sample],
         supervision: Supervision,
         prefixes: Prefixes | None,
-        prefix_keys: Sequence[str] = ("tokens.prefix",),
+        prefix_keys: Sequence[str] = (PREFIX,),
     ) -> None:
         self.samples, self.supervision = samples, supervision
         self.prefixes, self.prefix_keys = prefixes, prefix_keys

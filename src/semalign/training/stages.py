@@ -10,26 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from semalign.config import TransferConfig
-from semalign.data.inputs import Inputs
-from semalign.errors import ConfigError
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
 from semalign.run import ranks
 from semalign.run.files import Record, read_json, read_tensors, write_tensors
-from semalign.run.folder import RunFolder, is_done, save_result
+from semalign.run.folder import is_done, save_result
 from semalign.run.progress import LossProgress
 from semalign.signals.passes import extended_prefix, stream_of
 from semalign.signals.plan import Plan
+from semalign.signals.prepared import Prepared
 from semalign.signals.shards import ShardStore
-from semalign.signals.stores import Stores, fill, read_teacher_head, shard_plan
-from semalign.signals.supervision import (
-    _supervision,
-)
+from semalign.signals.stores import fill, shard_plan
+from semalign.signals.supervision import supervision_of
+from semalign.training.arguments import arguments
 from semalign.training.callbacks import GradientCheck, LineLog, StopOnSignal, complete_checkpoint
 from semalign.training.collator import Collator
 from semalign.training.suffix import SuffixModel, SuffixTrainer
@@ -65,25 +61,14 @@ def stages(plan: Plan, recipe: Recipe) -> list[Plan]:
     ]
 
 
-class _Training:
+class Training:
     """One student's training, stage by stage, each in a Trainer with an optimiser of its own."""
 
-    def __init__(
-        self,
-        config: TransferConfig,
-        run: RunFolder,
-        inputs: Inputs,
-        stores: Stores,
-        recipe: Recipe,
-        student: Decoder,
-        folder: Path,
-    ) -> None:
-        self.config, self.inputs, self.stores, self.recipe = config, inputs, stores, recipe
-        self.student, self.folder = student, folder
-        self.teacher_head = (
-            read_teacher_head(run, inputs).to(student.device) if recipe.needs_teacher_head else None
-        )
-        self.supervision = _supervision(config, run, inputs, stores, recipe)
+    def __init__(self, prepared: Prepared, recipe: Recipe, student: Decoder, folder: Path) -> None:
+        self.config, self.inputs, self.stores = prepared.config, prepared.inputs, prepared.stores
+        self.recipe, self.student, self.folder = recipe, student, folder
+        self.teacher_head = prepared.teacher_head.to(student.device) if recipe.needs_teacher_head else None
+        self.supervision = supervision_of(prepared, recipe)
         self.cut = 0  # layers whose output is read instead of computed
         self.prefixes: ShardStore | None = None  # and from where
 
@@ -199,41 +184,3 @@ def mean_loss(logged: Sequence[Mapping[str, Any]], otherwise: float) -> float:
     starts = [0, *(step for step, _ in lines)]
     total = sum(loss * (step - start) for (step, loss), start in zip(lines, starts, strict=False))
     return total / lines[-1][0] if lines else otherwise
-
-
-def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int = 1) -> TrainingArguments:
-    """The config's fields as transformers' own; several stages share the epochs or steps."""
-    t = config.train
-    trackers = ["none", *get_available_reporting_integrations()]
-    if t.report_to not in trackers:
-        raise ConfigError(
-            f"train.report_to: expected one of {', '.join(trackers)}, which are installed here, got {t.report_to!r}; "
-            "install the tracker or choose none."
-        )
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=t.num_train_epochs / stages,
-        max_steps=t.max_steps if t.max_steps <= 0 else max(1, t.max_steps // stages),
-        per_device_train_batch_size=t.per_device_train_batch_size,
-        gradient_accumulation_steps=t.gradient_accumulation_steps,
-        learning_rate=recipe.learning_rate,
-        weight_decay=t.weight_decay,
-        lr_scheduler_type=t.lr_scheduler_type,
-        warmup_steps=t.warmup_steps,
-        max_grad_norm=t.max_grad_norm,
-        bf16=t.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=t.logging_steps,
-        save_steps=t.save_steps,
-        save_total_limit=2,
-        seed=config.seed,
-        # A NaN step must show, never be averaged away.
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-        report_to=t.report_to,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        log_level="warning",
-        # GradientCheck has made sure that the loss reaches every trained parameter.
-        ddp_find_unused_parameters=False,
-    )

@@ -32,14 +32,13 @@ def make_start(
     Returns its tensors and what train.json says of it: start_seconds and, where the start was itself trained, its
     steps and last loss. The teacher is gone from memory when this returns.
     """
-    make = starts().get(recipe.start)
-    if make is None:
+    if recipe.start not in starts():
         return {}, {}
     tensors, facts = folder / "start.safetensors", folder / "start.json"
     if ranks.is_main() and not (is_done(facts, wanted) and tensors.exists()):
         begin = time.perf_counter()
         teacher = inputs.load_teacher()
-        made, found = make(teacher, student, inputs.train, config, recipe)
+        made, found = starts()[recipe.start].make(teacher, student, inputs.train, config, recipe)
         write_tensors(tensors, made)
         save_result(facts, wanted, found | {"start_seconds": round(time.perf_counter() - begin, 3)})
         del teacher, made

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from semalign.config import Start, TransferConfig
+from semalign.config import TransferConfig
 from semalign.data.batches import batch_inputs
 from semalign.data.inputs import Inputs
 from semalign.errors import ConfigError, ModelError
@@ -25,11 +25,11 @@ from semalign.signals.plan import Plan
 
 
 @contextmanager
-def prepared(
+def trainable(
     student: Decoder,
     plan: Plan,
     config: TransferConfig,
-    start: Start = "untouched",
+    start: str = "untouched",
     factors: Record | None = None,
 ) -> Iterator[Any]:
     """Inside, exactly the plan's layers (or LoRA modules in them) take gradients, in float32; LoRA starts at `factors`."""
@@ -143,7 +143,7 @@ def movement(student: Decoder, before: dict[int, list[Tensor]]) -> list[dict[str
     return moved
 
 
-def merge(model: PeftModel, folder: Path, start: Start) -> Any:
+def merge(model: PeftModel, folder: Path, start: str) -> Any:
     """Merge LoRA in float32, and keep the adapter beside the student where it fits the untouched weights."""
     if start == "untouched":
         _keep_adapter(model, folder)

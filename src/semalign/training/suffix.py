@@ -50,7 +50,7 @@ class SuffixModel(nn.Module):
         self.decoder, self.cut = decoder, cut
         self.points = (
             {p.place: Point(p.student, recipe.interface, p.student_head) for p in pairs}
-            if recipe.needs_targets
+            if recipe.layer is not None
             else {}
         )
         self.train(False)

@@ -1,0 +1,70 @@
+"""How teacher activations become targets in the student's space: one value a map.
+
+Legend: N positions, D teacher width, E student width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from semalign.maths.bases import logit_map, semantic_map
+from semalign.maths.regression import RidgeFit
+from semalign.models.head import Head
+
+Norms = tuple[Tensor, Tensor]
+"""gamma of the teacher's final norm (D,) and of the student's (E,)."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """A linear map from the teacher's space into the student's."""
+
+    formula: str
+    """As text, for cards and pages."""
+    from_heads: Callable[[Head, Head, Norms], Tensor] | None = None
+    """The matrix (E, D) from both LM heads alone, the teacher's first."""
+    fitted: Callable[[RidgeFit, float], tuple[Tensor, Tensor]] | None = None
+    """Matrix (E, D) and bias (E,) from the sums over all cached rows, and the ridge penalty."""
+    is_weighted: bool = False
+    """Whether its fit weights positions by the teacher's uncertainty, and so needs the top-k signals."""
+    is_directional: bool = False
+    """Whether it reads directions alone: it works on unit vectors."""
+
+
+def _semantic(teacher: Head, student: Head, norms: Norms) -> Tensor:
+    return semantic_map(teacher.weight_VD, student.weight_VD)
+
+
+def _logit(teacher: Head, student: Head, norms: Norms) -> Tensor:
+    # Both final norms are folded in, for streams before them.
+    return logit_map(teacher.weight_VD, student.weight_VD, teacher_norm_D=norms[0], student_norm_E=norms[1])
+
+
+def _ridge(fit: RidgeFit, penalty: float) -> tuple[Tensor, Tensor]:
+    return fit.solve(penalty=penalty)
+
+
+def _procrustes(fit: RidgeFit, penalty: float) -> tuple[Tensor, Tensor]:
+    return fit.solve_procrustes()
+
+
+MAPS: dict[str, Map] = {
+    "semantic": Map(
+        "S_S S_T' h_T / |h_T|, S the normalised columns of the heads' pseudo-inverses",
+        from_heads=_semantic,
+        is_directional=True,
+    ),
+    "logit": Map("pinv(head_S) head_T h_T", from_heads=_logit),
+    "ridge": Map("M h_T + b, fitted by ridge regression on the untouched pair", fitted=_ridge),
+    "weighted_ridge": Map(
+        "M h_T + b, fitted by weighted ridge regression on the untouched pair",
+        fitted=_ridge,
+        is_weighted=True,
+    ),
+    "procrustes": Map("R h_T, R the best rotation on the untouched pair", fitted=_procrustes),
+    "none": Map("h_T"),
+}
+"""By the names of `recipe.map`; `none` leaves the teacher's activation as it is."""

@@ -1,0 +1,58 @@
+"""transformers' TrainingArguments as the suffix's training wants them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+
+from semalign.config import OptimiserConfig, TransferConfig
+from semalign.errors import ConfigError
+from semalign.methods.recipe import Recipe
+
+OPTIMISER = tuple(f.name for f in fields(OptimiserConfig))
+"""Fields that a config and TrainingArguments share, name by name."""
+
+
+@dataclass
+class SuffixArguments(TrainingArguments):
+    """TrainingArguments with the defaults that the suffix needs, whoever makes them."""
+
+    logging_nan_inf_filter: bool = False
+    """A NaN step must show, never be averaged away."""
+    remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = False
+    ddp_find_unused_parameters: bool | None = False
+    """GradientCheck makes sure that the loss reaches every trained parameter."""
+
+
+def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int = 1) -> SuffixArguments:
+    """The config's fields as transformers' own; several stages share the epochs or steps."""
+    t = config.train
+    trackers = ["none", *get_available_reporting_integrations()]
+    if t.report_to not in trackers:
+        raise ConfigError(
+            f"train.report_to: expected one of {', '.join(trackers)}, which are installed here, got {t.report_to!r}; "
+            "install the tracker or choose none."
+        )
+    given: dict[str, Any] = {name: getattr(t, name) for name in OPTIMISER}
+    given["num_train_epochs"] /= stages
+    if t.max_steps > 0:
+        given["max_steps"] = max(1, t.max_steps // stages)
+    return SuffixArguments(
+        output_dir=str(folder),
+        learning_rate=recipe.learning_rate,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=t.logging_steps,
+        save_steps=t.save_steps,
+        save_total_limit=2,
+        seed=config.seed,
+        report_to=t.report_to,
+        disable_tqdm=True,
+        log_level="warning",
+        **given,
+    )
