@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
@@ -33,7 +32,7 @@ from semalign.models.loading import Checkpoint, checked, in_memory, load, load_t
 from semalign.models.origin import origin
 from semalign.run import ranks
 from semalign.run.environment import environment
-from semalign.run.files import write_atomic, write_json
+from semalign.run.files import write_json, write_yaml
 from semalign.run.folder import RunFolder
 from semalign.signals.prepared import Prepared
 from semalign.steps.attribute import attribute
@@ -81,7 +80,7 @@ def cache_targets(
     inputs = inputs_of(config, teacher, student, _drawn(config.data, train_dataset, eval_dataset))
     with run.lock():
         if ranks.is_main():
-            write_atomic(run.config, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+            write_yaml(run.config, plain(config))
             write_json(run.environment, environment())
             write_json(run.data, inputs.counts())
             write_json(run.models, {"teacher": origin(config.teacher), "student": origin(config.student)})

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from semalign.comparison.cells import CellJob, items_of, key_of, make_random_teacher, prepare, run_cell
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
@@ -20,7 +19,7 @@ from semalign.config import ModelConfig, to_dict, without_names
 from semalign.data.drawing import split_rows
 from semalign.models.loading import identity
 from semalign.run.environment import environment
-from semalign.run.files import hash_of, read_json, write_atomic, write_json
+from semalign.run.files import hash_of, json_line, read_json, write_atomic, write_json, write_yaml
 from semalign.run.folder import RunFolder, fingerprint, is_done
 from semalign.run.progress import bar
 
@@ -39,15 +38,12 @@ def run_comparison(
     """
     with RunFolder(comparison.root).lock():
         environment_of(comparison)
-        write_atomic(
-            comparison.root / "compare.yaml",
-            yaml.safe_dump(json.loads(json.dumps(vars(comparison.options))), sort_keys=False),
-        )
+        write_yaml(comparison.root / "compare.yaml", json.loads(json.dumps(vars(comparison.options))))
         jobs = jobs_of(comparison, labels)
         open_cells = {name: job for name, job in jobs.items() if not _is_done(job)}
         failures = _run(comparison, open_cells, say)
         lines = list(result_lines(comparison, labels, jobs, failures))
-        write_atomic(comparison.root / "results.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
+        write_atomic(comparison.root / "results.jsonl", "".join(map(json_line, lines)))
     return lines
 
 

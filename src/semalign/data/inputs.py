@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from semalign.errors import CacheError, DataError
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.layouts import Shape
 from semalign.models.loading import Checkpoint, check_pair, named
-from semalign.run.files import hash_of
+from semalign.run.files import hash_of, read_lines
 from semalign.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ def _generated(data: DataConfig, drawn: Drawn, run: RunFolder | None) -> Drawn:
         if not path.exists():
             raise CacheError(f"{path}: not there yet; run `semalign generate` first.")
     # Line by line: of a mixture they may be of several kinds.
-    heldout = [json.loads(line) for line in run.heldout.read_text(encoding="utf-8").split("\n") if line]
+    heldout = read_lines(run.heldout, "generate")
     return replace(drawn, train=load_rows(str(run.rows)), heldout=heldout)
 
 

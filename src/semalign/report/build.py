@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path, PurePosixPath
 
 import jinja2
@@ -13,6 +11,7 @@ from semalign.report import geometry, outcome, process, tokens, top, words
 from semalign.report.blocks import Report
 from semalign.report.files import Json, RunFiles, read_run
 from semalign.report.words import recipe_name
+from semalign.run.files import write_atomic
 
 
 def build_report(run_dir: Path, path: Path | None = None) -> Path:
@@ -22,7 +21,7 @@ def build_report(run_dir: Path, path: Path | None = None) -> Path:
     one is complete.
     """
     page = render(view(read_run(Path(run_dir))))
-    return replace_file(path or Path(run_dir) / "report.html", page)
+    return write_page(path or Path(run_dir) / "report.html", page)
 
 
 def view(files: RunFiles) -> Report:
@@ -79,19 +78,8 @@ def model_names(config_text: str | None) -> dict[str, str]:
     }
 
 
-def replace_file(path: Path, page: str) -> Path:
-    """Write beside `path`, then rename, so that readers see the old page or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            # A lone surrogate in a model's answer has no UTF-8 form; it becomes a question mark.
-            file.write(page.encode("utf-8", errors="replace"))
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; a report is to be shown
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def write_page(path: Path, page: str) -> Path:
+    """The page's file, whole or not at all."""
+    # A lone surrogate in a model's answer has no UTF-8 form; it becomes a question mark.
+    write_atomic(path, page.encode("utf-8", errors="replace"))
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from semalign.methods import resolve
 from semalign.methods.formula import formula
 from semalign.methods.recipe import Recipe
 from semalign.models.origin import HUB_ID
-from semalign.report.words import figure_name
-from semalign.run.files import write_atomic
+from semalign.parsing import read_yaml
+from semalign.report.words import CLOSENESS, figure_name
+from semalign.run.files import find_json, write_atomic
 from semalign.run.folder import RunFolder
 
 Json = Mapping[str, Any]
@@ -28,7 +28,7 @@ def write_card(run: RunFolder) -> None:
     """Write README.md, and the student's LICENSE where its own files have one, beside the saved weights."""
     student = run.training() / "student"
     card = render_card(run)
-    license_text = _json(run.models).get("student", {}).get("license_text")
+    license_text = find_json(run.models).get("student", {}).get("license_text")
     if license_text:
         write_atomic(student / "LICENSE", license_text)
     write_atomic(student / "README.md", card)
@@ -36,7 +36,7 @@ def write_card(run: RunFolder) -> None:
 
 def render_card(run: RunFolder) -> str:
     """The card, metadata first; results are left out as long as there are none."""
-    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    config = read_yaml(run.config)
     models = {side: _model(run, config, side) for side in ("teacher", "student")}
     metrics, name = _metrics(run), run.root.resolve().name
     sections = (
@@ -80,9 +80,8 @@ def eval_results(config: Json, metrics: Json) -> list[EvalResult]:
         found.append(_result(entry["task"], entry["task"], entry["metric"], entry["after"]["value"]))
     near = metrics.get("closeness", {})
     rows = _short(config["data"]["heldout_name"] or ", ".join(_weights(config)))
-    for key in ("kl", "top1_agreement", "nll"):
-        if "after" in near:
-            found.append(_result(rows, "held-out rows", _LABELS[key], near["after"][key]))
+    for measure in CLOSENESS if "after" in near else ():
+        found.append(_result(rows, "held-out rows", measure.title, near["after"][measure.key]))
     return found
 
 
@@ -95,9 +94,6 @@ def _result(dataset: str, name: str, metric: str, value: float) -> EvalResult:
         metric_name=metric,
         metric_value=round(value, 4),
     )
-
-
-_LABELS = {"kl": "KL to the teacher", "top1_agreement": "top-1 agreement", "nll": "NLL"}
 
 
 def _summary(metrics: Json) -> str:
@@ -130,13 +126,13 @@ def _license(model: Json) -> str:
 
 def _training(run: RunFolder, config: Json) -> str:
     recipe = resolve(RecipeConfig(**config["recipe"]))
-    result, plan, train = _json(run.root / "train.json"), _json(run.pairs), config["train"]
+    result, plan, train = find_json(run.root / "train.json"), find_json(run.pairs), config["train"]
     chosen = plan.get("heads" if recipe.interface == "head" else "pairs", ())
     pairs = ", ".join(LayerPair.from_json(p).label for p in chosen)
     moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())
     layers = ", ".join(map(str, moved))
     rank = train["lora_r"] if recipe.lora_r is None else recipe.lora_r
-    adapter = _json(run.training() / "student" / "adapter_config.json")
+    adapter = find_json(run.training() / "student" / "adapter_config.json")
     kind = f"LoRA, rank {rank}, merged" if rank else "full weights"
     kind = f"a LoRA adapter of rank {adapter.get('r')}" if adapter else kind
     rows = {
@@ -159,7 +155,7 @@ def _formula(recipe: Recipe) -> str:
 
 
 def _data(run: RunFolder, config: Json) -> str:
-    counts = _json(run.data)
+    counts = find_json(run.data)
     lines = ["| dataset | weight | training rows | held-out rows |", "|---|---|---|---|"]
     for name, s in counts.get("sources", {}).items():
         lines.append(f"| {_short(name)} | {s['weight']:.3g} | {s['train']} | {s['heldout']} |")
@@ -179,10 +175,10 @@ def _results(metrics: Json) -> str:
         cells = [f"{entry[n]['value']:.3f}" if n in entry else "" for n in names]
         lines.append(f"| {entry['task']} {figure_name(entry)} (n={entry['n']}) | {' | '.join(cells)} |")
     near = metrics.get("closeness", {})
-    for key, label in _LABELS.items():
-        cells = [f"{near[n][key]:.3f}" if key in near.get(n, {}) else "" for n in names]
+    for m in CLOSENESS:
+        cells = [f"{near[n][m.key]:.3f}" if m.key in near.get(n, {}) else "" for n in names]
         if any(cells):
-            lines.append(f"| {label} | {' | '.join(cells)} |")
+            lines.append(f"| {m.title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n\nBrackets: 95% Wilson intervals. One run, one seed."
 
 
@@ -193,7 +189,7 @@ def _accuracy(entry: Json | None) -> str:
 
 
 def _reproduce(run: RunFolder, config: Json) -> str:
-    environment = _json(run.environment)
+    environment = find_json(run.environment)
     versions = ", ".join(f"{name} {environment[name]}" for name in VERSIONS if name in environment)
     text = yaml.safe_dump(_without_paths(config), sort_keys=False, allow_unicode=True)
     return (
@@ -223,15 +219,11 @@ def _weights(config: Json) -> Json:
 def _model(run: RunFolder, config: Json, side: str) -> Json:
     name = _short(config[side]["model_name_or_path"])
     unknown = {"name": name, **dict.fromkeys(("hub_id", "license", "license_name", "license_text"))}
-    return _json(run.models).get(side, unknown)
+    return find_json(run.models).get(side, unknown)
 
 
 def _metrics(run: RunFolder) -> Json:
     """What was measured of this very student; figures of an earlier one are not its own."""
-    metrics, trained = _json(run.metrics), _json(run.root / "train.json")
+    metrics, trained = find_json(run.metrics), find_json(run.root / "train.json")
     known = metrics.get("fingerprint", {}).get("students", {}).get("after")
     return metrics if known == trained.get("fingerprint") else {}
-
-
-def _json(path: Path) -> Json:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from semalign.errors import CacheError
+from semalign.run.files import find_json, read_lines
 
 Json = Mapping[str, Any]
 
@@ -42,58 +42,24 @@ def read_run(run_dir: Path) -> RunFiles:
 
     Raises CacheError when metrics.json is missing or a file is damaged.
     """
-    metrics = _json(run_dir / "metrics.json")
-    if metrics is None:
+    metrics = find_json(run_dir / "metrics.json")
+    if not metrics:
         raise CacheError(
             f"The report needs metrics.json in {run_dir}, and there is none; run the evaluate step for this folder first."
         )
     config = run_dir / "config.yaml"
-    logs = {path.parent.name: _lines(path) for path in sorted(run_dir.glob("baselines/*/train.jsonl"))}
+    logs = {
+        path.parent.name: read_lines(path, "train")
+        for path in sorted(run_dir.glob("baselines/*/train.jsonl"))
+    }
     return RunFiles(
         name=run_dir.resolve().name,
         metrics=metrics,
         config_text=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
-        environment=_json(run_dir / "environment.json"),
-        scores=_json(run_dir / "scores.json"),
-        pairs=_json(run_dir / "pairs.json"),
-        manifest=_json(run_dir / "targets" / "manifest.json"),
-        train=_lines(run_dir / "train.jsonl"),
+        environment=find_json(run_dir / "environment.json") or None,
+        scores=find_json(run_dir / "scores.json") or None,
+        pairs=find_json(run_dir / "pairs.json") or None,
+        manifest=find_json(run_dir / "targets" / "manifest.json") or None,
+        train=read_lines(run_dir / "train.jsonl", "train"),
         baseline_train={name: lines for name, lines in logs.items() if lines},
     )
-
-
-def _json(path: Path) -> Json | None:
-    """A JSON object, or None when the file is missing."""
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON and UTF-8 errors are both ValueErrors
-        raise CacheError(
-            f"{path} should hold a JSON object, but {error}; run the step that writes it again."
-        ) from error
-    if not isinstance(value, dict):
-        raise CacheError(
-            f"{path} should hold a JSON object, got a {type(value).__name__}; run the step that writes it again."
-        )
-    return value
-
-
-def _lines(path: Path) -> list[Json]:
-    """JSON lines; a last line cut off by an interrupted run is left out, any other bad line is an error."""
-    if not path.is_file():
-        return []
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
-    rows: list[Json] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise CacheError(
-                f"{path}:{number} should be one JSON object, but {error}; run the train step again."
-            ) from error
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows

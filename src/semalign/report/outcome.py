@@ -23,7 +23,7 @@ from semalign.report.blocks import (
 )
 from semalign.report.files import Json
 from semalign.report.plots import Bar
-from semalign.report.words import figure_name, finite, number, percent, share_closed
+from semalign.report.words import CLOSENESS, figure_name, finite, number, percent, share_closed
 
 TEXT_LIMIT = 4000
 """Characters of a prompt or an answer that are shown."""
@@ -174,13 +174,6 @@ def _value(entry: Json, key: str) -> float:
     return finite((entry.get(key) or {}).get("value")) or 0.0
 
 
-_CLOSENESS = (
-    ("kl", "KL to the teacher", False),
-    ("top1_agreement", "Same next token", True),
-    ("nll", "NLL of the answers", False),
-)
-
-
 def closeness_section(metrics: Json) -> Section:
     """KL, agreement and NLL on held-out rows, for every contender."""
     closeness: Mapping[str, Any] = metrics.get("closeness") or {}
@@ -201,7 +194,7 @@ def closeness_section(metrics: Json) -> Section:
         f"{words.count(finite(closeness.get('tokens')))} tokens. KL and NLL in nats a token: lower is better. "
         "The best student in each column is set in bold."
     )
-    columns = ["Model", *(name for _, name, _ in _CLOSENESS)]
+    columns = ["Model", *(m.title for m in CLOSENESS)]
     return Section(
         "closeness",
         title,
@@ -212,21 +205,21 @@ def closeness_section(metrics: Json) -> Section:
 
 
 def _closeness_rows(closeness: Mapping[str, Any], runs: list[Contender]) -> list[Row]:
-    table = {run.key: {key: finite(closeness[run.key].get(key)) for key, _, _ in _CLOSENESS} for run in runs}
+    table = {run.key: {m.key: finite(closeness[run.key].get(m.key)) for m in CLOSENESS} for run in runs}
     rows = []
     for run in runs:
         cells = []
-        for key, _, high_is_good in _CLOSENESS:
-            value = table[run.key][key]
-            students = [values[key] for name, values in table.items() if name != "teacher"]
+        for m in CLOSENESS:
+            value = table[run.key][m.key]
+            students = [values[m.key] for name, values in table.items() if name != "teacher"]
             known = [v for v in students if v is not None]
             # Where all are level there is no best.
             ranked = len(set(known)) > 1 and run.key != "teacher" and value is not None
-            best = ranked and value == (max if high_is_good else min)(known)
-            longest = 1.0 if key == "top1_agreement" else max([*known, value or 0.0], default=1.0)
-            shown = percent(value, 1) if key == "top1_agreement" else number(value)
+            best = ranked and value == (max if m.is_high_good else min)(known)
+            # An agreement has an end, 1; the others are drawn against the largest.
+            longest = 1.0 if m.is_high_good else max([*known, value or 0.0], default=1.0)
             bar = Markup(plots.mini_bar(value, longest, run.kind)) if value is not None else None
-            cells.append(Cell(shown, bar, best))
+            cells.append(Cell(m.shown(value), bar, best))
         rows.append(Row(run.label, cells, run.kind))
     return rows
 

@@ -13,17 +13,17 @@ from semalign.config import differences
 from semalign.errors import ConfigError
 from semalign.report import plots, words
 from semalign.report.blocks import Cell, Panel, Panels, Report, Row, Section, Table
-from semalign.report.build import model_names, render, replace_file
+from semalign.report.build import model_names, render, write_page
 from semalign.report.files import RunFiles, read_run
 from semalign.report.outcome import accuracy, task_name
 from semalign.report.plots import Bar
 from semalign.report.words import (
+    CLOSENESS,
     DASH,
     GAPS,
     Headline,
     finite,
     listing,
-    number,
     percent,
     percent_1,
     seconds,
@@ -49,7 +49,7 @@ def build_comparison(folders: Sequence[Path], path: Path) -> Path:
     if len(set(resolved)) < len(resolved):
         raise ConfigError("report: expected different runs, got one of them twice; leave it out.")
     runs = [read_run(folder) for folder in folders]
-    return replace_file(path, render(view(runs, _names(resolved))))
+    return write_page(path, render(view(runs, _names(resolved))))
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -129,14 +129,9 @@ def _figures(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
     for task in dict.fromkeys(t for run in runs for t in run.metrics.get("tasks") or {}):
         found = [accuracy((run.metrics.get("tasks") or {}).get(task) or {}, "after") for run in runs]
         lines.append((f"Accuracy: {task_name(task)}", found, percent_1))
-    near: tuple[tuple[str, str, Shown], ...] = (
-        ("kl", "KL to the teacher", number),
-        ("top1_agreement", "Same next token", percent_1),
-        ("nll", "NLL of the answers", number),
-    )
-    for key, title, shown in near:
-        values = [((run.metrics.get("closeness") or {}).get("after") or {}).get(key) for run in runs]
-        lines.append((title, [finite(value) for value in values], shown))
+    for m in CLOSENESS:
+        values = [((run.metrics.get("closeness") or {}).get("after") or {}).get(m.key) for run in runs]
+        lines.append((m.title, [finite(value) for value in values], m.shown))
     lines += [(title, [finite(run.metrics.get(key)) for run in runs], shown) for key, title, shown in COSTS]
     rows = [
         Row(title, [Cell(shown(value)) for value in values])

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semalign.data.check import QUANTILES
+from semalign.report.words import CLOSENESS, GAPS
 
 
 def final_table(metrics: dict[str, Any], console: Console) -> None:
@@ -28,13 +29,12 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
             "average accuracy", *(f"{100 * metrics['accuracy'][n]:.1f}%" for n in names), style="bold"
         )
     near = metrics.get("closeness", {})
-    for key, label in (("kl", "KL to the teacher"), ("top1_agreement", "top-1 agreement"), ("nll", "NLL")):
-        if near:
-            table.add_row(
-                label, *(f"{near[n][key]:.3f}" if n in near and key in near[n] else "-" for n in names)
-            )
+    for m in CLOSENESS if near else ():
+        table.add_row(
+            m.title, *(f"{near[n][m.key]:.3f}" if n in near and m.key in near[n] else "-" for n in names)
+        )
     closed = {**metrics["baselines"], "after": metrics}
-    for key, label in (("accuracy_gap_closed", "accuracy gap closed"), ("kl_gap_closed", "KL gap closed")):
+    for key, label in GAPS:
         table.add_row(label, *(_share(closed[n][key]) if n in closed else "-" for n in names), style="bold")
     console.print(table)
     seconds, memory = metrics["wall_seconds"], metrics["peak_rss_bytes"] / 2**30

@@ -10,7 +10,7 @@ from semalign.report import outcome, plots, words
 from semalign.report.blocks import Panel, Panels, Tile, contenders
 from semalign.report.files import Json, RunFiles
 from semalign.report.plots import Bar
-from semalign.report.words import Headline, finite, listing, number, percent
+from semalign.report.words import CLOSENESS, Headline, finite, listing, number, percent
 
 _MEASURES = (("accuracy_gap_closed", "accuracy gap"), ("kl_gap_closed", "KL gap"))
 
@@ -94,12 +94,9 @@ def tiles(files: RunFiles) -> list[Tile]:
         )
     closeness = metrics.get("closeness") or {}
     before, after = closeness.get("before") or {}, closeness.get("after") or {}
-    if finite(after.get("kl")) is not None:
-        note = f"untouched {number(finite(before.get('kl')))}"
-        found.append(Tile("KL to the teacher", number(finite(after.get("kl"))), note))
-    if finite(after.get("top1_agreement")) is not None:
-        note = f"untouched {percent(finite(before.get('top1_agreement')), 1)}"
-        found.append(Tile("Same next token", percent(finite(after.get("top1_agreement")), 1), note))
+    for m in CLOSENESS[:2]:
+        if (value := finite(after.get(m.key))) is not None:
+            found.append(Tile(m.title, m.shown(value), f"untouched {m.shown(finite(before.get(m.key)))}"))
     pairs = files.pairs or {}
     if pairs.get("trained_layers"):
         note = f"of {pairs.get('student_layers')}: {words.layers(pairs['trained_layers'])}"

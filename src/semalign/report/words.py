@@ -45,6 +45,20 @@ def recipe_name(key: str) -> str:
     return RECIPES.get(key) or capital(key.replace("_", " "))
 
 
+def _number(value: float | None) -> str:
+    return number(value)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a model beside its teacher, as metrics.json has it under `closeness`."""
+
+    key: str
+    title: str
+    shown: Callable[[float | None], str] = _number
+    is_high_good: bool = False
+
+
 def capital(text: str) -> str:
     """`text` with a capital first letter and the rest as it is: MMLU stays MMLU."""
     return text[:1].upper() + text[1:]
@@ -83,6 +97,14 @@ def percent_1(value: float | None) -> str:
 def number_2(value: float | None) -> str:
     """A measured value with two decimals."""
     return number(value, 2)
+
+
+CLOSENESS = (
+    Measure("kl", "KL to the teacher"),
+    Measure("top1_agreement", "Top-1 agreement", percent_1, is_high_good=True),
+    Measure("nll", "NLL"),
+)
+"""What is measured of every model on held-out rows; KL and NLL are in nats a token."""
 
 
 def moved(before: float | None, after: float | None, *, shown: Callable[[float | None], str] = number) -> str:

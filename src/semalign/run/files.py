@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -66,6 +67,55 @@ def read_json(path: Path, step: str) -> Any:
         raise CacheError(
             f"{path}: not valid JSON ({error}); mend it, or delete it and run `semalign {step}`."
         ) from None
+
+
+def find_json(path: Path) -> dict[str, Any]:
+    """The object in a result file; empty where there is no file.
+
+    Raises:
+        CacheError: the file is there and does not hold one.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON's and UTF-8's errors are both of this kind
+        raise CacheError(
+            f"{path}: expected a JSON object, but {error}; run the step that writes it again."
+        ) from error
+    if not isinstance(value, dict):
+        raise CacheError(
+            f"{path}: expected a JSON object, got a {type(value).__name__}; run the step that writes it again."
+        )
+    return value
+
+
+def read_lines(path: Path, step: str) -> list[Any]:
+    """The values in a file of JSON lines, none where there is no file; a last line that was cut off is left out.
+
+    Raises:
+        CacheError: another line cannot be read.
+    """
+    if not path.is_file():
+        return []
+    # Only at line feeds: a text may hold any other character that ends a line.
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+    values = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise CacheError(
+                f"{path}:{number}: expected one JSON value, but {error}; run `semalign {step}` again."
+            ) from error
+    return values
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Atomic YAML, fields in their own order."""
+    write_atomic(path, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

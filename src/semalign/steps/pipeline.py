@@ -6,19 +6,18 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
-import yaml
-
 from semalign.config import TransferConfig, differences, plain
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError
 from semalign.evaluation.summary import add_costs
 from semalign.models.origin import origin
+from semalign.parsing import read_yaml
 from semalign.report import build_report
 from semalign.report.card import write_card
 from semalign.report.hub import push
 from semalign.run import ranks
 from semalign.run.environment import environment
-from semalign.run.files import write_atomic, write_json
+from semalign.run.files import write_json, write_yaml
 from semalign.run.folder import RunFolder
 from semalign.signals.prepared import Prepared
 from semalign.signals.remote import Remote, is_remote
@@ -43,18 +42,13 @@ def open_run(config: TransferConfig) -> RunFolder:
     run = RunFolder(Path(config.output_dir))
     new = plain(config)
     if run.config.exists():
-        old = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        old = read_yaml(run.config)
         if changed := [line for line in differences(old, new) if not line.startswith(NOT_THE_RUN)]:
             raise ConfigError(
                 f"{run.root}: holds a run with another config ({'; '.join(changed)}); choose another output_dir or delete the folder."
             )
     _place_cache(config, run)
-    try:
-        write_atomic(run.config, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
-    except OSError as error:
-        raise ConfigError(
-            f"output_dir: {run.root} cannot be written ({error.strerror}); choose another folder."
-        ) from error
+    write_yaml(run.config, new)
     if not run.environment.exists():
         write_json(run.environment, environment())
     return run

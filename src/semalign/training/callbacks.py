@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from semalign.errors import SemAlignError
 from semalign.run import ranks
+from semalign.run.files import json_line, read_lines, write_atomic
 from semalign.run.meter import free_memory
 
 
@@ -33,12 +34,9 @@ class LineLog(TrainerCallback):
         """Keep the lines that the checkpoint knows about."""
         if not state.is_world_process_zero:
             return
-        kept = []
         known = self.earlier + state.global_step
-        if self.path.exists() and known:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line and json.loads(line)["step"] <= known]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        lines = read_lines(self.path, "train") if known else []
+        write_atomic(self.path, "".join(json_line(line) for line in lines if line["step"] <= known))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -47,7 +45,7 @@ class LineLog(TrainerCallback):
         logs = kwargs.get("logs") or {}
         if "loss" in logs and state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.earlier + state.global_step, **logs}) + "\n")
+                file.write(json_line({"step": self.earlier + state.global_step, **logs}))
 
 
 class GradientCheck(TrainerCallback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from semalign.methods import starts
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
 from semalign.run import ranks
-from semalign.run.files import Record, read_json, read_tensors, write_atomic, write_tensors
+from semalign.run.files import Record, json_line, read_json, read_tensors, write_atomic, write_tensors
 from semalign.run.folder import is_done, save_result
 from semalign.run.meter import free_memory
 
@@ -47,7 +46,7 @@ def make_start(
     found = read_json(facts, "train")
     told = {"start_seconds": found["start_seconds"]}
     if losses := found.get("losses"):
-        lines = "".join(json.dumps({"step": n, "loss": loss}) + "\n" for n, loss in enumerate(losses, 1))
+        lines = "".join(json_line({"step": n, "loss": loss}) for n, loss in enumerate(losses, 1))
         if ranks.is_main():
             write_atomic(folder / "train.jsonl", lines)
         told |= {"steps": len(losses), "loss": losses[-1]}
