@@ -12,7 +12,7 @@ import pytest
 
 from semalign.cli import main, parser
 from semalign.errors import CacheError, ConfigError, DataError, ModelError, SemAlignError, require
-from semalign.parsing import UsageError, commands_of, load_config
+from semalign.parsing import UsageError, load_config
 
 
 def test_transfer_prints_one_json_object_and_leaves_every_file(
@@ -159,14 +159,14 @@ def test_help_fits_one_screen_and_names_every_command_and_exit_code(
     shown = capsys.readouterr().out
     assert stopped.value.code == 0
     assert len(shown.splitlines()) <= 24 and max(map(len, shown.splitlines())) <= 100
-    for command in commands_of(parser()):
+    for command in parser().commands:
         assert f"\n  {command} " in shown
     codes = {c.exit_code for c in (SemAlignError, UsageError, ConfigError, DataError, ModelError, CacheError)}
     assert all(f" {code} " in shown.split("Exit codes:")[1] for code in codes | {0, 130})
 
 
 def test_every_command_has_json_quiet_and_verbose(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in [*([c] for c in commands_of(parser()) if c != "data"), ["data", "check"]]:
+    for command in [*([c] for c in parser().commands if c != "data"), ["data", "check"]]:
         with pytest.raises(SystemExit):
             main([*command, "--help"])
         shown = capsys.readouterr().out

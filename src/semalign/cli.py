@@ -59,7 +59,6 @@ def parser() -> Root:
         usage="semalign COMMAND [CONFIG] [OPTIONS] | semalign --version",
         version=semalign.__version__,
     )
-    commands = root.add_subcommands(dest="command")
     own = {
         "report": _report_parser,
         "compare": _compare_parser,
@@ -69,12 +68,10 @@ def parser() -> Root:
         "completion": _completion_parser,
     }
     root.helps = HELP
-    for name, text in HELP.items():
-        sub = own[name]() if name in own else _config_parser(name)
-        commands.add_subcommand(name, sub, help=text)
-    # Nested commands have to be added to a parser that has its place already.
-    actions = commands._name_parser_map["data"].add_subcommands(dest="action")
-    actions.add_subcommand("check", _data_check_parser(), help="what a run would meet in a file")
+    commands = {name: own[name]() if name in own else _config_parser(name) for name in HELP}
+    root.add_commands("command", commands, HELP)
+    inner = {"check": "what a run would meet in a file"}
+    commands["data"].add_commands("action", {"check": _data_check_parser()}, inner)
     return root
 
 

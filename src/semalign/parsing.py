@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,18 @@ class UsageError(Exception):
 class Parser(jsonargparse.ArgumentParser):
     """Raises UsageError instead of printing every option of the command and ending the process."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.commands: dict[str, Parser] = {}
+        """Its subcommands by name."""
+
+    def add_commands(self, dest: str, commands: Mapping[str, Parser], helps: Mapping[str, str]) -> None:
+        """Give it subcommands; one that has some of its own gets them after it has its place here."""
+        group = self.add_subcommands(dest=dest)
+        for name, command in commands.items():
+            group.add_subcommand(name, command, help=helps[name])
+        self.commands = dict(commands)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One sentence: what is wrong, and the nearest key or command that there is."""
         text = " ".join(message.split()).rstrip(".")
@@ -52,22 +64,10 @@ class Root(Parser):
         return "\n".join([f"usage: {self.usage}", "", str(self.description), "", *lines, "", EPILOG, ""])
 
 
-def keys_of(parser: jsonargparse.ArgumentParser) -> list[str]:
-    """Dotted names of everything that a command takes as an option."""
-    options = (o for action in parser._actions for o in action.option_strings)
-    return [o.removeprefix("--") for o in options if o.startswith("--")]
-
-
-def commands_of(parser: jsonargparse.ArgumentParser) -> Iterable[str]:
-    """Names of a parser's subcommands."""
-    action: Any = getattr(parser, "_subcommands_action", None)
-    return list(action._name_parser_map) if action else []
-
-
-def _advice(message: str, parser: jsonargparse.ArgumentParser) -> str:
+def _advice(message: str, parser: Parser) -> str:
     """What to write instead, where the message is about a name that there is not."""
-    if command := re.search(r"invalid choice: '([^']+)' \(choose from", message):
-        near = difflib.get_close_matches(command[1], commands_of(parser), n=1)
+    if command := unknown_command(message):
+        near = difflib.get_close_matches(command, parser.commands, n=1)
         return f"; did you mean {near[0]}?" if near else "; semalign --help lists the commands."
     if key := unknown_key(message):
         return "; " + hint(key, keys_of(parser))
@@ -154,6 +154,29 @@ def hint(key: str, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(found)}?" if found else "no field is named like it; see --help."
 
 
+def _mended(message: str) -> str:
+    """The parser's message on one line, and the nearest field where it is about one that does not exist."""
+    text = " ".join(message.split())
+    key = unknown_key(text)
+    return f"{text}; {hint(key, keys())}" if key else text
+
+
+# What follows is not a part of jsonargparse's public interface: the list of a parser's actions, which argparse keeps too, and the
+# words of its sentences. tests/test_parsing.py says so where a new version has changed them.
+
+
+def keys_of(parser: jsonargparse.ArgumentParser) -> list[str]:
+    """Dotted names of everything that a command takes as an option."""
+    options = (o for action in parser._actions for o in action.option_strings)
+    return [o.removeprefix("--") for o in options if o.startswith("--")]
+
+
+def unknown_command(message: str) -> str | None:
+    """The command that jsonargparse's message refuses, if that is what it is about."""
+    found = re.search(r"invalid choice: '([^']+)' \(choose from", message)
+    return found[1] if found else None
+
+
 def unknown_key(message: str) -> str | None:
     """The dotted key that jsonargparse's message refuses, if that is what it is about."""
     group = re.search(r"Group '([^']+)' does not accept option '([^']+)'", message)
@@ -165,10 +188,3 @@ def unknown_key(message: str) -> str | None:
         r"unrecognized arguments: --([\w.]+)",
     )
     return next((found[1] for p in patterns if (found := re.search(p, message))), None)
-
-
-def _mended(message: str) -> str:
-    """The parser's message on one line, and the nearest field where it is about one that does not exist."""
-    text = " ".join(message.split())
-    key = unknown_key(text)
-    return f"{text}; {hint(key, keys())}" if key else text

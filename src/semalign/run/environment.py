@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from semalign.run.plugins import plugins
+
 
 def environment() -> dict[str, Any]:
     """Versions, machine and command line."""
@@ -27,6 +29,7 @@ def environment() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **({"plugins": [file.__name__ for file in plugins()]} if plugins() else {}),
     }
 
 

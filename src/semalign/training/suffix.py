@@ -80,7 +80,11 @@ class SuffixModel(nn.Module):
 
 
 class SuffixTrainer(Trainer):
-    """Trainer whose loss is the recipe's, averaged over all supervised positions of an optimiser step."""
+    """Trainer whose loss is the recipe's, averaged over all supervised positions of an optimiser step.
+
+    Names with an underscore in front, and the two attributes about loss scaling, are private to transformers' Trainer;
+    tests/test_private_parts.py says so where a new version has changed them.
+    """
 
     def __init__(
         self,
