@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,30 @@ from transformers import PreTrainedTokenizerFast
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+class _Deprecations(logging.Handler):
+    """What libraries log, instead of warning of it, as going away."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecat" in record.getMessage().lower():
+            self.found.append(f"{record.name}: {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def no_deprecations() -> Iterator[None]:
+    """A test that makes transformers, peft or accelerate log a deprecation fails: the next upgrade would break it."""
+    handler, loggers = _Deprecations(), [logging.getLogger(n) for n in ("transformers", "peft", "accelerate")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield
+    for logger in loggers:
+        logger.removeHandler(handler)
+    assert not handler.found, handler.found
 
 
 @pytest.fixture(scope="session")

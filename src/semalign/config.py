@@ -38,37 +38,38 @@ class ModelConfig:
     """A causal language model: where it is and how to load it."""
 
     model_name_or_path: str
-    """Local folder, hub id, .gguf file, or embedded:teacher / embedded:student / embedded:small."""
+    """A local folder, a hub id, a .gguf file, or embedded:teacher, embedded:student or embedded:small."""
     model_revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the loaded weights; auto takes the checkpoint's own."""
+    """Type of the loaded weights; auto keeps the checkpoint's type."""
     attn_implementation: str | None = None
-    """Attention kernel name that transformers knows (eager, sdpa, flash_attention_2)."""
+    """Attention implementation, by a name that transformers knows: eager, sdpa, flash_attention_2."""
     load_in_8bit: bool = False
     """Quantise to 8 bits on loading (needs bitsandbytes); a quantised student can only train LoRA."""
     load_in_4bit: bool = False
     """Quantise to 4 bits on loading (needs bitsandbytes); a quantised student can only train LoRA."""
     offload: Literal["cpu", "disk"] | None = None
-    """Teacher only: keep its layers in CPU memory, or read them from the checkpoint's safetensors, one at a time in every pass."""
+    """For a teacher only. cpu keeps its layers in CPU memory; disk reads them from the checkpoint's safetensors. Either way, every
+    pass brings one layer at a time onto the device."""
     trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
+    """Allow transformers to run Python code that comes with the checkpoint."""
 
     def __post_init__(self) -> None:
         _require(
             self.offload is None or not (self.load_in_8bit or self.load_in_4bit),
             "offload",
-            "either offload or 8 or 4 bits (the two together have not been tested)",
+            "either offload or quantisation to 8 or 4 bits, since both together have not been tested",
             "both",
         )
         _require(
             self.offload is None or not self.model_name_or_path.endswith(".gguf"),
             "offload",
-            "a checkpoint in safetensors (a GGUF file is dequantised whole)",
+            "a checkpoint in safetensors, since a GGUF file can only be dequantised as a whole",
             self.model_name_or_path,
         )
         _require(bool(self.model_name_or_path), "model_name_or_path", "a folder, hub id or .gguf file", "")
-        _require(not (self.load_in_8bit and self.load_in_4bit), "load_in_8bit", "one of 8 and 4 bits", "both")
+        _require(not (self.load_in_8bit and self.load_in_4bit), "load_in_8bit", "either 8 or 4 bits", "both")
 
 
 @dataclass(frozen=True)
@@ -76,39 +77,42 @@ class DataConfig:
     """The rows that carry the knowledge, and the rows that measure it."""
 
     dataset_name: str | dict[str, float]
-    """jsonl file, folder of a saved dataset, hub id, or embedded:transfer; or several, each with a weight."""
+    """A jsonl file, the folder of a saved dataset, a hub id, or embedded:transfer; or several of these, each with a weight."""
     stopping_strategy: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
-    """Mixtures: as many rows as the shortest dataset allows; or all rows, those of short datasets repeated."""
+    """For a mixture. first_exhausted takes as many rows as the shortest dataset allows; all_exhausted takes every row and repeats
+    those of shorter datasets."""
     mixture_seed: int = 0
-    """Mixtures: seed of which rows are drawn and held out, apart from the run's, so that runs can be compared."""
+    """For a mixture: the seed that decides which rows are drawn and which are held out. It is separate from the run's seed, so that
+    runs with different seeds use the same rows."""
     dataset_config: str | None = None
     """Name of the dataset's configuration on the hub."""
     dataset_train_split: str = "train"
-    """Split to take from a hub dataset."""
+    """Split of a hub dataset."""
     heldout_name: str | None = None
-    """Rows to measure closeness on, as dataset_name; none: the last heldout_rows of the dataset."""
+    """Rows on which closeness to the teacher is measured, named as in dataset_name. When this is null, the last heldout_rows rows
+    of the dataset are used."""
     heldout_rows: int = 0
-    """How many of the last rows (mixtures: of the drawn rows) are held out when heldout_name is none."""
+    """How many rows are held out when heldout_name is null: the last ones of the dataset, or of the rows drawn from a mixture."""
     max_rows: int | None = None
-    """Use only the first rows of the training part; mixtures: rows to draw in all."""
+    """Train on at most this many rows: the first ones of the dataset, or the total drawn from a mixture."""
     completions: Literal["given", "teacher"] = "given"
-    """Whose answers are trained on: the rows' own, or the teacher's to the same prompts (rows may be prompts alone; then it
-    answers the held-out ones too)."""
+    """Whose answers are trained on. given keeps the answers in the rows; teacher lets the teacher answer the same prompts. With
+    teacher, rows may be prompts without answers, and the teacher then answers the held-out prompts too."""
     variants: int = 0
-    """New prompts per row; the teacher answers them."""
+    """How many new prompts are made of each row; the teacher answers them."""
     variants_by: Literal["words", "teacher"] = "words"
-    """What makes them: words that stand in the same surroundings change places (for rows of few patterns), or the teacher goes
-    on with the next question after three of the rows (for natural text)."""
+    """How new prompts are made. words exchanges words that occur in the same contexts, which suits rows that follow a few patterns.
+    teacher shows the teacher three rows and lets it write the next question, which suits natural text."""
     max_new_tokens: int = 256
-    """Longest answer of the teacher; one that does not end within it is dropped."""
+    """Tokens that an answer of the teacher may have; an answer that has not ended by then is dropped."""
     max_length: int = 1024
-    """Tokens a row may have; longer completions are cut, prompts are kept."""
+    """Tokens that a row may have; a longer completion is cut, and the prompt is kept whole."""
     supervise: Literal["completion", "all"] = "completion"
-    """Which tokens are supervised: those of the last assistant turn, or all."""
+    """Which tokens are supervised: those of the last assistant turn, or all tokens."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What to do with a row that cannot be parsed."""
     max_dropped: float = 0.1
-    """Stop when a larger share of the rows has to be dropped."""
+    """Stop when more than this share of the rows has to be dropped."""
 
     def __post_init__(self) -> None:
         _require(bool(self.dataset_name), "data.dataset_name", "a dataset, or several with weights", "none")
@@ -141,14 +145,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AttributionConfig:
-    """Which teacher layers matter: one backward pass over a few rows."""
+    """Which teacher layers matter for the rows, measured by one backward pass over a few of them."""
 
     rows: int = 64
-    """Training rows to attribute on."""
+    """How many training rows the scores are computed on."""
     batch_size: int = 8
     """Rows per backward pass."""
     aggregate: Literal["abs", "sum"] = "abs"
-    """How gradient x activation is added up over tokens and channels."""
+    """How gradient × activation is summed over tokens and channels: abs sums absolute values, sum keeps the signs."""
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass to save memory."""
 
@@ -162,22 +166,25 @@ class PairingConfig:
     """Which student layers are trained, and towards which teacher layers."""
 
     selection: Literal["attribution", "last", "all"] = "last"
-    """attribution: students of the highest-scoring teacher layers; last: the deepest; all: every layer."""
+    """Which student layers are trained: those that match the teacher layers with the highest attribution scores (attribution), the
+    deepest ones (last), or every layer (all)."""
     num_layers: int | None = None
-    """How many student layers to train; null with cost null: a quarter of them, rounded up."""
+    """How many student layers are trained. When this and cost are null, it is a quarter of them, rounded up."""
     layers: tuple[int, ...] = ()
-    """These student layers (the first is 1), in place of selection, num_layers and cost."""
+    """Train exactly these student layers, counted from 1, instead of choosing by selection, num_layers and cost."""
     cost: float | None = None
-    """Budget instead of num_layers: training may cost this many times what the last layer alone costs."""
+    """A budget instead of num_layers: training may cost this many times as much as training the last layer alone."""
     interpolate: bool = False
-    """Blend the two teacher layers around the exact depth instead of rounding down."""
+    """Blend the two teacher layers around the exact relative depth instead of rounding down to one."""
     match: Match = "depth"
-    """How a student layer finds its teacher layer: by relative depth; on the best path from shallow to deep over the
-    layers' CKA (cka) or over the error of a ridge map (ridge_error); or the one of highest CKA, wherever (nearest)."""
+    """How a student layer gets its teacher layer. depth takes the layer at the same relative depth. cka and ridge_error find the
+    best assignment that keeps the order of the layers, by their CKA or by the error of a ridge map. nearest takes the teacher
+    layer with the highest CKA, wherever it is."""
     rows: int = 16
-    """Training rows that layers and heads are compared on; by depth and without heads, none are read."""
+    """How many training rows layers and heads are compared on; with match depth and no heads, no rows are read."""
     heads: int = 0
-    """Attention heads per pair for interface head: the teacher's of highest score, each with the student's most alike."""
+    """For interface head: how many attention heads a pair has. The teacher's heads with the highest scores are each paired with the
+    most similar head of the student."""
 
     def __post_init__(self) -> None:
         _require(
@@ -205,7 +212,7 @@ class PairingConfig:
         _require(
             not self.interpolate or self.match == "depth",
             "pairing.interpolate",
-            "match: depth beside it",
+            "false unless match is depth, since other matches have no depth between two layers",
             self.match,
         )
 
@@ -233,15 +240,16 @@ class RecipeFields(Generic[Open]):
     layer_loss: str | Open = _of_recipe("none")
     """Loss between a paired layer's activation and its target: cosine, fisher, geometry, projected_mse or none."""
     layer_weight: float | Open = _of_recipe(0.0)
-    """Weight of the layer loss, averaged over the pairs."""
+    """Weight of the layer loss, which is averaged over the pairs."""
     layer_schedule: LayerSchedule | Open = _of_recipe("constant")
-    """constant, or decay: the layer weight falls linearly to 0 over the training."""
+    """constant keeps the layer weight; decay lets it fall linearly to 0 over the training."""
     label_weight: float | Open = _of_recipe(0.0)
-    """Share of the label in what the topk_kl loss aims at: (1 - share) teacher + share onehot."""
+    """Share of the label in the target of the topk_kl loss: (1 - share) * teacher + share * onehot(label)."""
     map: MapName | Open = _of_recipe("ridge")
-    """How teacher activations become targets in the student's space; none keeps them as they are."""
+    """How teacher activations are mapped into the student's space; none leaves them as they are."""
     interface: Interface | Open = _of_recipe("block")
-    """Which activation of a layer is supervised."""
+    """Which activation of a layer is supervised: the residual stream after it (block), what it adds to the stream (delta), the output
+    of its attention (attn) or its MLP (mlp), single attention heads (head), or the stream after the final norm (output)."""
     learning_rate: float | Open = _of_recipe(1e-3)
     """Peak learning rate."""
     label_smoothing: float | Open = _of_recipe(0.0)
@@ -249,23 +257,25 @@ class RecipeFields(Generic[Open]):
     temperature: float | Open = _of_recipe(1.0)
     """Temperature of the topk_kl, kl and jsd losses."""
     schedule: Schedule | Open = _of_recipe("joint")
-    """joint: all trained layers at once; frontier: from shallow to deep, one layer a stage."""
+    """joint trains all layers together; frontier trains one layer after another, from shallow to deep."""
     trained: Trained | Open = _of_recipe("pairs")
-    """pairs: the plan's layers; all: every layer of the student; none: no layer, the student stays as its start leaves it."""
+    """Which layers are trained: those of the plan (pairs), every layer of the student (all), or none, so that the student is what its
+    start made of it."""
     lora_r: int | None = None
-    """LoRA rank in place of train.lora_r; 0 trains full weights."""
+    """LoRA rank instead of train.lora_r; 0 trains full weights."""
     lora_target_modules: tuple[str, ...] | None = None
-    """Module names in place of train.lora_target_modules."""
+    """Module names instead of train.lora_target_modules."""
     start: str | Open = _of_recipe("untouched")
-    """Where training starts: from the untouched student; from LoRA on its weights' principal components (pissa) or on crops of
-    the teacher's weights (seeking, seeking_corrected); or from teacher weights mapped and added (laten, laten_corrected)."""
+    """Where training starts. untouched starts from the student as it is, pissa with LoRA on the principal components of its weights,
+    seeking and seeking_corrected with LoRA on crops of the teacher's weights, and laten and laten_corrected after teacher weights
+    were mapped and added to the student's."""
     signals: Signals | Open = _of_recipe("teacher")
-    """The teacher's signals, or, as a control, those of other rows (shuffled)."""
+    """Whether a row is trained with the teacher's signals for it (teacher) or, as a control, with those of another row (shuffled)."""
 
 
 @dataclass(frozen=True)
 class RecipeConfig(RecipeFields[None]):
-    """The objective. A recipe sets every field; a field that is not null replaces the recipe's."""
+    """The objective. The named recipe sets every field; a field that is not null replaces the recipe's value."""
 
 
 if not TYPE_CHECKING:
@@ -276,24 +286,26 @@ if not TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """The teacher's and the student's activations on disk."""
+    """What is stored of the teacher's and the student's pass over the rows."""
 
     folder: str | None = None
-    """Where the cache lies: null: in targets/; else a local folder of the run's own, or an fsspec URL such as s3://bucket/run."""
+    """Where the cache is: in targets/ of the run folder (null), in a local folder that only this run uses, or at an fsspec URL such
+    as s3://bucket/run."""
     top_k: int = 32
-    """Tokens kept a position from each model; the union of both is stored."""
+    """How many of the most likely tokens are kept of each model at every position; the union of both is stored."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Type of stored activations."""
+    """Data type of stored activations."""
     prefix_dtype: Literal["int8", "fp8"] | None = None
-    """Type of the stored prefix streams, with a scale a token; null: as dtype. Their error goes into the manifest."""
+    """Data type of the stored hidden states that enter the lowest trained layer: eight bits with one scale a token, or as dtype
+    (null). The manifest records their error."""
     batch_size: int = 16
     """Rows per forward pass."""
     shard_rows: int = 64
-    """Rows per shard; an interrupted cache step goes on at the next shard."""
+    """Rows in a shard; an interrupted cache step continues with the next shard."""
     max_bytes: int | None = None
-    """Stop before the cache would grow beyond this size."""
+    """Stop before a shard is written that would make the cache larger than this many bytes; null sets no limit."""
     ridge_penalty: float = 1e-2
-    """Ridge penalty relative to the mean squared activation."""
+    """Penalty of the ridge regression, relative to the mean squared activation."""
 
     def __post_init__(self) -> None:
         _require(self.top_k > 0, "cache.top_k", "a positive count", self.top_k)
@@ -309,21 +321,21 @@ class OptimiserConfig:
     num_train_epochs: float = 3.0
     """Passes over the rows."""
     max_steps: int = -1
-    """Optimiser steps; -1: num_train_epochs decides."""
+    """Optimiser steps; with -1, num_train_epochs decides."""
     per_device_train_batch_size: int = 16
-    """Rows per step and device."""
+    """Rows in a batch on each device."""
     gradient_accumulation_steps: int = 1
     """Batches per optimiser step."""
     weight_decay: float = 0.0
     """AdamW weight decay."""
     lr_scheduler_type: str = "cosine"
-    """Schedule name that transformers knows."""
+    """Learning rate schedule, by a name that transformers knows."""
     warmup_steps: float = 0.1
-    """Warm-up steps; a value below 1 is a share of all steps."""
+    """Warm-up steps; a value below 1 is the share of all steps."""
     max_grad_norm: float = 1.0
-    """Gradient clipping."""
+    """Gradient norm above which gradients are clipped."""
     bf16: bool = False
-    """Multiply matrices in bfloat16; trained weights stay float32, and so do losses (but for logits over the whole vocabulary)."""
+    """Multiply matrices in bfloat16. Trained weights stay in float32, and so do losses, except for logits over the whole vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -335,19 +347,19 @@ class TrainConfig(OptimiserConfig):
     lora_r: int = 0
     """LoRA rank on the trained layers; 0 trains their full weights."""
     lora_alpha: int = 16
-    """LoRA scale."""
+    """LoRA's alpha; its update is scaled by alpha / rank."""
     lora_target_modules: tuple[str, ...] = ()
-    """Module names inside a layer; empty: the paper's (up, down, v and o projections)."""
+    """Names of the modules in a layer that get LoRA; when empty, the paper's: up, down, v and o projections."""
     cache_prefix: bool = True
-    """Compute the frozen layers below the lowest trained one once instead of in every step."""
+    """Run the frozen layers below the lowest trained layer once, in the cache step, instead of in every training step."""
     live_teacher: bool = False
-    """Run the teacher in every step instead of reading cached targets (needs no disk, costs time and memory)."""
+    """Run the teacher in every training step instead of reading cached signals. This needs no disk but more time and memory."""
     logging_steps: int = 1
-    """Steps between lines of train.jsonl."""
+    """Steps between two lines of train.jsonl."""
     report_to: str = "none"
-    """Tracker that transformers knows and that is installed: tensorboard, trackio, wandb, mlflow."""
+    """Experiment tracker, by a name that transformers knows: tensorboard, trackio, wandb, mlflow. It has to be installed."""
     save_steps: int = 200
-    """Steps between checkpoints to resume from."""
+    """Steps between two checkpoints from which a stopped training resumes."""
 
     def __post_init__(self) -> None:
         _require(self.num_train_epochs > 0, "train.num_train_epochs", "more than 0", self.num_train_epochs)
@@ -361,36 +373,39 @@ class TrainConfig(OptimiserConfig):
         _require(
             not (self.live_teacher and self.cache_prefix),
             "train.live_teacher",
-            "cache_prefix: false beside it",
-            "cache_prefix: true",
+            "false unless train.cache_prefix is false, since a live teacher needs the student's whole pass",
+            True,
         )
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured before and after."""
+    """What is measured of the untouched student, the trained one, the baselines and the teacher."""
 
     tasks: str | None = None
-    """Items answered by generation: embedded:test, or a jsonl file of rows with a check; null: closeness only."""
+    """Items that the models answer by generating text: embedded:test, or a jsonl file of rows with a check. With null, only closeness
+    to the teacher is measured."""
     max_items: int | None = None
-    """Items per task; null: all."""
+    """At most this many items of each task; null takes all."""
     batch_size: int = 128
-    """Rows per generation batch."""
+    """Prompts in a batch of generation."""
     max_new_tokens: int = 96
-    """Longest answer."""
+    """Tokens that an answer may have."""
     engine: Engine = "padded"
-    """What generates: transformers on padded batches (padded), or with its continuous batching (continuous: where an answer
-    ends the next prompt begins); or vllm."""
+    """What generates the answers: transformers on padded batches (padded), transformers' continuous batching, in which the next prompt
+    takes the place of an answer that has ended (continuous), or vLLM (vllm)."""
     baselines: tuple[str, ...] | dict[str, dict[str, Any]] = ()
-    """Methods trained and measured beside the chosen one, on the same rows: names, or names with recipe fields of their own."""
+    """Further methods that are trained and measured on the same rows for comparison: a list of names, or names with recipe fields of
+    their own."""
     allow_code_execution: bool = False
-    """Run generated code in the sandbox; code tasks need it."""
+    """Allow generated code to run in the sandbox; tasks that check code need this."""
     harness: tuple[str, ...] | dict[str, dict[str, Any]] = ()
-    """Tasks of lm-evaluation-harness (gsm8k, mmlu, ...), zero-shot: names, or names with fields in place of their own."""
+    """Tasks of lm-evaluation-harness such as gsm8k and mmlu, zero-shot: a list of names, or names with fields that replace the
+    task's own."""
     harness_path: str | None = None
-    """Folder of further task files that the harness reads."""
+    """A folder with further task files for the harness."""
     cka_rows: int = 64
-    """Held-out rows for the CKA heat maps; 0: none."""
+    """How many held-out rows the CKA heat maps are computed on; 0 leaves them out."""
 
 
 @dataclass(frozen=True)
@@ -418,39 +433,39 @@ class TransferConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measurement."""
     seed: int = 0
-    """Seed of row order and initialisation."""
+    """Seed of the order of rows and of initialisation."""
     allow_smaller_teacher: bool = False
-    """Go on when the teacher is smaller or shallower than the student."""
+    """Continue even if the teacher is narrower or has fewer layers than the student."""
     push_to_hub: bool = False
-    """Upload the trained student with its card at the end of `transfer`; see also `semalign push`."""
+    """Upload the trained student with its model card at the end of `transfer`; see also `semalign push`."""
     hub_model_id: str | None = None
-    """ORG/NAME to upload to."""
+    """The repository on the hub, as ORG/NAME."""
     hub_private_repo: bool | None = None
-    """Whether a repository that is made is private; null: the account's default."""
+    """Whether a repository that has to be created is private; null takes the account's default."""
 
     def __post_init__(self) -> None:
         _require(
             not self.push_to_hub or bool(self.hub_model_id),
             "hub_model_id",
-            "ORG/NAME beside push_to_hub: true",
+            "ORG/NAME, since push_to_hub is true",
             self.hub_model_id,
         )
         _require(
             self.student.offload is None,
             "student.offload",
-            "null (a student is trained, so it stays in memory)",
+            "null, since a student that is trained has to stay in memory",
             self.student.offload,
         )
         _require(
             self.recipe.interface != "head" or not self.train.activation_checkpointing,
             "train.activation_checkpointing",
-            "false beside recipe.interface: head (a head's contribution is computed in a hook, which is gone on recomputing)",
+            "false with recipe.interface head, since a head's contribution is computed in a hook that recomputing does not call",
             True,
         )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain dict of a config dataclass, tuples as lists, for YAML, JSON and fingerprints."""
+    """A config dataclass as a plain dict, with tuples as lists, for YAML, JSON and fingerprints."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
 
 

@@ -253,7 +253,7 @@ def test_recomputing_layers_turns_no_dropout_on(kind: str) -> None:
     model.config.attention_dropout = 0.5
     ids, mask = batch()
     expected = model(ids, attention_mask=mask).logits
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     models.let_checkpoint(model)
     assert any(module.training for module in model.modules())
     torch.testing.assert_close(model(ids, attention_mask=mask).logits, expected)

@@ -113,7 +113,7 @@ class SemAlignTrainer(SuffixTrainer):
             return super().train(*args, **kwargs)
         finally:
             if self.args.activation_checkpointing:
-                self.decoder.model.gradient_checkpointing_disable()
+                self.decoder.model.activation_checkpointing_disable()
             to_types(self.decoder, types)
 
     def evaluate(

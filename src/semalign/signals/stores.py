@@ -95,7 +95,7 @@ def fill(
     *,
     label: str,
     batch_size: int,
-    limit: Callable[[], None] = lambda: None,
+    limit: Callable[[int], None] = lambda more: None,
 ) -> None:
     """Write the shards a store lacks: of several processes each those of its own turn (shard number mod processes)."""
     missing = [n for n in store.missing(verify=True) if n % ranks.world() == ranks.rank()]
@@ -105,12 +105,12 @@ def fill(
             for batch in _chunks(store.plan[number], batch_size):
                 records += source(batch)
                 progress.update(len(batch))
+            limit(sum(tensor.nbytes for record in records for tensor in record.values()))
             store.write(number, records)
             # Pages that many small activations left half empty would add up from shard to shard. Nothing here is a cycle, and
             # a collection takes as long as a small shard.
             del records
             free_memory(collect=False)
-            limit()
     ranks.wait()
     store.refresh()
 

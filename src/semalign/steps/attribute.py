@@ -37,14 +37,14 @@ def _activation_gradients(decoder: Decoder, checkpointing: bool) -> Iterator[Non
         lambda m, a, out: out.requires_grad_(True)
     )
     if checkpointing:
-        decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+        decoder.model.activation_checkpointing_enable({"use_reentrant": False})
         let_checkpoint(decoder.model)
     try:
         yield
     finally:
         handle.remove()
         if checkpointing:
-            decoder.model.gradient_checkpointing_disable()
+            decoder.model.activation_checkpointing_disable()
             decoder.model.eval()
         for parameter, flag in zip(decoder.model.parameters(), wanted, strict=True):
             parameter.requires_grad_(flag)

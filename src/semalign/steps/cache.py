@@ -77,18 +77,19 @@ def _is_cached(run: RunFolder, stores: Stores) -> bool:
     )
 
 
-def _limit(prepared: Prepared) -> Callable[[], None]:
-    config, run = prepared.config, prepared.run
+def _limit(prepared: Prepared) -> Callable[[int], None]:
+    """Refuses a shard of so many bytes that would make the cache larger than the config allows."""
+    most, targets = prepared.config.cache.max_bytes, prepared.run.targets
 
-    def check() -> None:
-        if config.cache.max_bytes is None:
+    def check(more: int) -> None:
+        if most is None:
             return
         # All that lies there now, raw activations that wait for their map included.
-        size = sum(p.stat().st_size for p in run.targets.rglob("*.safetensors"))
-        if size > config.cache.max_bytes:
+        size = more + sum(p.stat().st_size for p in targets.rglob("*.safetensors"))
+        if size > most:
             raise CacheError(
-                f"cache.max_bytes: the cache has grown to {size} bytes, allowed are {config.cache.max_bytes}; "
-                "raise the limit, or lower data.max_rows, cache.top_k or the number of pairs."
+                f"cache.max_bytes: the cache would grow to {size} bytes, and {most} are allowed; raise the limit, or lower "
+                "data.max_rows, cache.top_k or the number of pairs."
             )
 
     return check

@@ -63,10 +63,10 @@ def trainable(
             student.layers[layer - 1].requires_grad_(True)
     to_float32(student, plan.cut if config.train.cache_prefix else 0, keep_frozen=config.train.bf16)
     if config.train.activation_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        student.model.activation_checkpointing_enable({"use_reentrant": False})
     yield model
     if config.train.activation_checkpointing:
-        student.model.gradient_checkpointing_disable()
+        student.model.activation_checkpointing_disable()
     to_types(student, original)
 
 

@@ -62,11 +62,9 @@ class SuffixModel(nn.Module):
             let_checkpoint(self)
         return self
 
-    def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
+    def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """What the Trainer calls for `activation_checkpointing`; it is taken off again after the training."""
-        self.decoder.model.gradient_checkpointing_enable({"use_reentrant": False})
-
-    activation_checkpointing_enable = gradient_checkpointing_enable
+        self.decoder.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def forward(
         self, attention_mask: Tensor, states: Tensor, labels: Tensor, **batch: Tensor
