@@ -26,24 +26,24 @@ from semalign.report.tables import final_table
 from semalign.run import ranks
 
 STEP_HELP = {
-    "generate": "let the teacher answer the prompts, where data asks for it",
+    "generate": "let the teacher answer the prompts, if the config asks for it",
     "attribute": "score the teacher's layers on a few rows",
-    "pair": "choose and pair layers; writes an editable plan",
+    "pair": "choose layers and pair them; writes a plan that you may edit",
     "cache": "run both models once and store what training needs",
-    "train": "train the paired layers, and the baselines' too",
-    "evaluate": "measure before, after, baselines and teacher",
-    "report": "make the page from the files of a run folder",
+    "train": "train the student, and one student for each baseline",
+    "evaluate": "measure the untouched and the trained student, the baselines and the teacher",
+    "report": "write the page from the files of a run folder",
 }
 CONFIG_COMMANDS = ("transfer", "check", *(step for step in STEP_HELP if step != "report"))
 RESUMABLE = ("demo", "compare", *(command for command in CONFIG_COMMANDS if command != "check"))
 HELP = {
-    "transfer": "all steps, with resume",
-    "check": "look before anything expensive",
+    "transfer": "run all steps; the same command continues a stopped run",
+    "check": "check models and rows, and estimate memory, disk and time, before anything expensive",
     **STEP_HELP,
-    "compare": "methods x tasks x seeds on one pair, with intervals",
-    "demo": "transfer between the embedded pair, with baselines",
-    "data": "check a file of rows: form, lengths, masks, duplicates, overlap",
-    "push": "list what would go to the hub, and upload it with --yes",
+    "compare": "train and compare methods on several tasks with several seeds, with intervals",
+    "demo": "transfer between the two models that ship with the package, with baselines",
+    "data": "check a file of rows: form, lengths, masks, duplicates and overlap",
+    "push": "list what would be uploaded to the hub, and upload it with --yes",
     "completion": "print a script that completes commands and options in your shell",
 }
 DESCRIPTION = "Move knowledge from a larger language model into a smaller one by aligning layer outputs."
@@ -70,7 +70,7 @@ def parser() -> Root:
     root.helps = HELP
     commands = {name: own[name]() if name in own else _config_parser(name) for name in HELP}
     root.add_commands("command", commands, HELP)
-    inner = {"check": "what a run would meet in a file"}
+    inner = {"check": "report what a run would meet in a file of rows"}
     commands["data"].add_commands("action", {"check": _data_check_parser()}, inner)
     return root
 
@@ -78,8 +78,8 @@ def parser() -> Root:
 def _common(usage: str) -> Parser:
     sub = Parser(usage=f"semalign {usage} [--json] [--quiet] [--verbose]")
     sub.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    sub.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
-    sub.add_argument("--verbose", action="store_true", help="what the libraries log too")
+    sub.add_argument("--quiet", action="store_true", help="show no progress bars, and print warnings only")
+    sub.add_argument("--verbose", action="store_true", help="also print what the libraries log")
     return sub
 
 
@@ -99,32 +99,40 @@ def _demo_parser() -> Parser:
 
 def _compare_parser() -> Parser:
     sub = _common("compare FILE [OPTIONS]")
-    sub.description = "Train and measure every method of a YAML file on every task with every seed; a killed run goes on where it was."
-    sub.add_argument("file", type=str, help="YAML file of a comparison, see examples/compare-embedded.yaml")
-    sub.add_argument("--seeds", type=int, help="trainings per method and task, in place of the file's")
+    sub.description = "Train and measure every method of a YAML file on every task with every seed. The same command continues a stopped run."
     sub.add_argument(
-        "--methods", type=str, help="labels to run, with commas between; the default always runs"
+        "file", type=str, help="YAML file of a comparison, such as examples/compare-embedded.yaml"
     )
-    sub.add_argument("--workers", type=int, help="processes, in place of the file's")
-    sub.add_argument("--output_dir", type=str, help="folder, in place of the file's")
+    sub.add_argument(
+        "--seeds", type=int, help="trainings of each method on each task, instead of the number in the file"
+    )
+    sub.add_argument(
+        "--methods",
+        type=str,
+        help="labels of the methods to run, separated by commas; the default method always runs",
+    )
+    sub.add_argument("--workers", type=int, help="worker processes, instead of the number in the file")
+    sub.add_argument("--output_dir", type=str, help="folder, instead of the one in the file")
     return sub
 
 
 def _report_parser() -> Parser:
     sub = _common("report RUN [RUN ...] [--open]")
     sub.description = (
-        "One run: its page, from the files of the folder. Several: a page that sets them side by side."
+        "Write the page of one run from the files in its folder, or a page that compares several runs."
     )
     sub.add_argument("runs", nargs="+", type=str, help="run folders")
-    sub.add_argument("--output", type=str | None, help="file of the page; of several runs: runs.html")
+    sub.add_argument(
+        "--output", type=str | None, help="file of the page; the default for several runs is runs.html"
+    )
     sub.add_argument("--open", action="store_true", help="show the page in the browser")
     return sub
 
 
 def _data_check_parser() -> Parser:
     sub = _common("data check FILE [--model MODEL] [--against ROWS] [--max_length N]")
-    sub.add_argument("file", type=str, help="rows: jsonl file, saved folder, hub id or embedded:SPLIT")
-    sub.add_argument("--model", type=str | None, help="whose tokenizer and template count")
+    sub.add_argument("file", type=str, help="a jsonl file, a saved folder, a hub id or embedded:SPLIT")
+    sub.add_argument("--model", type=str | None, help="the model whose tokenizer and chat template are used")
     sub.add_argument("--against", type=str | None, help="evaluation rows that must not be trained on")
     sub.add_argument("--max_length", type=int, default=1024, help="tokens a row may have")
     return sub
@@ -133,17 +141,21 @@ def _data_check_parser() -> Parser:
 def _push_parser() -> Parser:
     sub = _common("push RUN [--hub_model_id ORG/NAME] [--private] [--yes]")
     sub.add_argument("run", type=str, help="the run folder")
-    sub.add_argument("--hub_model_id", type=str | None, help="where to; null: the config's hub_model_id")
-    sub.add_argument("--private", action="store_true", help="make a private repository")
-    sub.add_argument("--yes", action="store_true", help="upload; without it nothing leaves this machine")
+    sub.add_argument(
+        "--hub_model_id",
+        type=str | None,
+        help="the repository on the hub; null takes the config's hub_model_id",
+    )
+    sub.add_argument("--private", action="store_true", help="create a private repository")
+    sub.add_argument(
+        "--yes", action="store_true", help="upload; without this option nothing leaves this machine"
+    )
     return sub
 
 
 def _completion_parser() -> Parser:
     sub = _common("completion {bash,zsh,tcsh}")
-    sub.description = (
-        "Needs the extra `completion`; for bash put into ~/.bashrc: source <(semalign completion bash)"
-    )
+    sub.description = "Needs the extra `completion`. For bash, put this line into ~/.bashrc: source <(semalign completion bash)"
     sub.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that the script is for")
     return sub
 

@@ -60,7 +60,7 @@ class SemAlignConfig(SuffixArguments):
         has_gpu = torch.cuda.is_available()
         if self.use_cpu and has_gpu:
             raise ConfigError(
-                "use_cpu: expected false where a GPU is, got true; hide the GPU with CUDA_VISIBLE_DEVICES= instead."
+                "use_cpu: expected false on a machine with a GPU, got true; hide the GPU with CUDA_VISIBLE_DEVICES= instead."
             )
         self.use_cpu = not has_gpu
         super().__post_init__()

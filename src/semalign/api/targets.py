@@ -95,7 +95,7 @@ def cache_targets(
 
 
 def _gone() -> Decoder:
-    raise ModelError("the teacher and the untouched student were let go after caching.")
+    raise ModelError("the teacher and the untouched student are no longer in memory after caching.")
 
 
 def _transfer_config(

@@ -34,7 +34,7 @@ class SemAlignTrainer(SuffixTrainer):
     """Trains the paired layers of a student towards a teacher's cached signals.
 
     A transformers Trainer: callbacks, `report_to`, `resume_from_checkpoint`, gradient accumulation, mixed precision,
-    activation checkpointing and `push_to_hub` work as there. Making one runs `cache_targets`, and the teacher is gone
+    activation checkpointing and `push_to_hub` work as in transformers. Making one runs `cache_targets`, and the teacher is gone
     when it returns. The model is trained in place. Dropout, LoRA's included, stays off, since the cached signals
     were computed without it.
 
@@ -171,7 +171,9 @@ class SemAlignTrainer(SuffixTrainer):
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not offered: use the student's own generate, or `semalign evaluate`."""
-        raise ConfigError("predict: expected evaluate, got predict; generate with trainer.student instead.")
+        raise ConfigError(
+            "predict: SemAlignTrainer does not generate text; call trainer.student.generate, or run `semalign evaluate`."
+        )
 
 
 def _one_stage(recipe: Recipe) -> Recipe:

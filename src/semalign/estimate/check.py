@@ -50,8 +50,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     )
     if config.data.is_generated:
         console.print(
-            "the teacher has yet to answer prompts; given answers stand in for its own, and where there are none as many tokens as "
-            "data.max_new_tokens; its time is not estimated"
+            "the teacher has not answered the prompts yet: this estimate uses the given answers in place of its own, or "
+            "data.max_new_tokens tokens where there is none, and leaves out the time of generating"
         )
     if not is_to_answer(config.data, first[0]):
         console.print("one row, supervised part in brackets:")

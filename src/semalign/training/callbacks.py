@@ -101,8 +101,8 @@ class GiveBack(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal ends the process at once.
 
-    Of several processes all stop after the same step, whichever was told to; their launcher passes signals on and ends by
-    force those that do not come to a stop, so a second signal is no news to them.
+    When several processes train together, all of them stop after the same step, whichever of them received the signal. A second
+    signal is then ignored, because launchers pass signals on to every process and kill those that do not stop.
     """
 
     def __init__(self) -> None:
