@@ -9,16 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tiny import save_model, tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM
 
 from semalign.config import DataConfig, ModelConfig, PairingConfig, RecipeConfig, TrainConfig, TransferConfig
-from semalign.data import prepare
-from semalign.errors import CacheError, ConfigError, DataError, ModelError
-from semalign.models.decoder import Decoder
-from semalign.signals.passes import student_signals
-from semalign.signals.request import Request
+from semalign.errors import CacheError
 from semalign.steps.pipeline import transfer
 
 
@@ -71,58 +64,6 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_loading(
     monkeypatch.setattr("semalign.steps.pipeline.load_inputs", lambda *_: pytest.fail("rows were read first"))
     with pytest.raises(CacheError, match="cannot be written"):
         transfer(config_of(*tiny_pair, rows_file, tmp_path / "file" / "run"))
-
-
-def test_held_out_rows_among_the_training_rows_are_refused(
-    tiny_pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    rows = tmp_path / "rows.jsonl"
-    line = json.dumps({"prompt": "add two", "completion": " five"})
-    rows.write_text("\n".join([line, line, line]))
-    with pytest.raises(DataError, match="held-out prompts are among the training rows"):
-        transfer(config_of(*tiny_pair, rows, tmp_path / "run", data=DataConfig(str(rows), heldout_rows=1)))
-
-
-def test_padded_heads_are_sliced_to_the_shared_ids(
-    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
-) -> None:
-    padded = AutoModelForCausalLM.from_pretrained(tiny_pair[0])
-    padded.resize_token_embeddings(384, mean_resizing=False)
-    teacher = save_model(padded, tmp_path / "padded")
-    run = transfer(
-        config_of(teacher, tiny_pair[1], rows_file, tmp_path / "run"), ("attribute", "pair", "cache")
-    )
-    plain = transfer(config_of(*tiny_pair, rows_file, tmp_path / "plain"), ("attribute", "pair", "cache"))
-    ours, theirs = (json.loads(r.manifest.read_text())["alignment"] for r in (run, plain))
-    assert [a["cosine"] for a in ours] == pytest.approx([a["cosine"] for a in theirs], abs=1e-3)
-
-
-def test_other_tokens_on_the_same_ids_are_refused(
-    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
-) -> None:
-    folder = save_model(tiny_model("llama", layers=5, wide=True), tmp_path / "teacher")
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    assert "<unused1>" in text
-    swapped = text.replace("<unused1>", "<other1>")
-    (folder / "tokenizer.json").write_text(swapped, encoding="utf-8")
-    with pytest.raises(ModelError, match="<other1>"):
-        transfer(config_of(folder, tiny_pair[1], rows_file, tmp_path / "run"))
-
-
-def test_activations_that_are_not_finite_name_the_sample() -> None:
-    decoder = Decoder(tiny_model("llama", layers=2, wide=False), tiny_tokenizer())
-    samples = prepare(
-        [{"prompt": "add two", "completion": " five", "id": "row-7"}], tiny_tokenizer(), max_length=64
-    )
-    with torch.no_grad():
-        decoder.layers[1].mlp.down_proj.weight.fill_(torch.inf)
-    with pytest.raises(ModelError, match="sample row-7"):
-        student_signals(decoder, samples, Request(pairs=(), top_k=4))
-
-
-def test_the_live_teacher_cannot_be_combined_with_a_cached_prefix() -> None:
-    with pytest.raises(ConfigError, match="cache_prefix: false"):
-        TrainConfig(live_teacher=True)
 
 
 def test_losses_that_explode_stop_the_run(

@@ -12,7 +12,7 @@ import pytest
 
 from semalign.cli import main, parser
 from semalign.errors import CacheError, ConfigError, DataError, ModelError, SemAlignError, require
-from semalign.parsing import UsageError, load_config
+from semalign.parsing import UsageError
 
 
 def test_transfer_prints_one_json_object_and_leaves_every_file(
@@ -85,27 +85,6 @@ def test_another_config_in_the_same_folder_stops_with_a_diff(
     assert "attribution.rows: 64 -> 3" in capsys.readouterr().err
 
 
-def test_check_shows_masks_heads_pairs_and_costs(
-    config_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["check", str(config_file), "--json"]) == 0
-    out, err = capsys.readouterr()
-    found = json.loads(out)
-    assert found["heads"]["teacher"]["rank"] == 48 and found["heads"]["student"]["rank"] == 32
-    assert found["estimate"]["cache_bytes"] > 0 and found["training_rows"] == 16
-    assert "the answer is" in err and not (config_file.parent / "run").exists()
-
-
-def test_the_cache_estimate_is_close_to_what_is_written(
-    config_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["check", str(config_file), "--json", "--quiet"]) == 0
-    estimated = json.loads(capsys.readouterr().out)["estimate"]["cache_bytes"]
-    assert main(["transfer", str(config_file), "--quiet", "--json"]) == 0
-    written = json.loads((config_file.parent / "run" / "targets" / "manifest.json").read_text())["bytes"]
-    assert estimated == pytest.approx(written, rel=0.15)
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -113,7 +92,7 @@ def test_the_cache_estimate_is_close_to_what_is_written(
         (["--teacher.model_name_or_path=/nowhere/at/all"], 5, "expected a model folder"),
         (["--pairing.num_layers=9"], 3, "the student has 3 layers, got 9"),
         (["--data.heldout_rows=20"], 4, "expected fewer than the 20 rows"),
-        (["--cache.max_bytes=10"], 6, "allowed are 10"),
+        (["--cache.max_bytes=10"], 6, "10 are allowed"),
     ],
 )
 def test_mistakes_have_one_sentence_and_their_own_exit_code(
@@ -242,27 +221,3 @@ def test_a_missing_extra_has_the_command_that_installs_it(
     assert "pip install 'semalign[completion]'" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(SemAlignError, match=r"no_such_package .* pip install 'semalign\[some\]'"):
         require("no_such_package", "some")
-
-
-def test_bad_values_in_a_file_are_config_errors(config_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cache\.top_k"):
-        load_config(config_file, cache={"top_k": 0})
-    with pytest.raises(ConfigError):
-        load_config(config_file, seed="many")
-
-
-def test_an_unknown_key_in_a_file_is_answered_with_the_nearest_in_python_too(config_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'lora_q'.*did you mean train\.lora_r"):
-        load_config(config_file, train={"lora_q": 0})
-    with pytest.raises(ConfigError, match=r"learning_rate.*did you mean recipe\.learning_rate\?"):
-        load_config(config_file, learning_rate=1e-3)
-
-
-def test_a_folder_in_use_names_the_owner(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import os
-
-    run = config_file.parent / "run"
-    run.mkdir()
-    (run / ".lock").write_text(str(os.getppid()))
-    assert main(["transfer", str(config_file), "--quiet"]) == 6
-    assert f"in use by process {os.getppid()}" in " ".join(capsys.readouterr().err.split())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from test_imports import ORDER
 
 import semalign.methods
 from semalign.cli import main, parser
-from semalign.parsing import commands_of
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -79,18 +80,71 @@ def test_a_method_is_added_as_the_guide_says(
     assert "KL(p_T || p_S)" in (tmp_path / "run" / "student" / "README.md").read_text()
 
 
+SUFFIXES = ("py", "md", "json", "jsonl", "yaml", "yml", "toml", "txt", "html", "css", "cff", "safetensors")
+
+
+@cache
+def names() -> set[str]:
+    """Names of all files, and what the sources put behind a folder as `folder / "name"`: files and folders of a run."""
+    folders = ("src", "tests", "docs", "scripts", "examples", "benchmarks")
+    files = {path.name for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
+    nodes = (n for path in (ROOT / "src").rglob("*.py") for n in ast.walk(ast.parse(path.read_text("utf-8"))))
+    joined = (n.right for n in nodes if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Div))
+    return files | {n.value for n in joined if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+def is_there(path: str) -> bool:
+    """Whether a path exists, counted from the repository or from the package; a name alone may lie in any folder."""
+    if any((base / path).exists() for base in (ROOT, ROOT / "src" / "semalign")):
+        return True
+    return path.removesuffix("/") in names()
+
+
+def is_importable(dotted: str) -> bool:
+    """Whether a dotted name is a module of the package, or something in one."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[count:]:
+            found = getattr(found, name, None)
+        return found is not None
+    return False
+
+
+def not_there(guide: str) -> list[str]:
+    """The paths and modules that a text names in code spans and that do not exist."""
+    spans = [span for span in re.findall(r"```.*?```|`([^`\n]+)`", guide, re.DOTALL) if span]
+    paths = [
+        s for s in spans if re.fullmatch(r"[\w./-]+", s) and ("/" in s or Path(s).suffix[1:] in SUFFIXES)
+    ]
+    modules = [s for s in spans if re.fullmatch(r"semalign(\.\w+)+", s)]
+    return [p for p in paths if not is_there(p)] + [m for m in modules if not is_importable(m)]
+
+
 def test_the_guide_names_every_module_and_nothing_that_is_not_there() -> None:
     guide = text("CONTRIBUTING.md")
     table = guide.split("## Where things are")[1].split("## Add a method")[0]
     named = set(re.findall(r"`([\w]+)(?:\.py|/)`", table))
-    assert set(ORDER) - named <= {"progress", "callbacks", "__main__"}
-    for path in re.findall(r"`((?:src|tests|docs)/[\w./]*)`", guide):
-        assert (ROOT / path).exists(), path
+    assert set(ORDER) - named <= {"__main__"}
+    assert not_there(guide) == []
+
+
+def test_a_name_that_is_not_there_is_found_wherever_a_guide_has_it() -> None:
+    right = "`src/semalign/maths/`, `maths/`, `models/layouts.py`, `layouts.py`, `tests/tiny.py`, `targets/`, `pairs.json`, `README.md`"
+    right += " `semalign.models.layouts`, `semalign.methods.Recipe`, `ORG/NAME or so`, `run.yaml --seed 1`\n```python\nimport `no/such`\n```"
+    assert not_there(right) == []
+    wrong = "src/semalign/losses/ losses/ tests/test_models.py models/layout.py layout.py run/pairs.json scores.yaml CONTRIBUTE.md"
+    wrong_modules = "semalign.losses semalign.models.layouts.Recipe semalign.methods.recipe.Recipes"
+    both = [*wrong.split(), *wrong_modules.split()]
+    assert not_there(f"{right} {' '.join(f'`{name}`' for name in both)}") == both
 
 
 def test_the_changelog_speaks_of_commands_that_exist() -> None:
     named = set(re.findall(r"`semalign (\w+)", text("CHANGELOG.md") + text("CONTRIBUTING.md")))
-    assert named and named <= set(commands_of(parser()))
+    assert named and named <= set(parser().commands)
     assert f"## {PROJECT['version']}" in text("CHANGELOG.md")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +11,14 @@ import datasets
 import peft
 import pytest
 import torch
-from tiny import save_model, tiny_model, tiny_tokenizer
+from tiny import save_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 import semalign
-from semalign import SemAlignConfig, SemAlignTrainer, cache_targets
-from semalign.errors import ConfigError, DataError
+from semalign import SemAlignConfig, SemAlignTrainer
+from semalign.errors import ConfigError
 
-WORDS = ("two", "three", "five", "blue", "green", "sky")
-ROWS = [
-    {
-        "messages": [
-            {"role": "user", "content": f"add {a} and {b}"},
-            {"role": "assistant", "content": f"the answer is {a} {b}"},
-        ]
-    }
-    for a in WORDS
-    for b in WORDS
-]
-TRAIN, HELDOUT = ROWS[:20], ROWS[20:28]
-
-
-def models() -> tuple[Any, Any]:
-    """A student and a teacher in memory."""
-    return tiny_model("llama", layers=3, wide=False, seed=1), tiny_model("llama", layers=5, wide=True, seed=2)
-
-
-def arguments(folder: Path, **changes: Any) -> SemAlignConfig:
-    """Few steps on a CPU."""
-    return SemAlignConfig(
-        str(folder),
-        **{
-            "num_train_epochs": 2,
-            "per_device_train_batch_size": 4,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "pairing": {"num_layers": 1},
-            "cache": {"top_k": 8, "dtype": "float32"},
-            "attribution": {"rows": 4},
-        }
-        | changes,
-    )
-
-
-def made(folder: Path, student: Any = None, teacher: Any = None, **options: Any) -> SemAlignTrainer:
-    """A trainer on the tiny pair."""
-    own, theirs = models()
-    given = {"args": arguments(folder), "train_dataset": TRAIN, "eval_dataset": HELDOUT} | options
-    return SemAlignTrainer(student or own, teacher or theirs, processing_class=tiny_tokenizer(), **given)
+from .small import HELDOUT, TRAIN, arguments, made, models
 
 
 class Seen(TrainerCallback):
@@ -107,41 +66,6 @@ def test_the_measured_kl_is_that_of_the_models_own_logits(tmp_path: Path) -> Non
             p, q = (m(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for m in (teacher, student))
         total, count = total + float((p.exp() * (p - q)).sum()), count + len(p)
     assert measured == pytest.approx(total / count, rel=1e-4)
-
-
-def test_the_teacher_is_gone_when_the_trainer_is_made(tmp_path: Path) -> None:
-    student, teacher = models()
-    known = weakref.ref(teacher)
-    trainer = SemAlignTrainer(student, teacher, arguments(tmp_path), TRAIN, processing_class=tiny_tokenizer())
-    del teacher
-    assert known() is None
-    trainer.train()
-
-
-def test_targets_made_before_serve_a_trainer_without_teacher(tmp_path: Path) -> None:
-    student, teacher = models()
-    args = arguments(tmp_path)
-    targets = cache_targets(
-        student, teacher, args, TRAIN, eval_dataset=HELDOUT, processing_class=tiny_tokenizer()
-    )
-    assert [p.student for p in targets.plan.pairs] == [3]
-    trainer = SemAlignTrainer(student, args=args, targets=targets, processing_class=tiny_tokenizer())
-    first = trainer.evaluate()["eval_kl"]
-    trainer.train()
-    assert trainer.evaluate()["eval_kl"] < first
-
-
-def test_cached_signals_are_kept_for_the_same_models_and_made_anew_for_others(tmp_path: Path) -> None:
-    student, teacher = models()
-    made(tmp_path, student, teacher)
-    manifest = tmp_path / "targets" / "manifest.json"
-    time = manifest.stat().st_mtime_ns
-    made(tmp_path, student, teacher)
-    assert manifest.stat().st_mtime_ns == time
-    with torch.no_grad():
-        student.model.layers[0].mlp.up_proj.weight.mul_(1.01)
-    made(tmp_path, student, teacher)
-    assert manifest.stat().st_mtime_ns > time
 
 
 def test_it_gives_the_losses_of_the_command_line(tmp_path: Path) -> None:
@@ -238,14 +162,6 @@ def test_lora_trains_adapters_of_the_paired_layers_alone(tmp_path: Path, form: s
         assert torch.allclose(fresh(ids).logits, trainer.student(ids).logits, atol=1e-5)
 
 
-def test_adapters_on_every_layer_train_every_layer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    student, teacher = models()
-    adapted = peft.get_peft_model(student, peft.LoraConfig(r=2, target_modules=["up_proj"]))
-    trainer = made(tmp_path, adapted, teacher, args=arguments(tmp_path, pairing={}))
-    assert trainer.cut == 0 and trainer.targets.plan.trained_layers == (1, 2, 3)
-    assert "adapters on every layer" in caplog.text
-
-
 def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
     losses = []
     for name, is_on in (("off", False), ("on", True)):
@@ -323,10 +239,6 @@ def test_what_is_missing_or_wrong_is_said_in_one_sentence(tmp_path: Path) -> Non
     student, _ = models()
     with pytest.raises(ConfigError, match="teacher_model and train_dataset"):
         SemAlignTrainer(student, args=arguments(tmp_path))
-    with pytest.raises(DataError, match="among the training rows"):
-        made(tmp_path, eval_dataset=TRAIN[:2])
-    with pytest.raises(DataError, match="rows as dicts"):
-        made(tmp_path, train_dataset=["text"])
     trainer = made(tmp_path, eval_dataset=None)
     with pytest.raises(ConfigError, match="give eval_dataset when the trainer is made"):
         trainer.evaluate()
@@ -336,6 +248,3 @@ def test_what_is_missing_or_wrong_is_said_in_one_sentence(tmp_path: Path) -> Non
         trainer.predict(HELDOUT)
     with pytest.raises(ConfigError, match="hub_model_id"):
         trainer.push_to_hub()
-    adapted = peft.get_peft_model(student, peft.LoraConfig(r=2, target_modules=["up_proj"]))
-    with pytest.raises(ConfigError, match="whose adapters choose them"):
-        made(tmp_path, adapted)

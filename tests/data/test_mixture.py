@@ -14,11 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semalign.cli import main
-from semalign.config import DataConfig
 from semalign.data import disjoint
-from semalign.data.drawing import draw_rows
 from semalign.data.mixture import apportion, mix
-from semalign.errors import ConfigError, DataError
+from semalign.errors import DataError
 from semalign.parsing import load_config
 
 
@@ -89,30 +87,6 @@ def test_too_few_rows_for_the_share_of_the_held_out_ones() -> None:
         mix(DATASETS, {"a": 1, "b": 1}, heldout=80)
     with pytest.raises(DataError, match="no row is left to train on"):
         mix({"a": DATASETS["a"], "b": rows("b", 1) * 9}, {"a": 1, "b": 1}, heldout=4)
-
-
-@pytest.mark.parametrize(
-    ("weights", "field"),
-    [({"a": 0}, "data.dataset_name.a"), ({}, "data.dataset_name"), ({"a": -1.0}, "a: expected a weight")],
-)
-def test_weights_are_checked(weights: dict[str, float], field: str) -> None:
-    with pytest.raises(ConfigError, match=field):
-        DataConfig(weights)
-
-
-def test_a_mixture_with_rows_of_its_own_to_measure_on_stops_at_an_overlap(tmp_path: Path) -> None:
-    files = {name: write(tmp_path / f"{name}.jsonl", DATASETS[name]) for name in DATASETS}
-    kept = write(tmp_path / "kept.jsonl", rows("c", 5) + DATASETS["b"][:40])
-    with pytest.raises(DataError, match="held-out prompts are among the training rows"):
-        draw_rows(DataConfig({str(f): 1.0 for f in files.values()}, heldout_name=str(kept)))
-    assert (
-        len(
-            draw_rows(
-                DataConfig({str(f): 1.0 for f in files.values()}, heldout_name=str(kept), heldout_rows=5)
-            ).heldout
-        )
-        == 5
-    )
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> Path:

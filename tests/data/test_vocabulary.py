@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from semalign.data import Sample, SharedVocabulary, check_shared, shared_vocabulary, templates_agree
+from semalign.data import Sample, SharedVocabulary, check_shared, shared_vocabulary
 from semalign.errors import DataError, ModelError
 
 
@@ -91,13 +91,3 @@ def test_samples_outside_the_shared_ids_are_named(tokenizer):
         DataError, match=f"sample bad: token .* has id {len(tok) - 1}, expected ids below {len(tok) - 1}"
     ):
         check_shared([Sample([0, len(tok) - 1], [False, True], "bad")], shared, tok)
-
-
-def test_templates_agree(tokenizer):
-    rows = [{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}]
-    system = [{"messages": [{"role": "system", "content": "S"}, *rows[0]["messages"]]}]
-    assert templates_agree(tokenizer("gemma"), tokenizer("gemma"), rows)
-    assert not templates_agree(tokenizer("gemma"), tokenizer("chatml"), rows)
-    assert not templates_agree(tokenizer("gemma"), tokenizer("gemma"), system), "a refusal is no agreement"
-    assert not templates_agree(tokenizer("chatml"), tokenizer("none"), rows)
-    assert templates_agree(tokenizer("chatml"), tokenizer("none"), [{"prompt": "a", "completion": "b"}])

@@ -4,6 +4,7 @@ Nothing here calls the package. Layers are counted 1..L.
 """
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -129,6 +130,35 @@ def topk_union(teacher_logits: Tensor, student_logits: Tensor, k: int) -> list[s
         best = [sorted(range(len(z)), key=lambda token, z=z: -float(z[token]))[:k] for z in (z_t, z_s)]
         unions.append(set(best[0]) | set(best[1]))
     return unions
+
+
+@dataclass(frozen=True)
+class TopkTargets:
+    """What is known of a position's J: ids, log-probabilities of both models, and which slots count."""
+
+    ids_NJ: Tensor
+    teacher_logp_NJ: Tensor
+    student_logp_NJ: Tensor
+    mask_NJ: Tensor
+
+
+def topk_targets(teacher_logits: Tensor, student_logits: Tensor, k: int) -> TopkTargets:
+    """The teacher's k most probable tokens, then the student's, of which those that the teacher named do not count."""
+    ids, mask = [], []
+    for z_t, z_s in zip(teacher_logits, student_logits, strict=True):
+        theirs, ours = (
+            sorted(range(len(z)), key=lambda token, z=z: -float(z[token]))[:k] for z in (z_t, z_s)
+        )
+        ids.append([*theirs, *ours])
+        mask.append([True] * k + [token not in theirs for token in ours])
+    slots = torch.tensor(ids)
+    logps = [
+        torch.stack([z.double().log_softmax(0)[row] for z, row in zip(logits, slots, strict=True)]).to(
+            logits.dtype
+        )
+        for logits in (teacher_logits, student_logits)
+    ]
+    return TopkTargets(slots, *logps, torch.tensor(mask))
 
 
 def topk_kl_loss(

@@ -1,7 +1,10 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from semalign.maths.lowrank import low_rank_linear
 
@@ -47,12 +50,23 @@ def test_half_precision_products_leave_float32_gradients() -> None:
         assert leaf.grad is not None and leaf.grad.dtype == torch.float32
 
 
-def test_inputs_that_need_no_gradient_get_none() -> None:
-    a, b = normal(2, 8).requires_grad_(), normal(4, 2).requires_grad_()
-    out = low_rank_linear(normal(3, 8), normal(4, 8), None, a, b, scale=1.0, dtype=torch.float32)
+@pytest.mark.parametrize("needed", [n for n in itertools.product([True, False], repeat=3) if any(n)])
+def test_inputs_that_need_no_gradient_cost_no_product(needed: tuple[bool, bool, bool]) -> None:
+    tokens, wide, narrow, rank = 3, 8, 4, 2
+    shapes = ((tokens, wide), (rank, wide), (narrow, rank))
 
-    out.sum().backward()
+    def backward(needed: tuple[bool, ...]) -> tuple[int, list[torch.Tensor | None]]:
+        leaves = [normal(*s, seed=n).requires_grad_(needed[n]) for n, s in enumerate(shapes)]
+        x, a, b = leaves
+        out = low_rank_linear(x, normal(narrow, wide), None, a, b, scale=1.0, dtype=torch.float32)
+        with FlopCounterMode(display=False) as counter:
+            out.sum().backward()
+        return counter.get_total_flops(), [leaf.grad for leaf in leaves]
 
-    assert a.grad is not None and b.grad is not None
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(out.sum(), normal(3, 8).requires_grad_())
+    (cost, gradients), (whole, every) = backward(needed), backward((True, True, True))
+
+    # The large product of each gradient; two operations for each number that is added up.
+    products = (tokens * narrow * wide, rank * tokens * wide, narrow * tokens * rank)
+    assert whole - cost >= 2 * sum(p for p, is_needed in zip(products, needed, strict=True) if not is_needed)
+    for gradient, expected, is_needed in zip(gradients, every, needed, strict=True):
+        assert torch.equal(gradient, expected) if is_needed else gradient is None  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from semalign.maths.pairing import (
     interpolated,
     nearest,
     pair_critical,
-    student_layer_for,
     teacher_layer,
 )
 
@@ -23,10 +23,16 @@ from . import reference
 depths = st.integers(1, 60)
 
 
+def critical(layer: int, teacher_layers: int, student_layers: int) -> LayerPair:
+    """The pair where this teacher layer alone has a score."""
+    scores = [float(n == layer) for n in range(1, teacher_layers + 1)]
+    (pair,) = pair_critical(scores, student_layers, count=1)
+    return pair
+
+
 def test_the_example_of_twenty_and_ten_layers() -> None:
     assert [teacher_layer(k, 20, 10) for k in range(1, 11)] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
-    assert student_layer_for(7, 20, 10) == 4
-    assert student_layer_for(8, 20, 10) == 4
+    assert critical(7, 20, 10) == critical(8, 20, 10) == LayerPair(8, 4)
     assert interpolated(4, 20, 10) == LayerPair(teacher=8, student=4)
 
 
@@ -35,7 +41,7 @@ def test_forty_and_thirty_two_layers() -> None:
     assert teacher_layer(4, 40, 32) == 5
     assert teacher_layer(32, 40, 32) == 40
     # l(3) = 3 and l(4) = 5, so critical layer 4 goes to the deeper student layer 4.
-    assert student_layer_for(4, 40, 32) == 4
+    assert critical(4, 40, 32) == LayerPair(5, 4)
     assert interpolated(3, 40, 32) == LayerPair(teacher=3, student=3, fraction=0.75)
 
 
@@ -46,7 +52,7 @@ def test_layers_follow_the_text(teacher_layers: int, student_layers: int, data: 
     assert teacher_layer(k, teacher_layers, student_layers) == reference.teacher_layer(
         k, teacher_layers, student_layers
     )
-    assert student_layer_for(layer, teacher_layers, student_layers) == reference.student_layer_for(
+    assert critical(layer, teacher_layers, student_layers).student == reference.student_layer_for(
         layer, teacher_layers, student_layers
     )
     pair = interpolated(k, teacher_layers, student_layers)
@@ -108,7 +114,6 @@ def test_blend_is_the_interpolation() -> None:
     [
         (lambda: teacher_layer(0, 20, 10), r"1\.\.10, got 0"),
         (lambda: teacher_layer(11, 20, 10), r"1\.\.10, got 11"),
-        (lambda: student_layer_for(21, 20, 10), r"1\.\.20, got 21"),
         (lambda: interpolated(11, 20, 10), r"1\.\.10, got 11"),
         (lambda: teacher_layer(1, 0, 10), "at least one layer"),
         (lambda: depth_pairs([1, 11], 20, 10), r"1\.\.10, got 11"),
@@ -167,3 +172,39 @@ def test_critical_layers_follow_the_match() -> None:
 def test_figures_must_be_finite() -> None:
     with pytest.raises(ConfigError, match="finite matrix"):
         best_path(torch.tensor([[1.0, float("nan")]]))
+
+
+@pytest.mark.parametrize(
+    ("pair", "label", "place"),
+    [
+        (LayerPair(4, 3), "T4 → S3", "3"),
+        (LayerPair(4, 3, 0.5), "T4.5 → S3", "3"),
+        (LayerPair(4, 3, 0.3), "T4.3 → S3", "3"),
+        (LayerPair(4, 3, teacher_head=2, student_head=1), "T4h2 → S3h1", "3h1"),
+        (LayerPair(4, 3, teacher_head=1, student_head=2), "T4h1 → S3h2", "3h2"),
+        (LayerPair(40, 12, 1.0), "T41 → S12", "12"),
+    ],
+)
+def test_a_pair_is_named_by_its_layers_and_heads(pair: LayerPair, label: str, place: str) -> None:
+    assert (pair.label, pair.place) == (label, place)
+
+
+heads = st.one_of(st.none(), st.integers(1, 40))
+
+
+@given(depths, depths, st.floats(0, 1), heads, heads)
+def test_a_pair_survives_its_file(
+    teacher: int, student: int, fraction: float, theirs: int | None, ours: int | None
+) -> None:
+    pair = LayerPair(teacher, student, fraction, theirs, ours)
+    row = json.loads(json.dumps(pair.as_json()))
+    assert ("teacher_head" in row, "student_head" in row) == (theirs is not None, ours is not None)
+    assert LayerPair(**row) == pair
+    read = LayerPair.from_json(row)
+    assert (read.teacher, read.place, read.teacher_head) == (pair.teacher, pair.place, pair.teacher_head)
+    assert read.fraction == pytest.approx(fraction, abs=1e-12)
+
+
+def test_files_of_earlier_versions_have_layer_and_fraction_in_one_number() -> None:
+    assert LayerPair.from_json({"teacher": 4.5, "student": 3}) == LayerPair(4, 3, 0.5)
+    assert LayerPair.from_json({"teacher": 4, "student": 3, "fraction": None}) == LayerPair(4, 3)

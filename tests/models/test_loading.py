@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from semalign.config import ModelConfig
 from semalign.data import Sample
 from semalign.data.batches import candidates_of
-from semalign.errors import ConfigError, SemAlignError
+from semalign.errors import SemAlignError
 from semalign.maths.pairing import LayerPair
 from semalign.models.decoder import Decoder
 from semalign.models.loading import load
@@ -87,18 +87,6 @@ def test_a_run_with_a_teacher_on_disk_ends_with_the_same_student(
     )
     for name, value in expected.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
-
-
-def test_what_has_not_been_tested_is_refused(
-    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match="either offload or 8 or 4 bits"):
-        ModelConfig("x", offload="cpu", load_in_4bit=True)
-    with pytest.raises(ConfigError, match="GGUF"):
-        ModelConfig("x.gguf", offload="disk")
-    config = config_of(tiny_pair, rows_file, tmp_path)
-    with pytest.raises(ConfigError, match=r"student\.offload"):
-        replace(config, student=replace(config.student, offload="cpu"))
 
 
 has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from semalign.cli import main
-from semalign.estimate import probe
 from semalign.run import meter
-from semalign.signals import maps
 
 GIB = 2**30
 
@@ -39,17 +36,3 @@ def test_without_a_gpu_nothing_is_said_of_it(config_file: Path, capsys: pytest.C
     run = config_file.parent / "run"
     written = (run / "metrics.json").read_text() + (run / "report.html").read_text()
     assert "peak_gpu" not in written and "n the GPU" not in written + _printed(capsys)
-
-
-def test_check_estimates_the_memory_of_the_gpu(
-    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(probe, "peak_gpu", lambda: 5 * GIB)
-    assert main(["check", str(config_file)]) == 0
-    assert "5.0 GiB on the GPU" in _printed(capsys)
-
-
-def test_maps_are_fitted_on_a_gpu_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
-    assert maps.with_room(gpu, 49) == gpu and maps.with_room(gpu, 50) == cpu and maps.with_room(cpu, 1) == cpu

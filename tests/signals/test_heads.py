@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import torch
 from captum.attr import LayerGradientXActivation
 from peft import LoraConfig, get_peft_model
-from rich.console import Console
 from tiny import STEPS, tiny_config, tiny_model, tiny_tokenizer
 
 from semalign.config import AttributionConfig, PairingConfig, RecipeConfig, TrainConfig
@@ -20,7 +18,6 @@ from semalign.data import Sample, prepare
 from semalign.data.batches import labels_of, state_mask
 from semalign.data.inputs import load_inputs
 from semalign.errors import ConfigError
-from semalign.estimate.check import check
 from semalign.maths.pairing import match_heads
 from semalign.maths.similarity import linear_cka
 from semalign.models.capture import Point, capture
@@ -210,17 +207,3 @@ def test_a_plan_without_heads_names_the_option(
     config = config_of(tiny_pair, rows_file, tmp_path / "run", pairing=PairingConfig(num_layers=2))
     with pytest.raises(ConfigError, match=r"set pairing\.heads"):
         transfer(config, STEPS)
-
-
-def test_an_estimate_counts_as_many_heads_as_there_are(
-    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
-) -> None:
-    config = config_of(tiny_pair, rows_file, tmp_path / "run", pairing=PairingConfig(num_layers=2, heads=99))
-    found = check(config, Console(file=io.StringIO()))
-    assert [line["pair"] for line in found["pair_figures"]][:4] == [
-        "T3h1 → S2h1",
-        "T3h2 → S2h2",
-        "T3h3 → S2h3",
-        "T3h4 → S2h4",
-    ]
-    assert len(found["pair_figures"]) == 8 and found["pairs_are_provisional"] is False

@@ -10,7 +10,7 @@ import torch
 from tiny import PLAN, filled, record
 
 from semalign.errors import CacheError
-from semalign.run.files import write_atomic, write_json
+from semalign.run.files import write_json
 from semalign.signals.shards import ShardStore
 
 
@@ -76,18 +76,3 @@ def test_a_folder_with_all_entries_in_its_index_is_read(tmp_path: Path) -> None:
     store.write(0, [record(s) for s in PLAN[0]])
     assert ShardStore(tmp_path, {"a": 1}, PLAN).missing(verify=True) == []
     assert ShardStore(tmp_path, {"a": 2}, PLAN).missing() == [0, 1]
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "x.json"
-    write_json(path, {"old": 1})
-
-    def full(source: str, target: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(CacheError, match="No space left on device"):
-        write_atomic(path, "new")
-    assert path.read_text() == '{\n "old": 1\n}\n' and list(tmp_path.iterdir()) == [path]

@@ -10,54 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from semalign.config import (
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    PairingConfig,
-    TrainConfig,
-    TransferConfig,
-)
-from semalign.data.drawing import split_rows
 from semalign.data.inputs import load_inputs
-from semalign.embedded.keys import splits_of
 from semalign.errors import CacheError, DataError
-from semalign.run.folder import RunFolder
 from semalign.steps import generate as step
 from semalign.steps import prompts as new_prompts
 from semalign.steps.pipeline import transfer
-from semalign.steps.prompts import by_words
 
-LIMIT = 24
-
-
-def config_of(pair: tuple[Path, Path], rows: Path, out: Path, **data: object) -> TransferConfig:
-    return TransferConfig(
-        teacher=ModelConfig(str(pair[0])),
-        student=ModelConfig(str(pair[1])),
-        data=replace(DataConfig(str(rows), heldout_rows=4, max_length=128, max_new_tokens=LIMIT), **data),
-        output_dir=str(out),
-        pairing=PairingConfig(num_layers=1),
-        train=TrainConfig(num_train_epochs=1, per_device_train_batch_size=8),
-        evaluation=EvaluationConfig(batch_size=4),
-    )
-
-
-@pytest.fixture(scope="module")
-def talking_pair(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The tiny pair, with a teacher that soon ends its answers: the end token's row of the head is made long."""
-    folder = tmp_path_factory.mktemp("talking")
-    model = AutoModelForCausalLM.from_pretrained(tiny_pair[0])
-    tokenizer = AutoTokenizer.from_pretrained(tiny_pair[0])
-    with torch.no_grad():
-        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder, tiny_pair[1]
-
-
-def written(run: RunFolder) -> list[list[dict[str, str]]]:
-    return [json.loads(line)["messages"] for line in run.rows.read_text().splitlines()]
+from .talking import LIMIT, config_of, written
 
 
 def test_answers_are_the_teachers_own_greedy_ones(
@@ -219,52 +178,6 @@ def test_the_teacher_goes_on_with_prompts_of_its_own(
     assert len(load_inputs(config, run).train) == len(rows)
 
 
-@pytest.mark.parametrize(("batch_size", "at_once"), [(4, [1] * 6), (64, [3, 3])])
-def test_the_teachers_prompt_is_what_follows_three_rows(
-    batch_size: int,
-    at_once: list[int],
-    talking_pair: tuple[Path, Path],
-    rows_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    met: list[list[int]] = []
-    sizes: list[int] = []
-
-    def listening(
-        model: object, tokenizer: object, rows: list[list[int]], *rest: object, **more: object
-    ) -> list[list[tuple[str, bool]]]:
-        met.extend(rows)
-        sizes.append(len(rows))
-        texts = [(f" new {len(met)} ", True), ("cut o", False), ("  ", True), (f"new {len(met)}", True)]
-        return [texts] * len(rows)
-
-    monkeypatch.setattr(new_prompts, "continuations", listening)
-    config = config_of(
-        talking_pair, rows_file, tmp_path / "run", variants=3, variants_by="teacher", max_length=512
-    )
-    config = replace(config, evaluation=EvaluationConfig(batch_size=batch_size))
-    run = transfer(config, ("generate",))
-    tokenizer = AutoTokenizer.from_pretrained(talking_pair[0])
-    given = [json.loads(line)["messages"] for line in rows_file.read_text().splitlines()]
-    places = {row[0]["content"]: n for n, row in enumerate(given)}
-    for ids in met:
-        text = tokenizer.decode(ids)
-        shown = [n for content, n in places.items() if f"{content}<|end|>" in text]
-        shown.sort(key=lambda n: text.index(f"{given[n][0]['content']}<|end|>"))
-        assert len(shown) == 3 and max(shown) < 16, "held-out rows are not shown"
-        whole = tokenizer.apply_chat_template(
-            [*given[shown[0]], *given[shown[1]], *given[shown[2]], {"role": "user", "content": "next"}],
-            tokenize=False,
-        )
-        assert whole.startswith(text) and whole[len(text) :].startswith("next")
-    assert sizes == at_once, (
-        "96 prompts may be drawn for 48, every context stands for 16, a batch holds as many as it can"
-    )
-    answered = [row[0]["content"] for row in written(run)[16:]]
-    assert set(answered) <= {f"new {n}" for n in range(1, 7)} and len(answered) == len(set(answered))
-
-
 def test_prompts_and_answers_outlive_a_stop(
     talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,42 +229,3 @@ def test_bad_input_gets_a_sentence(talking_pair: tuple[Path, Path], rows_file: P
     rows.write_text("".join(json.dumps({"text": f"the answer is {n}"}) + "\n" for n in range(9)))
     with pytest.raises(DataError, match="need rows with messages"):
         transfer(config_of(talking_pair, rows, tmp_path / "c", variants=1), ("generate",))
-
-
-def test_new_prompts_of_the_embedded_world_are_no_problems_of_its_test_or_validation_split() -> None:
-    data = DataConfig(
-        "embedded:transfer/code_complete", heldout_name="embedded:test/code_complete", variants=3
-    )
-    config = TransferConfig(ModelConfig("x"), ModelConfig("y"), data, "unused")
-    rows, heldout = split_rows(data)
-    made = list(by_words([row["messages"][:1] for row in rows], config, heldout))
-    assert len(made) == 3 * len(rows)
-    found = {split for chat in made for split in splits_of(chat[-1]["content"])}
-    assert "transfer" in found and not found & {"test", "validation"}
-
-
-def test_no_new_prompt_is_that_of_an_item(
-    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
-) -> None:
-    def prompts(config: TransferConfig) -> set[str]:
-        step.generate(config, run := RunFolder(Path(config.output_dir)))
-        return {chat[0]["content"] for chat in written(run)}
-
-    config = config_of(talking_pair, rows_file, tmp_path / "first", variants=2)
-    new = prompts(config) - {row["messages"][0]["content"] for row in split_rows(config.data)[0]}
-    item = {"task": "t", "messages": [{"role": "user", "content": min(new)}], "check": {"kind": "exact"}}
-    (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n")
-    evaluation = replace(config.evaluation, tasks=str(tmp_path / "items.jsonl"))
-    config = replace(config, evaluation=evaluation, output_dir=str(tmp_path / "second"))
-    assert min(new) not in prompts(config)
-
-
-def test_items_that_are_trained_on_stop_the_run(
-    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
-) -> None:
-    config = config_of(tiny_pair, rows_file, tmp_path / "run")
-    row = split_rows(config.data)[0][0]
-    (tmp_path / "items.jsonl").write_text(json.dumps({**row, "task": "t", "check": {"kind": "exact"}}) + "\n")
-    config = replace(config, evaluation=replace(config.evaluation, tasks=str(tmp_path / "items.jsonl")))
-    with pytest.raises(DataError, match="the prompts of 1 items are among the training rows"):
-        load_inputs(config)

@@ -121,8 +121,3 @@ def test_a_match_follows_the_figures_in_the_plan(
     figures = torch.tensor(plan["figures"])
     assert figures.shape == (5, 3) and 0 <= float(figures.min()) <= float(figures.max()) <= 1
     assert [p["teacher"] for p in plan["pairs"]] == best_path(figures)
-
-
-def test_blending_goes_with_depth_alone() -> None:
-    with pytest.raises(ConfigError, match="match: depth"):
-        PairingConfig(match="cka", interpolate=True)

@@ -17,8 +17,6 @@ import yaml
 from safetensors.torch import load_file
 
 from semalign.cli import main
-from semalign.parsing import load_config
-from semalign.steps.pipeline import transfer
 
 
 def write_config(folder: Path, pair: tuple[Path, Path], rows: Path) -> Path:
@@ -83,22 +81,6 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     losses = [json.loads((r / "train.json").read_text())["loss"] for r in (straight, run)]
     assert losses[1] == pytest.approx(losses[0]) == pytest.approx(fmean(line["loss"] for line in logs[0]))
     assert not list(run.glob("checkpoint-*")), "checkpoints are removed once the student is saved"
-
-
-@pytest.mark.parametrize("store", ["student", "teacher"])
-def test_a_damaged_shard_is_rebuilt_alone_and_bit_by_bit(
-    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, store: str
-) -> None:
-    config = write_config(tmp_path / "run", tiny_pair, rows_file)
-    steps = ("attribute", "pair", "cache")
-    run = transfer(load_config(config), steps)
-    shards = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.targets.rglob("shard-*.safetensors")}
-    broken = run.targets / store / "shard-00001.safetensors"
-    broken.write_bytes(shards[broken][0][:-9])
-    transfer(load_config(config), steps)
-    for path, (data, changed) in shards.items():
-        assert path.read_bytes() == data
-        assert (path.stat().st_mtime_ns == changed) == (path != broken)
 
 
 def test_a_report_needs_no_model(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

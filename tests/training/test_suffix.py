@@ -194,29 +194,6 @@ def test_training_lowers_the_loss(straight: tuple[TransferConfig, RunFolder]) ->
     assert values[-1] < values[0]
 
 
-def test_lora_keeps_an_adapter_that_equals_the_merged_student(
-    straight: tuple[TransferConfig, RunFolder], tmp_path: Path
-) -> None:
-    from peft import PeftModel
-
-    config, _ = straight
-    lora = replace(
-        config,
-        output_dir=str(tmp_path / "run"),
-        train=replace(TRAIN, lora_r=4),
-        evaluation=EvaluationConfig(),
-    )
-    run = transfer(lora, STEPS)
-    base = AutoModelForCausalLM.from_pretrained(config.student.model_name_or_path)
-    ids = torch.tensor([load_inputs(config).train[0].input_ids])
-    with torch.no_grad():
-        untouched = base(ids).logits
-        adapted = PeftModel.from_pretrained(base, run.root / "adapter")(ids).logits
-        merged = AutoModelForCausalLM.from_pretrained(run.root / "student")(ids).logits
-    torch.testing.assert_close(adapted, merged, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(untouched, merged, atol=1e-3)
-
-
 def test_a_teacher_equal_to_the_student_has_nothing_to_teach(
     tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
 ) -> None:

@@ -53,11 +53,6 @@ class Outcome:
     """"passed", the exception, or what limit was met."""
 
 
-def run_program(program: Program, *, limits: Limits | None = None) -> Outcome:
-    """Run one program; see ``run_programs``."""
-    return run_programs([program], limits=limits, workers=1)[0]
-
-
 def run_programs(
     programs: Sequence[Program], *, limits: Limits | None = None, workers: int = 2
 ) -> list[Outcome]:

@@ -24,12 +24,9 @@ __all__ = [
     "RidgeFit",
     "apply_map",
     "decompose",
-    "fidelity",
     "gram",
     "logit_map",
     "recompose",
-    "recomposition_cosine",
-    "semantic_bases",
     "semantic_map",
     "spectrum",
 ]
@@ -83,20 +80,6 @@ def spectrum(gram_DD: Tensor, *, rcond: float | None = None) -> HeadSpectrum:
     kept = eigenvalues_D[_kept(eigenvalues_D, rcond)]
     condition = float((kept[-1] / kept[0]).sqrt()) if kept.numel() else float("inf")
     return HeadSpectrum(rank=kept.numel(), condition=condition, eigenvalues_D=eigenvalues_D)
-
-
-@torch.no_grad()
-def semantic_bases(weight_VD: Tensor, *, normalize: bool = True, rcond: float | None = None) -> Tensor:
-    """All semantic bases S = pinv(W) = G^+ W', one column per token (D x V).
-
-    `normalize` scales every column to length 1 (the v1 recipe; a zero column stays zero), otherwise
-    S equals torch.linalg.pinv(W). Stores D x V numbers: meant for small heads, tests and inspection;
-    `semantic_map` gives the product of two such sets without storing either. float32 (float64 if W is).
-    """
-    inverse_DD = _pseudo_inverse(gram(weight_VD), rcond)
-    blocks = [weight_VD[rows].double() @ inverse_DD for rows in row_blocks(weight_VD.shape[0], 8192)]
-    bases_VD = torch.cat(blocks) if blocks else inverse_DD[:0]
-    return (unit(bases_VD) if normalize else bases_VD).T.to(working_dtype(weight_VD))
 
 
 def decompose(hidden_ND: Tensor, bases_DV: Tensor) -> Tensor:
@@ -177,24 +160,6 @@ def apply_map(hidden_ND: Tensor, map_ED: Tensor, bias_E: Tensor | None = None, *
     hidden_ND = hidden_ND.to(dtype)
     mapped_NE = (unit(hidden_ND) if normalize else hidden_ND) @ map_ED.to(dtype).T
     return mapped_NE if bias_E is None else mapped_NE + bias_E.to(dtype)
-
-
-@torch.no_grad()
-def fidelity(hidden_ND: Tensor, bases_DV: Tensor) -> float:
-    """Mean cos(h, S S' h) over the rows: 1 if decomposing and recomposing keeps every direction."""
-    recomposed_ND = recompose(decompose(hidden_ND, bases_DV), bases_DV)
-    return float((unit(hidden_ND.to(recomposed_ND.dtype)) * unit(recomposed_ND)).sum(-1).mean())
-
-
-@torch.no_grad()
-def recomposition_cosine(
-    hidden_ND: Tensor, weight_VD: Tensor, *, block: int = 8192, rcond: float | None = None
-) -> float:
-    """`fidelity` with the unit bases of a head, through the folded map (no tensor of V x N or D x V)."""
-    check_matrix("Hidden states", hidden_ND, weight_VD.shape[1])
-    map_DD = semantic_map(weight_VD, weight_VD, block=block, rcond=rcond)
-    mapped_ND = apply_map(hidden_ND, map_DD, normalize=True)
-    return float((unit(hidden_ND.to(mapped_ND.dtype)) * unit(mapped_ND)).sum(-1).mean())
 
 
 def _finite_block(weight_VD: Tensor, rows: slice) -> Tensor:

@@ -1,8 +1,8 @@
 """Losses on activations and logits; vocabulary-free where the algebra allows it.
 
 Every loss is the mean over the N supervised positions: a scalar with gradient, computed in float32 (float64
-for float64 inputs) whatever the inputs are. The top-k losses live in `topk`, those over the whole vocabulary
-in `full_vocabulary`, head products in `head`; all are importable from here.
+for float64 inputs) whatever the inputs are. The top-k losses are in `topk`, those over the whole vocabulary in
+`full_vocabulary`, head products in `head`.
 
 Legend: N supervised positions, E student width, D teacher width, V vocabulary, T tokens of one sequence.
 """
@@ -12,30 +12,9 @@ from torch import Tensor
 
 from semalign.errors import ModelError
 from semalign.maths._tensors import check_matrix, check_rows, unit, working_dtype
-from semalign.maths.full_vocabulary import Divergence, closeness, cross_entropy_loss, full_kl_loss
-from semalign.maths.head import PLAIN_HEAD, HeadOptions, check_ids, gathered_logits, head_logits
-from semalign.maths.topk import TopkTargets, fisher_loss, mix_labels, topk_kl_loss, topk_targets, union_topk
+from semalign.maths.head import check_ids
 
-__all__ = [
-    "PLAIN_HEAD",
-    "Divergence",
-    "HeadOptions",
-    "TopkTargets",
-    "closeness",
-    "cosine_loss",
-    "cross_entropy_loss",
-    "fisher_loss",
-    "full_kl_loss",
-    "gathered_logits",
-    "geometry_loss",
-    "head_logits",
-    "mix_labels",
-    "output_cosine_loss",
-    "projected_mse_loss",
-    "topk_kl_loss",
-    "topk_targets",
-    "union_topk",
-]
+__all__ = ["cosine_loss", "geometry_loss", "output_cosine_loss", "projected_mse_loss"]
 
 
 def cosine_loss(hidden_NE: Tensor, target_NE: Tensor) -> Tensor:

@@ -86,13 +86,6 @@ def teacher_layer(k: int, L_T: int, L_S: int) -> int:
     return max(1, L_T * k // L_S)
 
 
-def student_layer_for(l: int, L_T: int, L_S: int) -> int:  # noqa: E741 (the text's own letter)
-    """Student layer for a critical teacher layer: k' = min{k : l(k) >= l}, or L_S if there is none."""
-    _check_depths(L_T, L_S)
-    _check_range("Teacher layer", l, L_T)
-    return next((k for k in range(1, L_S + 1) if teacher_layer(k, L_T, L_S) >= l), L_S)
-
-
 def interpolated(k: int, L_T: int, L_S: int) -> LayerPair:
     """Pair at the exact relative depth of student layer k.
 
@@ -173,10 +166,10 @@ def pair_critical(
 ) -> list[LayerPair]:
     """Pairs for the highest-scoring teacher layers, sorted by student layer.
 
-    Walks the teacher layers in descending score (ties: shallower first), maps each to its student layer k'
-    by `student_layer_for`, and stops at `count` distinct student layers. Each pair is (l(k'), k'), or the
-    interpolated pair of k'. `scores[0]` belongs to layer 1. `teachers` is l(1), l(2), ... where depth does not
-    say it.
+    Walks the teacher layers in descending score (ties: shallower first), maps each layer l to the student layer
+    k' = min{k : l(k) >= l}, or L_S if there is none, and stops at `count` distinct student layers. Each pair is
+    (l(k'), k'), or the interpolated pair of k'. `scores[0]` belongs to layer 1. `teachers` is l(1), l(2), ... where
+    depth does not say it.
     """
     L_T = len(scores)
     _check_depths(L_T, L_S)

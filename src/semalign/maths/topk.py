@@ -10,8 +10,6 @@ through training and all other tokens keep the logits of the untouched student.
 Legend: N supervised positions, V vocabulary, K top tokens of one model, J = 2K slots of the union, C candidates.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -20,46 +18,6 @@ from semalign.maths._tensors import check_matrix, check_rows, working_dtype
 
 # Stands for log 0 in masked slots: exp of it is exactly 0, and 0 times it is 0, not NaN.
 _LOG_ZERO = -1e30
-
-
-@dataclass(frozen=True, eq=False)
-class TopkTargets:
-    """What is cached per supervised position for the top-k losses."""
-
-    ids_NJ: Tensor
-    """Token ids: the teacher's top k, then the student's (int64)."""
-    teacher_logp_NJ: Tensor
-    """Teacher log-probabilities of these tokens (float32)."""
-    student_logp_NJ: Tensor
-    """Log-probabilities of the untouched student (float32)."""
-    mask_NJ: Tensor
-    """True for the slots that count; a student token already among the teacher's is False."""
-
-
-@torch.no_grad()
-def topk_targets(teacher_logits_NV: Tensor, student_logits_NV: Tensor, k: int) -> TopkTargets:
-    """Union of both models' top-k tokens with both models' log-probabilities at every slot.
-
-    Needs the full logits of both models at the same positions, so call it on chunks of positions.
-    """
-    check_matrix("Teacher logits", teacher_logits_NV)
-    check_matrix("Student logits", student_logits_NV, teacher_logits_NV.shape[1])
-    check_rows("Teacher logits", "student logits", len(teacher_logits_NV), len(student_logits_NV))
-    if not 1 <= k <= teacher_logits_NV.shape[1]:
-        raise ModelError(f"k must lie in 1..{teacher_logits_NV.shape[1]} (the vocabulary), got {k}.")
-    teacher_logp_NV = torch.log_softmax(teacher_logits_NV.to(working_dtype(teacher_logits_NV)), dim=-1)
-    student_logp_NV = torch.log_softmax(student_logits_NV.to(working_dtype(student_logits_NV)), dim=-1)
-    teacher_top = teacher_logp_NV.topk(k, dim=-1)
-    student_top = student_logp_NV.topk(k, dim=-1)
-    ids_NJ, mask_NJ = union_topk(
-        teacher_top.indices, teacher_top.values, student_top.indices, student_top.values
-    )
-    return TopkTargets(
-        ids_NJ=ids_NJ,
-        teacher_logp_NJ=teacher_logp_NV.gather(1, ids_NJ),
-        student_logp_NJ=student_logp_NV.gather(1, ids_NJ),
-        mask_NJ=mask_NJ,
-    )
 
 
 def union_topk(

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Never
 
 from torch import Tensor
 
+from semalign.config import RecipeFields
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
-
-if TYPE_CHECKING:
-    from semalign.methods.recipe import Recipe
 
 TOPK = ("ids", "valid", "teacher_logp", "student_logp", "outside")
 """The cached union of both models' top-k tokens: ids, which slots count, both models' log-probabilities (N, J), and `outside`
@@ -38,7 +36,8 @@ LayerTerm = Callable[[str, Tensor, Tensor, Sequence[int], Batch], Tensor]
 class Setting:
     """What a loss may use beside a batch; one for a whole training."""
 
-    recipe: Recipe
+    recipe: RecipeFields[Never]
+    """The recipe, no field of it left open."""
     decoder: Decoder
     head: Head
     """The student's LM head."""

@@ -1,0 +1,227 @@
+"""What is written down of every architecture, against the modules of a model of it; and what is refused by name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, tiny_model
+from transformers import AutoConfig, PreTrainedModel, T5Config
+
+from semalign.config import ModelConfig
+from semalign.errors import ModelError
+from semalign.models import layouts as module
+from semalign.models import loading
+from semalign.models.layouts import (
+    LAYOUTS,
+    PROJECTIONS,
+    Layout,
+    config_of_span,
+    layout_of,
+    layouts,
+    shape_of,
+)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """Four layers of an architecture, with fewer key heads than heads where it allows that."""
+    return tiny_model(request.param, layers=4, wide=True)
+
+
+def parts(model: Any) -> tuple[Layout, Any, list[Any]]:
+    """The layout of a model, its body and its layers."""
+    layout = layout_of(model.config, "x")
+    return layout, model.base_model, list(getattr(model.base_model, layout.layers))
+
+
+def last_names(layer: torch.nn.Module) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name, _ in layer.named_modules()}
+
+
+def sizes(linear: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a linear map, GPT-2's included, which stores its weight the other way round."""
+    outputs, inputs = (
+        linear.weight.shape if isinstance(linear, torch.nn.Linear) else linear.weight.shape[::-1]
+    )
+    return inputs, outputs
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("t5", "an encoder-decoder"), ("mixtral", "a mixture of experts"), ("bert", "has not been tested")],
+)
+def test_other_architectures_are_refused_before_any_weight(tmp_path: Path, kind: str, reason: str) -> None:
+    config = T5Config() if kind == "t5" else AutoConfig.for_model(kind)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=reason):
+        loading.load_shape(ModelConfig(str(tmp_path)))
+
+
+def test_the_tiny_models_are_of_all_architectures() -> None:
+    assert set(ARCHITECTURES) == set(LAYOUTS), "what is not tested is not supported"
+
+
+def test_every_named_part_is_in_every_layer(model: PreTrainedModel) -> None:
+    layout, body, layers = parts(model)
+    assert len(layers) == 4 and isinstance(getattr(body, layout.norm), torch.nn.Module)
+    for layer in layers:
+        for name in (layout.attn, layout.mlp, layout.out):
+            assert isinstance(layer.get_submodule(name), torch.nn.Module)
+        assert set(layout.lora) <= last_names(layer)
+
+
+def test_lora_adapts_linear_maps_and_reads_and_writes_the_stream(model: PreTrainedModel) -> None:
+    layout, _, layers = parts(model)
+    width = shape_of(model.config).width
+    adapted = {n: m for n, m in layers[0].named_modules() if n.rsplit(".", 1)[-1] in layout.lora}
+    assert all(m.weight.dim() == 2 for m in adapted.values())
+    assert any(sizes(m)[0] == width for m in adapted.values()) and any(
+        sizes(m)[1] == width for m in adapted.values()
+    )
+    assert layout.out in adapted
+
+
+def test_the_shape_is_that_of_the_model_s_weights(model: PreTrainedModel) -> None:
+    layout, _, layers = parts(model)
+    shape = shape_of(model.config)
+    assert shape.layers == len(layers)
+    head: Any = model.get_output_embeddings()
+    assert tuple(head.weight.shape) == (shape.vocabulary, shape.width)
+    # The values of all heads, side by side, enter the output projection.
+    assert sizes(layers[0].get_submodule(layout.out)) == (shape.heads * shape.head_dim, shape.width)
+    modules = dict(layers[0].named_modules())
+    queries, keys = shape.heads * shape.head_dim, shape.key_heads * shape.head_dim
+    if "self_attn.k_proj" in modules:
+        assert (
+            sizes(modules["self_attn.k_proj"])[1] == keys and sizes(modules["self_attn.q_proj"])[1] == queries
+        )
+    else:
+        fused = next(m for n, m in modules.items() if n.endswith(("qkv_proj", "c_attn")))
+        assert sizes(fused)[1] == queries + 2 * keys
+    assert shape.heads % shape.key_heads == 0 and shape.positions == 128
+
+
+def test_the_projections_of_a_layer_are_its_separate_linear_maps(model: PreTrainedModel) -> None:
+    _, _, layers = parts(model)
+    linear = {n for n, m in layers[0].named_modules() if isinstance(m, torch.nn.Linear)}
+    if model.config.model_type in ("phi3", "gpt2"):
+        assert not set(PROJECTIONS.values()) <= linear
+    else:
+        assert set(PROJECTIONS.values()) == linear
+        assert all(path.endswith(f".{name}") for name, path in PROJECTIONS.items())
+
+
+@torch.no_grad()
+def test_a_norm_multiplies_by_its_weight_and_the_offset(model: PreTrainedModel) -> None:
+    layout, body, _ = parts(model)
+    norm = getattr(body, layout.norm)
+    one, zero = (
+        torch.full_like(norm.weight, value) for value in (1.0 - layout.norm_offset, -layout.norm_offset)
+    )
+    hidden = torch.randn(3, len(one), generator=torch.Generator().manual_seed(0))
+    kept = norm.weight.clone()
+    try:
+        norm.weight.copy_(one)
+        plain = norm(hidden)
+        norm.weight.copy_(zero)
+        nothing = norm(hidden)
+    finally:
+        norm.weight.copy_(kept)
+    torch.testing.assert_close(
+        nothing, nothing[:1].expand_as(nothing), msg="multiplied by 0 it has no input left"
+    )
+    spread = (plain - nothing).pow(2).mean(1)
+    torch.testing.assert_close(spread, torch.ones(3), rtol=1e-3, atol=1e-3)
+
+
+def test_a_shape_takes_what_a_configuration_leaves_out_from_the_rest() -> None:
+    least = SimpleNamespace(num_hidden_layers=2, hidden_size=48, num_attention_heads=4, vocab_size=99)
+    shape = shape_of(least)
+    assert (shape.key_heads, shape.head_dim, shape.positions) == (4, 12, None)
+    assert (shape.logit_scale, shape.logit_softcap) == (1.0, None)
+    own = SimpleNamespace(**vars(least), num_key_value_heads=2, head_dim=16, max_position_embeddings=7)
+    assert (shape_of(own).key_heads, shape_of(own).head_dim, shape_of(own).positions) == (2, 16, 7)
+    none = SimpleNamespace(**vars(least), num_key_value_heads=None, head_dim=None)
+    assert (shape_of(none).key_heads, shape_of(none).head_dim) == (4, 12)
+
+
+def test_logits_are_scaled_by_a_factor_or_a_divisor_and_capped() -> None:
+    def shape(**own: float) -> Any:
+        return shape_of(
+            SimpleNamespace(num_hidden_layers=1, hidden_size=4, num_attention_heads=2, vocab_size=9, **own)
+        )
+
+    assert shape(logit_scale=0.25).logit_scale == 0.25
+    assert shape(logits_scaling=8.0).logit_scale == 1 / 8
+    assert shape(logit_scale=0.5, logits_scaling=2.0).logit_scale == 0.25
+    assert shape(final_logit_softcapping=30.0).logit_softcap == 30.0
+    assert shape_of(tiny_model("gemma2", layers=1, wide=False).config).logit_softcap == 5.0
+
+
+def test_spans_of_a_configuration_are_its_layers_parted(model: PreTrainedModel) -> None:
+    config = model.config
+    before = copy.deepcopy(config.to_dict())
+    spans = [config_of_span(config, *span) for span in ((0, 1), (1, 3), (3, 4))]
+    assert [s.num_hidden_layers for s in spans] == [1, 2, 1]
+    assert config.to_dict() == before, "the given configuration stays as it is"
+    if getattr(config, "layer_types", None) is not None:
+        assert [t for s in spans for t in s.layer_types] == config.layer_types
+    assert all(s.hidden_size == config.hidden_size for s in spans)
+
+
+def test_of_two_attention_types_each_span_keeps_its_own() -> None:
+    config = tiny_model("gemma3_text", layers=4, wide=False).config
+    assert len(set(config.layer_types)) == 2, "the test needs layers that differ"
+    assert config_of_span(config, 1, 2).layer_types == config.layer_types[1:2]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "t5", "is_encoder_decoder": True}, "model type 't5' is an encoder-decoder;"),
+        ({"model_type": "llava", "vision_config": {}}, "model type 'llava' is a vision-language model;"),
+        (
+            {"model_type": "m", "num_experts": 8},
+            "model type 'm' is a mixture of experts, which has not been tested;",
+        ),
+        ({"model_type": "m", "num_local_experts": 8}, "is a mixture of experts,"),
+        ({"model_type": "m", "n_routed_experts": 8}, "is a mixture of experts,"),
+        (
+            {"model_type": "m", "num_experts": None},
+            "model type 'm' is an architecture that has not been tested;",
+        ),
+        ({}, "model type 'unknown' is an architecture that has not been tested;"),
+    ],
+)
+def test_an_architecture_that_is_not_supported_is_refused_with_the_reason(
+    config: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        layout_of(SimpleNamespace(**config), "org/model")
+    assert str(caught.value).startswith("org/model: ") and said in str(caught.value)
+    assert str(caught.value).endswith(f"decoders of type {', '.join(LAYOUTS)}.")
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
+    """A layout that a file outside the package adds."""
+    own = Layout(attn="attention")
+    monkeypatch.setattr(module, "gathered", lambda table: {"own_kind": own} if table == "LAYOUTS" else {})
+    layouts.cache_clear()
+    yield own
+    layouts.cache_clear()
+
+
+def test_a_layout_from_outside_is_one_of_them(added: Layout) -> None:
+    assert layout_of(SimpleNamespace(model_type="own_kind"), "x") is added
+    assert (
+        layout_of(SimpleNamespace(model_type="llama"), "x") == LAYOUTS["llama"] and "own_kind" not in LAYOUTS
+    )
+    with pytest.raises(ModelError, match=r"gpt2, own_kind\.$"):
+        layout_of(SimpleNamespace(model_type="other"), "x")

@@ -1,0 +1,247 @@
+"""Files are written whole or not at all, and what cannot be read is named with the step that writes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semalign.errors import CacheError
+from semalign.run.files import (
+    digest,
+    find_json,
+    hash_of,
+    json_line,
+    kept_lines,
+    read_json,
+    read_lines,
+    read_tensors,
+    write_atomic,
+    write_json,
+    write_tensors,
+    write_yaml,
+)
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+
+    def full(source: str, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(CacheError, match="No space left on device"):
+        write_atomic(path, "new")
+    assert path.read_text() == '{\n "old": 1\n}\n' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_made_with_its_folders_and_can_be_read_by_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deeper" / "x.txt"
+    for data in ("Größe 模型", "Größe 模型".encode()):
+        write_atomic(path, data)
+        assert path.read_text(encoding="utf-8") == "Größe 模型"
+    assert path.stat().st_mode & 0o777 == 0o644 and list(path.parent.iterdir()) == [path]
+
+
+def test_a_reader_who_holds_the_old_file_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    write_atomic(path, "old")
+    with path.open() as reader:
+        write_atomic(path, "new and longer")
+        assert reader.read() == "old" and path.read_text() == "new and longer"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()])
+def test_a_stop_while_writing_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path = tmp_path / "x.txt"
+    write_atomic(path, "old")
+
+    def stopped(handle: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "fsync", stopped)
+    with pytest.raises(type(error)):
+        write_atomic(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", [write_json, write_yaml, lambda path, value: write_tensors(path, {})])
+def test_a_place_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path, write: Any) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        CacheError, match=r"file/x: cannot be written \(.+\); free space or choose another output_dir\."
+    ):
+        write(tmp_path / "file" / "x", {})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(CacheError, match=r"folder: cannot be written"):
+        write(tmp_path / "folder", {})
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+@settings(max_examples=30)
+@given(values)
+def test_json_comes_back_as_it_was_in_a_file_and_in_a_line(
+    tmp_path_factory: pytest.TempPathFactory, value: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    write_json(path, value)
+    assert read_json(path, "pair") == json.loads(json_line(value)) == value
+    assert path.read_bytes().endswith(b"\n")
+    assert json_line(value).endswith("\n") and json_line(value).count("\n") == 1
+
+
+def test_a_result_that_is_not_there_or_not_json_is_named_with_its_step(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    with pytest.raises(CacheError, match=r"scores\.json: not there yet; run `semalign attribute` first\."):
+        read_json(path, "attribute")
+    for content in ("", "{", "{'a': 1}"):
+        path.write_text(content)
+        said = r"scores\.json: not valid JSON \(.+\); mend it, or delete it and run `semalign attribute`\."
+        with pytest.raises(CacheError, match=said):
+            read_json(path, "attribute")
+
+
+def test_an_object_that_may_be_missing_is_found_or_empty(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    assert find_json(path) == find_json(tmp_path) == {}
+    write_json(path, {"a": 1})
+    assert find_json(path) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "expected a JSON object, but Expecting value"),
+        (b'{"a": ', "expected a JSON object, but Expecting value"),
+        (b'{"a": "\xff"}', "expected a JSON object, but 'utf-8' codec"),
+        (b"[1]", "expected a JSON object, got a list;"),
+        (b"null", "expected a JSON object, got a NoneType;"),
+    ],
+)
+def test_a_file_that_holds_no_object_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(CacheError) as caught:
+        find_json(path)
+    assert f"x.json: {said}" in str(caught.value) and str(caught.value).endswith(
+        "run the step that writes it again."
+    )
+
+
+@settings(max_examples=30)
+@given(st.lists(values, max_size=5))
+def test_lines_come_back_one_value_each(tmp_path_factory: pytest.TempPathFactory, lines: list[Any]) -> None:
+    path = tmp_path_factory.getbasetemp() / "lines.jsonl"
+    path.write_text("".join(map(json_line, lines)), encoding="utf-8")
+    assert read_lines(path, "train") == lines
+
+
+def test_blank_lines_and_a_last_line_that_was_cut_off_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    assert read_lines(path, "train") == []
+    path.write_bytes('{"loss": 1}\n\n{"text": "a\u2028b\x85"}\n{"loss": "gr\xf6'.encode()[:-1])
+    assert read_lines(path, "train") == [{"loss": 1}, {"text": "a\u2028b\x85"}]
+
+
+def test_a_bad_line_among_others_is_named_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"loss": 1}\n{"loss": \n{"loss": 3}\n')
+    said = r"train\.jsonl:2: expected one JSON value, but Expecting value.*; run `semalign train` again\."
+    with pytest.raises(CacheError, match=said):
+        read_lines(path, "train")
+
+
+def test_what_an_earlier_try_wrote_is_kept_if_its_inputs_were_the_same(tmp_path: Path) -> None:
+    part, wanted = tmp_path / "rows.part", {"model": "größer", "rows": 3}
+    assert kept_lines(part, wanted) == [] and read_lines(part, "generate") == [wanted]
+    with part.open("a", encoding="utf-8") as file:
+        file.write(json_line(["a\u2028"]) + json_line({"n": 2}) + '{"n": 3')
+    assert kept_lines(part, {"rows": 3, "model": "größer"}) == [["a\u2028"], {"n": 2}]
+    whole = [wanted, ["a\u2028"], {"n": 2}]
+    assert [json.loads(x) for x in part.read_text(encoding="utf-8").split("\n")[:-1]] == whole, (
+        "the cut line is gone"
+    )
+    assert kept_lines(part, wanted) == whole[1:], "asking changes nothing"
+    other = wanted | {"rows": 4}
+    assert kept_lines(part, other) == [] and read_lines(part, "generate") == [other]
+
+
+@pytest.mark.parametrize("content", ["", '{"cut o'])
+def test_of_a_part_that_was_cut_in_its_first_line_nothing_is_kept(tmp_path: Path, content: str) -> None:
+    part = tmp_path / "rows.part"
+    part.write_text(content)
+    assert kept_lines(part, {"a": 1}) == [] and read_lines(part, "generate") == [{"a": 1}]
+
+
+def test_yaml_keeps_the_order_and_the_letters(tmp_path: Path) -> None:
+    path, given = tmp_path / "x.yaml", {"z": [1, None], "a": {"ü": "模"}, "m": 0.5}
+    write_yaml(path, given)
+    content = path.read_text(encoding="utf-8")
+    assert list(yaml.safe_load(content).items()) == list(given.items()) and "ü: 模" in content
+
+
+def test_tensors_come_back_with_type_shape_and_every_bit(tmp_path: Path) -> None:
+    base = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    given = {
+        "plain": base,
+        "turned": base.T,
+        "every other": base[:, ::2],
+        "half": base.bfloat16(),
+        "whole": torch.arange(5, dtype=torch.int32),
+        "flags": base > 0,
+        "none": torch.zeros(0, 3),
+        "trained": base.clone().requires_grad_(),
+        "odd": torch.tensor([math.inf, -0.0]),
+    }
+    write_tensors(tmp_path / "x.safetensors", given)
+    found = read_tensors(tmp_path / "x.safetensors")
+    assert found.keys() == given.keys()
+    for name, tensor in given.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+        assert not found[name].requires_grad
+
+
+def test_tensors_that_are_missing_or_damaged_are_named_with_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    said = r"x\.safetensors: cannot be read \(.+\); run `semalign cache` again\."
+    with pytest.raises(CacheError, match=said):
+        read_tensors(path)
+    write_tensors(path, {"a": torch.ones(9)})
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:5], whole[:-1], b"\xff" * 40):
+        path.write_bytes(damaged)
+        with pytest.raises(CacheError, match=said):
+            read_tensors(path)
+
+
+def test_a_digest_is_that_of_the_whole_file(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    (tmp_path / "x").write_bytes(data)
+    assert digest(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_hash_follows_the_value_and_not_the_order_of_its_keys() -> None:
+    assert hash_of({"a": 1, "b": {"c": 2, "d": 3}}) == hash_of({"b": {"d": 3, "c": 2}, "a": 1})
+    different = [1, "1", [1], [2, 1], [1, 2], {"a": 1}, {"a": None}, None, {}, []]
+    assert len({hash_of(value) for value in different}) == len(different)
+    assert all(len(hash_of(value)) == 16 for value in different)

@@ -1,0 +1,128 @@
+"""A run folder has one owner, a place for each file, and results that are valid for their inputs alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semalign.cli import main
+from semalign.errors import CacheError
+from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+
+
+def test_a_folder_in_use_names_the_owner(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import os
+
+    run = config_file.parent / "run"
+    run.mkdir()
+    (run / ".lock").write_text(str(os.getppid()))
+    assert main(["transfer", str(config_file), "--quiet"]) == 6
+    assert f"in use by process {os.getppid()}" in " ".join(capsys.readouterr().err.split())
+
+
+def places(run: RunFolder) -> dict[str, Path]:
+    """The paths that a run folder names."""
+    names = [n for n, v in vars(RunFolder).items() if isinstance(v, property) and not n.startswith("_")]
+    return {name: getattr(run, name) for name in names}
+
+
+def test_every_file_has_a_place_of_its_own_inside_the_folder(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    found = places(run)
+    assert len(set(found.values())) == len(found) >= 12
+    assert all(path.is_relative_to(run.root) and path != run.root for path in found.values())
+    assert run.manifest.parent == run.targets
+    assert not run.root.exists(), "asking for a place makes nothing"
+
+
+def test_each_baseline_has_a_folder_and_the_run_itself_is_its_own(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    own, *others = (run.training(name) for name in (None, "kl", "cosine"))
+    assert own == tmp_path and len({own, *others}) == 3
+    assert all(path.is_relative_to(tmp_path) for path in others)
+
+
+def test_the_owner_is_written_down_while_it_owns_and_gone_after(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "new" / "run")
+    with run.lock():
+        assert (run.root / ".lock").read_text() == str(os.getpid())
+    assert run.root.is_dir() and list(run.root.iterdir()) == []
+    with pytest.raises(KeyError), run.lock():
+        raise KeyError("the work failed")
+    assert list(run.root.iterdir()) == []
+
+
+def test_a_folder_that_a_living_process_owns_is_left_alone(tmp_path: Path) -> None:
+    run, lock = RunFolder(tmp_path), tmp_path / ".lock"
+    lock.write_text(f"{os.getppid()}\n")
+    said = f"in use by process {os.getppid()}; wait for it, stop it, or choose another output_dir"
+    with pytest.raises(CacheError, match=said), run.lock():
+        pytest.fail("two processes own the folder")
+    assert lock.read_text() == f"{os.getppid()}\n"
+
+
+def test_what_a_dead_process_or_nobody_left_is_taken_over(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    for content in (str(child.pid), "no number", str(os.getpid())):
+        (tmp_path / ".lock").write_text(content)
+        with RunFolder(tmp_path).lock():
+            assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert not (tmp_path / ".lock").exists()
+
+
+def test_of_several_processes_of_a_run_the_main_one_owns_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = RunFolder(tmp_path / "run")
+    monkeypatch.setenv("RANK", "1")
+    with run.lock():
+        assert not run.root.exists()
+    monkeypatch.setenv("RANK", "0")
+    with run.lock():
+        monkeypatch.setenv("RANK", "1")
+        with run.lock():
+            pass
+        assert (run.root / ".lock").exists(), "the other process takes nothing away"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(CacheError, match=r"file/run: cannot be written \(.+\); choose another output_dir\."),
+        RunFolder(tmp_path / "file" / "run").lock(),
+    ):
+        pytest.fail("the folder is owned")
+
+
+def test_a_fingerprint_is_plain_json_that_equals_what_is_read_back() -> None:
+    made = fingerprint(layers=(1, 2), names={"only"}, rows={"n": None, "share": 0.5})
+    assert made == {"layers": [1, 2], "names": ["only"], "rows": {"n": None, "share": 0.5}}
+    assert json.loads(json.dumps(made)) == made
+    assert fingerprint(layers=(1, 2)) == fingerprint(layers=[1, 2]) != fingerprint(layers=(2, 1))
+
+
+def test_a_result_is_done_for_the_inputs_that_it_was_made_from(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "scores.json", fingerprint(rows=3, layers=(1, 2))
+    assert not is_done(path, wanted)
+    save_result(path, wanted, {"scores": [0.5], "fingerprint": "not the result's to say"})
+    assert json.loads(path.read_text()) == {"scores": [0.5], "fingerprint": wanted}
+    assert is_done(path, wanted)
+    assert not is_done(path, wanted | {"rows": 4}) and not is_done(path, wanted | {"new": None})
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", "3", '"text"', "{}", '{"scores": [1]}', '{"fingerprint": null}']
+)
+def test_a_result_that_is_damaged_or_of_unknown_inputs_is_not_done(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(content)
+    wanted: dict[str, Any] = {}
+    assert not is_done(path, wanted)

@@ -1,0 +1,35 @@
+"""Runs whose teacher answers prompts, or makes new ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from semalign.config import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    PairingConfig,
+    TrainConfig,
+    TransferConfig,
+)
+from semalign.run.folder import RunFolder
+
+LIMIT = 24
+
+
+def config_of(pair: tuple[Path, Path], rows: Path, out: Path, **data: object) -> TransferConfig:
+    return TransferConfig(
+        teacher=ModelConfig(str(pair[0])),
+        student=ModelConfig(str(pair[1])),
+        data=replace(DataConfig(str(rows), heldout_rows=4, max_length=128, max_new_tokens=LIMIT), **data),
+        output_dir=str(out),
+        pairing=PairingConfig(num_layers=1),
+        train=TrainConfig(num_train_epochs=1, per_device_train_batch_size=8),
+        evaluation=EvaluationConfig(batch_size=4),
+    )
+
+
+def written(run: RunFolder) -> list[list[dict[str, str]]]:
+    return [json.loads(line)["messages"] for line in run.rows.read_text().splitlines()]

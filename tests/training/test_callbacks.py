@@ -1,0 +1,240 @@
+"""What watches a training: a log without repeats, gradients where they belong, signals, checkpoints that are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from semalign.errors import CacheError, SemAlignError
+from semalign.training import callbacks
+from semalign.training.callbacks import GiveBack, GradientCheck, LineLog, StopOnSignal, complete_checkpoint
+
+ARGUMENTS = cast(TrainingArguments, None)  # none of the callbacks reads them
+
+
+def state(step: int, *, main: bool = True) -> TrainerState:
+    return TrainerState(global_step=step, is_world_process_zero=main)
+
+
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def log(callback: LineLog, step: int, loss: float = 1.0, **options: Any) -> None:
+    callback.on_log(ARGUMENTS, state(step, **options), TrainerControl(), logs={"loss": loss, "epoch": 0.5})
+
+
+def test_a_line_is_written_for_every_logged_step(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    log(callback := LineLog(path), 1, 2.5)
+    log(callback, 2, 2.25)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 2.5, "epoch": 0.5},
+        {"step": 2, "loss": 2.25, "epoch": 0.5},
+    ]
+
+
+def test_lines_without_a_loss_and_of_other_processes_are_left_out(tmp_path: Path) -> None:
+    callback = LineLog(tmp_path / "train.jsonl")
+    callback.on_log(ARGUMENTS, state(9), TrainerControl(), logs={"train_runtime": 3.0})
+    callback.on_log(ARGUMENTS, state(9), TrainerControl())
+    log(callback, 9, main=False)
+    assert not callback.path.exists()
+
+
+def test_a_resumed_training_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    for step in range(1, 6):
+        log(LineLog(path), step)
+    with path.open("a") as file:
+        file.write('{"step": 6, "lo')
+    LineLog(path).on_train_begin(ARGUMENTS, state(3), TrainerControl())
+    assert steps(path) == [1, 2, 3]
+    log(LineLog(path), 4)
+    assert steps(path) == [1, 2, 3, 4]
+
+
+def test_a_training_that_starts_anew_starts_its_log_anew(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("no JSON at all\nbut several lines\n")
+    LineLog(path).on_train_begin(ARGUMENTS, state(0), TrainerControl())
+    assert path.read_text() == ""
+
+
+def test_a_later_stage_counts_on_from_the_stages_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    for step in range(1, 9):
+        log(LineLog(path), step)
+    callback = LineLog(path, earlier=4)
+    callback.on_train_begin(ARGUMENTS, state(2), TrainerControl())
+    log(callback, 3)
+    assert steps(path) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_another_process_leaves_the_log_alone(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    log(LineLog(path), 1)
+    LineLog(path).on_train_begin(ARGUMENTS, state(0, main=False), TrainerControl())
+    assert steps(path) == [1]
+
+
+def test_a_damaged_line_of_an_earlier_step_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"step": 1}\nno JSON\n{"step": 3}\n')
+    with pytest.raises(
+        CacheError, match=r"train\.jsonl:2: expected one JSON value.*run `semalign train` again"
+    ):
+        LineLog(path).on_train_begin(ARGUMENTS, state(2), TrainerControl())
+
+
+def checked(change: Callable[[nn.Module], None], callback: GradientCheck | None = None) -> None:
+    """Check a model of a trained and a frozen layer after one backward pass, changed by the test."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"trained": nn.Linear(3, 3), "frozen": nn.Linear(3, 3)})
+    model["frozen"].requires_grad_(False)
+    model["frozen"](model["trained"](torch.ones(2, 3))).sum().backward()
+    change(model)
+    callback = callback or GradientCheck()
+    callback.on_pre_optimizer_step(ARGUMENTS, state(0), TrainerControl(), model=model)
+
+
+def test_gradients_exactly_where_training_was_asked_for_pass() -> None:
+    checked(lambda model: None)
+
+
+def unreached(model: Any) -> None:
+    model["trained"].bias.grad = None
+
+
+def unfrozen(model: Any) -> None:
+    model["frozen"].weight.grad = torch.ones(3, 3)
+
+
+@pytest.mark.parametrize(("change", "name"), [(unreached, r"trained\.bias"), (unfrozen, r"frozen\.weight")])
+def test_a_gradient_too_few_or_too_many_names_the_parameter(change: Any, name: str) -> None:
+    with pytest.raises(
+        SemAlignError, match=rf"{name}: expected a gradient exactly where training was asked for"
+    ):
+        checked(change)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_first_gradient_of_no_use_names_the_parameter(value: float) -> None:
+    def change(model: Any) -> None:
+        model["trained"].weight.grad.fill_(value)
+
+    with pytest.raises(SemAlignError, match=r"trained\.weight: its first gradient is zero, NaN or infinite"):
+        checked(change)
+
+
+def test_only_the_first_step_is_checked() -> None:
+    callback = GradientCheck()
+    checked(lambda model: None, callback)
+    checked(unreached, callback)
+
+
+def test_one_factor_of_lora_may_start_without_gradient() -> None:
+    model = nn.ModuleDict({"lora_A": nn.Linear(3, 2, bias=False), "lora_B": nn.Linear(2, 3, bias=False)})
+    nn.init.zeros_(cast(Any, model["lora_B"]).weight)
+    model["lora_B"](model["lora_A"](torch.ones(2, 3))).sum().backward()
+    assert float(cast(Any, model["lora_A"]).weight.grad.abs().sum()) == 0
+    GradientCheck().on_pre_optimizer_step(ARGUMENTS, state(0), TrainerControl(), model=model)
+
+
+def test_memory_is_given_back_every_ten_seconds_and_not_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, freed = [100.0], []
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[-1])
+    monkeypatch.setattr(callbacks, "free_memory", lambda **_: freed.append(clock[-1]))
+    callback = GiveBack()
+    for now in (101.0, 109.0, 111.0, 112.0, 120.0, 122.0):
+        clock.append(now)
+        callback.on_step_end(ARGUMENTS, state(1), TrainerControl())
+    assert freed == [111.0, 122.0]
+
+
+def handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_end_and_asks_for_a_checkpoint(number: signal.Signals) -> None:
+    before = handlers()
+    with StopOnSignal().installed() as stopper:
+        control = TrainerControl()
+        stopper.on_step_end(ARGUMENTS, state(1), control)
+        assert not control.should_save and not control.should_training_stop and not stopper.must_stop
+        os.kill(os.getpid(), number)
+        assert not control.should_training_stop, "the step goes on"
+        stopper.on_step_end(ARGUMENTS, state(2), control)
+        assert control.should_save and control.should_training_stop and stopper.must_stop
+    assert handlers() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_process_at_once(number: signal.Signals) -> None:
+    before = handlers()
+    with pytest.raises(SystemExit) as stopped, StopOnSignal().installed():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
+        pytest.fail("the second signal was ignored")
+    assert stopped.value.code == 128 + number and handlers() == before
+
+
+def test_of_several_processes_none_ends_on_a_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with StopOnSignal().installed() as stopper:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopper.received == signal.SIGTERM
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before, seen = handlers(), []
+
+    def train() -> None:
+        with StopOnSignal().installed() as stopper:
+            control = TrainerControl()
+            stopper.on_step_end(ARGUMENTS, state(1), control)
+            seen.append((handlers(), control.should_training_stop))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+
+
+def checkpoint(folder: Path, step: int, text: str | None = "{}") -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    if text is not None:
+        (path / "trainer_state.json").write_text(text)
+    return path
+
+
+def test_the_newest_checkpoint_by_number_is_resumed_from(tmp_path: Path) -> None:
+    for step in (9, 100, 20):
+        checkpoint(tmp_path, step)
+    assert complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
+
+
+@pytest.mark.parametrize("text", [None, "", '{"global_step": 4'], ids=["no state", "empty", "cut off"])
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path, text: str | None) -> None:
+    whole = checkpoint(tmp_path, 2)
+    checkpoint(tmp_path, 4, text)
+    assert complete_checkpoint(tmp_path) == str(whole)
+
+
+def test_without_a_whole_checkpoint_training_starts_at_the_beginning(tmp_path: Path) -> None:
+    assert complete_checkpoint(tmp_path) is None
+    checkpoint(tmp_path, 4, None)
+    assert complete_checkpoint(tmp_path) is None and complete_checkpoint(tmp_path / "nothing") is None
