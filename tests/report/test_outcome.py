@@ -206,7 +206,7 @@ def test_what_was_not_measured_names_what_measures_it(make: Any, step: str) -> N
 def sample(before: bool | None, after: bool | None) -> dict[str, Any]:
     verdicts = {"before": before, "after": after, "teacher": True}
     kept = {k: v for k, v in verdicts.items() if v is not None}
-    return {"task": "sums", "prompt": "1 + 1", "gold": "2"} | {k: "2" for k in verdicts} | {"correct": kept}
+    return {"task": "sums", "prompt": "1 + 1", "gold": "2"} | dict.fromkeys(verdicts, "2") | {"correct": kept}
 
 
 def test_turns_are_counted_over_all_samples_and_only_some_are_shown() -> None:
