@@ -192,3 +192,14 @@ def cross_entropy_loss(student_logits: Tensor, labels: Tensor, smoothing: float)
         logp = z.log_softmax(0)
         values.append(-(1 - smoothing) * logp[label] - smoothing / len(z) * logp.sum())
     return torch.stack(values).mean()
+
+
+def decompose(hidden_ND: Tensor, bases_DV: Tensor) -> Tensor:
+    """Coefficients a = S' h / |h| (N x V) of states on unit bases."""
+    lengths_N1 = hidden_ND.norm(dim=1, keepdim=True).clamp_min(torch.finfo(hidden_ND.dtype).tiny)
+    return (hidden_ND / lengths_N1) @ bases_DV
+
+
+def recompose(coefficients_NV: Tensor, bases_EV: Tensor) -> Tensor:
+    """Coefficients put on a set of bases: S a (N x E)."""
+    return coefficients_NV @ bases_EV.T

@@ -94,6 +94,9 @@ import torch
 from semalign.errors import RankError
 from semalign.run import ranks
 
+def say(line):
+    os.write(1, (json.dumps(line) + "\\n").encode())  # at once, for both write to one pipe
+
 child = os.fork()
 os.environ["RANK"] = "0" if child else "1"
 rank = ranks.rank()
@@ -109,16 +112,16 @@ found["from_main"] = ranks.from_main(lambda: {"made by": rank, "list": [1, None]
 mine = torch.tensor([rank + 1.0, 10.0 * rank])
 found["total"] = ranks.total(mine).tolist()
 found["agree"] = [ranks.agree(flag) for flag in (True, rank == 1, rank == 0, False)]
-print(json.dumps({"rank": rank, **found}), flush=True)
+say({"rank": rank, **found})
 if rank == 1:
     os._exit(7)
 os.waitpid(child, 0)
 try:
     ranks.wait()
 except RankError as error:
-    print(json.dumps({"error": str(error)}), flush=True)
+    say({"error": str(error)})
 ranks.leave()
-print(json.dumps({"left": not torch.distributed.is_initialized()}), flush=True)
+say({"left": not torch.distributed.is_initialized()})
 """
 
 

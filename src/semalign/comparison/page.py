@@ -12,7 +12,18 @@ from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
-from semalign.report.words import GAPS, NBSP, Headline, count, listing, moment, number, percent, seconds
+from semalign.report.words import (
+    CLOSENESS,
+    GAPS,
+    NBSP,
+    Headline,
+    count,
+    listing,
+    moment,
+    number,
+    percent,
+    seconds,
+)
 from semalign.run.files import write_atomic
 
 Figures = Mapping[str, Any]
@@ -274,7 +285,15 @@ def _retention_section(methods: Sequence[Figures]) -> Section:
 
 
 def _task_section(methods: Sequence[Figures], figures: Figures, task: str) -> Section:
-    columns = ["Method", "Seeds", "Accuracy", "Gap closed", "KL", "KL gap closed", "Same next token", "NLL"]
+    columns = [
+        "Method",
+        "Seeds",
+        "Accuracy",
+        "Gap closed",
+        "KL",
+        "KL gap closed",
+        *(m.title for m in CLOSENESS[1:]),
+    ]
     models = {name: figures["models"][name]["tasks"] for name in ("teacher", "untouched")}
     rows = [
         Row("teacher", _task_cells(models["teacher"][task]), "c-teacher"),

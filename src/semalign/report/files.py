@@ -43,7 +43,7 @@ def read_run(run_dir: Path) -> RunFiles:
     Raises CacheError when metrics.json is missing or a file is damaged.
     """
     metrics = find_json(run_dir / "metrics.json")
-    if not metrics:
+    if not (run_dir / "metrics.json").is_file():
         raise CacheError(
             f"The report needs metrics.json in {run_dir}, and there is none; run the evaluate step for this folder first."
         )

@@ -32,8 +32,8 @@ def training_section(files: RunFiles) -> Section:
                 Series(s.label, s.steps, s.values, s.kind.replace("c-after", f"c-base{(index - 1) % 4 + 1}"))
                 for s in series
             ]
-        ends = [v for row in (rows[0], rows[-1]) if (v := finite(row.get("loss"))) is not None]
-        aside = f"{number(ends[0])} → {number(ends[-1])}" if ends else ""
+        ends = [finite(row.get("loss")) for row in (rows[0], rows[-1])]
+        aside = " → ".join(map(number, ends)) if any(end is not None for end in ends) else ""
         panels.append(Panel(name, Markup(plots.curves(series, f"Loss of {name} over the steps")), aside))
     last = files.train[-1]
     finding = f"{words.count(finite(last.get('step')))} steps, {number(finite(last.get('epoch')), 1)} epochs."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from semalign.data.check import QUANTILES
@@ -16,14 +17,17 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
     from semalign.report.words import figure_name
 
     names = ["before", *metrics["baselines"], "after", "teacher"]
-    table = Table(title=f"recipe {metrics['recipe']}", title_justify="left")
-    for column in ("", *names):
+    # Names of recipes, baselines and tasks are the user's: what looks like markup in them is none.
+    table = Table(title=escape(f"recipe {metrics['recipe']}"), title_justify="left")
+    for column in ("", *map(escape, names)):
         table.add_column(column, justify="left" if not column else "right")
     for task, entry in metrics["tasks"].items():
-        table.add_row(f"{task} (n={entry['n']})", *(f"{100 * entry[n]['accuracy']:.1f}%" for n in names))
+        table.add_row(
+            escape(f"{task} (n={entry['n']})"), *(f"{100 * entry[n]['accuracy']:.1f}%" for n in names)
+        )
     for entry in metrics["harness"]:
         label = f"{entry['task']} {figure_name(entry)} (n={entry['n']})"
-        table.add_row(label, *(f"{entry[n]['value']:.3f}" if n in entry else "-" for n in names))
+        table.add_row(escape(label), *(f"{entry[n]['value']:.3f}" if n in entry else "-" for n in names))
     if metrics["tasks"]:
         table.add_row(
             "average accuracy", *(f"{100 * metrics['accuracy'][n]:.1f}%" for n in names), style="bold"
@@ -55,7 +59,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     """The findings for people."""
     kinds = ", ".join(f"{n} x {kind}" for kind, n in found["kinds"].items())
     line = f"{found['file']}: {found['rows']} rows of good form ({kinds or 'none'})"
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(line, markup=False, emoji=False, soft_wrap=True)
     if found["tokens"]:
         _show_tokens(found, console)
     else:
@@ -76,7 +80,9 @@ def _show_tokens(found: dict[str, Any], console: Console) -> None:
     _list(f"cut at {tokens['max_length']} tokens", tokens["cut"], console)
     if found["sample"]:
         console.print("one row, supervised part in brackets:")
-        console.print(found["sample"], markup=False, highlight=False, style="dim", soft_wrap=True)
+        console.print(
+            found["sample"], markup=False, emoji=False, highlight=False, style="dim", soft_wrap=True
+        )
 
 
 def _show_duplicates(found: dict[str, Any], console: Console) -> None:
@@ -100,6 +106,6 @@ def _list(label: str, lines: list[str], console: Console, style: str | None = No
         return
     console.print(f"{label}: {len(lines)}", style=style)
     for line in lines[:SHOWN]:
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {line}", markup=False, emoji=False, highlight=False, soft_wrap=True)
     if len(lines) > SHOWN:
         console.print(f"  and {len(lines) - SHOWN} more; --json lists all")
