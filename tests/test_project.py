@@ -14,8 +14,7 @@ import pytest
 import yaml
 from test_imports import ORDER
 
-import semalign.methods
-from semalign.cli import main, parser
+from semalign.cli import parser
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -50,34 +49,6 @@ def test_every_package_that_is_required_on_demand_is_in_the_extra_that_is_named(
     extras = PROJECT["optional-dependencies"]
     for package, extra in calls:
         assert any(line.replace("-", "_").startswith(package) for line in extras[extra]), (package, extra)
-
-
-def test_a_method_is_added_as_the_guide_says(
-    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", text("CONTRIBUTING.md"), re.DOTALL)
-    folder = tmp_path / "methods"
-    folder.mkdir()
-    (folder / "gentle.py").write_text(code)
-    monkeypatch.setattr(semalign.methods, "__path__", [*semalign.methods.__path__, str(folder)])
-    semalign.methods.methods.cache_clear()
-    try:
-        arguments = [
-            f"--teacher.model_name_or_path={tiny_pair[0]}",
-            f"--student.model_name_or_path={tiny_pair[1]}",
-            f"--data.dataset_name={rows_file}",
-            "--data.max_length=64",
-            f"--output_dir={tmp_path / 'run'}",
-            "--train.num_train_epochs=1",
-            "--recipe.name=gentle",
-            "--quiet",
-        ]
-        for step in ("attribute", "pair", "cache", "train"):
-            assert main([step, *arguments]) == 0
-    finally:
-        semalign.methods.methods.cache_clear()
-    assert (tmp_path / "run" / "student" / "model.safetensors").exists()
-    assert "KL(p_T || p_S)" in (tmp_path / "run" / "student" / "README.md").read_text()
 
 
 SUFFIXES = ("py", "md", "json", "jsonl", "yaml", "yml", "toml", "txt", "html", "css", "cff", "safetensors")
