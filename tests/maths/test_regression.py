@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semalign.errors import ModelError
-from semalign.maths.bases import RidgeFit
-from semalign.maths.regression import ridge_scores
+from semalign.maths.regression import RidgeFit, ridge_scores
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
