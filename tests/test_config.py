@@ -23,6 +23,7 @@ from semalign.config import (
     AttributionConfig,
     CacheConfig,
     DataConfig,
+    EvaluationConfig,
     ModelConfig,
     OptimiserConfig,
     PairingConfig,
@@ -287,3 +288,33 @@ def test_a_name_is_a_path_where_it_exists_beside_the_config(tmp_path: Path) -> N
     assert resolve_path("model", tmp_path) == str(tmp_path / "model")
     for name in ("org/model", "embedded:teacher", "s3://bucket/rows", "/rows.jsonl"):
         assert resolve_path(name, tmp_path) == name
+
+
+@pytest.mark.parametrize(
+    "label", ["..", "../../victim", "/etc", "a/b", "", "-x", "before", "after", "teacher"]
+)
+def test_a_baseline_s_name_is_no_path_and_no_name_that_is_taken(label: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.baselines: expected names of letters, digits, \. _ and -"
+    ):
+        EvaluationConfig(baselines={label: {"name": "cross_entropy"}})
+    with pytest.raises(ConfigError, match=r"evaluation\.baselines"):
+        EvaluationConfig(baselines=(label,))
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: EvaluationConfig(batch_size=0), "evaluation.batch_size"),
+        (lambda: EvaluationConfig(max_new_tokens=0), "evaluation.max_new_tokens"),
+        (lambda: EvaluationConfig(max_items=-1), "evaluation.max_items"),
+        (lambda: EvaluationConfig(cka_rows=-1), "evaluation.cka_rows"),
+        (lambda: CacheConfig(max_bytes=-1), "cache.max_bytes"),
+        (lambda: TrainConfig(gradient_accumulation_steps=0), "train.gradient_accumulation_steps"),
+        (lambda: TrainConfig(logging_steps=0), "train.logging_steps"),
+        (lambda: TrainConfig(save_steps=-3), "train.save_steps"),
+    ],
+)
+def test_counts_are_checked_before_anything_runs(make: Callable[[], object], field: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(field)):
+        make()

@@ -7,6 +7,7 @@ back as nested plain values.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,20 @@ def _require(condition: bool, field_name: str, expected: str, got: object) -> No
         raise ConfigError(
             f"{field_name}: expected {expected}, got {got!r}; change it in the config or on the command line."
         )
+
+
+def check_labels(option: str, labels: Collection[str], reserved: Collection[str]) -> None:
+    """Names that a user chooses become folders and keys of results, so they may hold neither a path nor a name that is taken.
+
+    Raises:
+        ConfigError: one of them does.
+    """
+    for label in labels:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(label)) or label in reserved:
+            raise ConfigError(
+                f"{option}: expected names of letters, digits, . _ and - other than {', '.join(reserved)}, got {label!r}; "
+                "rename it."
+            )
 
 
 @dataclass(frozen=True)
@@ -311,6 +326,12 @@ class CacheConfig:
         _require(self.top_k > 0, "cache.top_k", "a positive count", self.top_k)
         _require(self.batch_size > 0, "cache.batch_size", "a positive count", self.batch_size)
         _require(self.shard_rows > 0, "cache.shard_rows", "a positive count", self.shard_rows)
+        _require(
+            self.max_bytes is None or self.max_bytes > 0,
+            "cache.max_bytes",
+            "a positive size or null",
+            self.max_bytes,
+        )
         _require(self.ridge_penalty >= 0, "cache.ridge_penalty", "a penalty of 0 or more", self.ridge_penalty)
 
 
@@ -364,6 +385,8 @@ class TrainConfig(OptimiserConfig):
     def __post_init__(self) -> None:
         _require(self.num_train_epochs > 0, "train.num_train_epochs", "more than 0", self.num_train_epochs)
         _require(self.lora_r >= 0, "train.lora_r", "0 or a rank", self.lora_r)
+        for name in ("gradient_accumulation_steps", "logging_steps", "save_steps"):
+            _require(getattr(self, name) > 0, f"train.{name}", "a positive count", getattr(self, name))
         _require(
             self.per_device_train_batch_size > 0,
             "train.per_device_train_batch_size",
@@ -406,6 +429,18 @@ class EvaluationConfig:
     """A folder with further task files for the harness."""
     cka_rows: int = 64
     """How many held-out rows the CKA heat maps are computed on; 0 leaves them out."""
+
+    def __post_init__(self) -> None:
+        check_labels("evaluation.baselines", self.baselines, ("before", "after", "teacher"))
+        for name in ("batch_size", "max_new_tokens"):
+            _require(getattr(self, name) > 0, f"evaluation.{name}", "a positive count", getattr(self, name))
+        _require(
+            self.max_items is None or self.max_items > 0,
+            "evaluation.max_items",
+            "a positive count or null",
+            self.max_items,
+        )
+        _require(self.cka_rows >= 0, "evaluation.cka_rows", "a count of rows", self.cka_rows)
 
 
 @dataclass(frozen=True)

@@ -153,3 +153,12 @@ def test_labels_come_before_the_mask_and_without_either_every_id_is_supervised()
     assert supervised_ids(row | {"labels": None}) == [True, False, True]
     assert supervised_ids({"input_ids": [5, 6, 7]}) == [True] * 3
     assert supervised_ids({"input_ids": None}) == []
+
+
+def test_a_row_without_ids_supervises_nothing() -> None:
+    for row in (
+        {"input_ids": None, "labels": [5]},
+        {"input_ids": None, "completion_mask": [1]},
+        {"input_ids": None},
+    ):
+        assert supervised_ids(row) == []

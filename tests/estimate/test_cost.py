@@ -55,14 +55,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-TOO_NARROW = pytest.mark.xfail(
-    strict=True,
-    reason="record_sizes counts a raw target (map none) in the student's width, not the teacher's",
-)
-CASES = [pytest.param(n, marks=TOO_NARROW if n in ("raw targets", "several") else ()) for n in RUNS]
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", RUNS)
 def test_bytes_are_those_of_the_records_that_a_run_stores(name: str, tmp_path: Path) -> None:
     of = prepared(tmp_path, **RUNS[name])
     request, wanted, inputs = of.stores.request, of.stores.wanted, of.inputs

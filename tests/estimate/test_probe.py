@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import HEADS, PAIRS, cached, prepared, samples
 from transformers import TrainerState
@@ -51,11 +51,13 @@ LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
 @given(LENGTHS, st.integers(1, 9))
+@settings(max_examples=40)
 def test_memory_is_measured_on_the_longest_rows(lengths: list[int], size: int) -> None:
     assert lengths_of(longest_rows(of_lengths(lengths), size)) == sorted(lengths, reverse=True)[:size]
 
 
 @given(LENGTHS, st.integers(1, 9))
+@settings(max_examples=40)
 def test_time_is_measured_on_rows_from_the_middle_of_the_lengths(lengths: list[int], size: int) -> None:
     found = typical_rows(of_lengths(lengths), size)
     assert len(found) == min(size, len(lengths)) == len({row.id for row in found})

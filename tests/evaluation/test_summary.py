@@ -293,7 +293,6 @@ def test_metrics_stay_valid_and_costs_are_not_added_twice(tmp_path: Path) -> Non
         assert again[key] == first[key]
 
 
-@pytest.mark.xfail(strict=True, reason="the second time the run's peak is read as that of evaluate")
 def test_a_finished_run_that_is_started_again_keeps_the_costs_of_every_step(tmp_path: Path) -> None:
     run, config = RunFolder(tmp_path), config_of(tmp_path)
     finished(run)

@@ -1,25 +1,29 @@
-"""A teacher whose layers are offloaded, or in fewer bits, leaves the same signals as one in memory."""
+"""A teacher that is offloaded or in fewer bits leaves the same signals as one in memory; a checkpoint that is not whole is refused."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import cpu_offload
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import ARCHITECTURES, COMMON, config_of, save_model, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from semalign.config import ModelConfig
 from semalign.data import Sample
 from semalign.data.batches import candidates_of
-from semalign.errors import SemAlignError
+from semalign.errors import ModelError, SemAlignError
 from semalign.maths.pairing import LayerPair
 from semalign.models.decoder import Decoder
-from semalign.models.loading import load
+from semalign.models.loading import load, load_shape
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.request import Request
 from semalign.steps.attribute import attribute_layers
@@ -127,3 +131,106 @@ def assert_near(
             cosine = torch.cosine_similarity(mine[key].float(), theirs[key].float(), dim=1)
             assert least < cosine.mean() < 1 + 1e-6, key
             assert not torch.equal(mine[key], theirs[key]), "the weights are not quantised"
+
+
+def changed(
+    folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> Path:
+    """A copy of a model whose checkpoint was changed."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    save_file(change(tensors), target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def without(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda t: without(t, "layers.1.mlp.up_proj"),
+            r"1 are missing from the checkpoint: model\.layers\.1\.mlp\.up_proj\.weight",
+        ),
+        (
+            lambda t: without(t, "layers.2."),
+            r"9 are missing from the checkpoint: model\.layers\.2\.input_layernorm\.weight.* and 6 more",
+        ),
+        (
+            lambda t: {f"_orig_mod.{name}": tensor for name, tensor in t.items()},
+            "are missing from the checkpoint",
+        ),
+        (
+            lambda t: t | {"model.layers.3.mlp.up_proj.weight": torch.ones(2, 2)},
+            "1 have no place in the model",
+        ),
+        (
+            lambda t: t | {"model.norm.weight": torch.ones(7)},
+            r"got \(7,\) instead of \(32,\) for model\.norm\.weight",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fill_its_model_is_refused(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, change: Any, said: str
+) -> None:
+    with pytest.raises(ModelError, match=said):
+        load(ModelConfig(str(changed(tiny_pair[1], tmp_path / "model", change))))
+
+
+def test_tied_weights_that_a_checkpoint_leaves_out_are_not_missing(tiny_pair: tuple[Path, Path]) -> None:
+    assert "lm_head.weight" not in load_file(tiny_pair[1] / "model.safetensors")
+    assert load(ModelConfig(str(tiny_pair[1]))).num_layers == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "pointer", "text"])
+def test_a_damaged_file_is_one_sentence_that_names_the_model(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, damage: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pair[1], folder)
+    weights = folder / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    elif damage == "pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    else:
+        (folder / "config.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(
+        ModelError, match=rf"{folder}: cannot be loaded .*copy or download the model again"
+    ) as caught:
+        load(ModelConfig(str(folder)))
+    assert "hf download" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_adapter_beside_a_model_is_refused_before_anything_is_read(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pair[1], folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"also holds an adapter .* merge it with peft's merge_and_unload"):
+        load_shape(ModelConfig(str(folder)))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors", "somebodys"])
+def test_a_checkpoint_that_was_saved_quantised_is_refused_from_its_config_alone(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, method: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pair[1], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": method}})
+    )
+    with pytest.raises(ModelError, match=f"a checkpoint that {method} has quantised"):
+        load_shape(ModelConfig(str(folder)))
+
+
+def test_a_tilde_in_a_folder_s_name_is_the_home_folder(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_pair[1], tmp_path / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(ModelConfig("~/model")).num_layers == 3

@@ -30,6 +30,7 @@ from semalign.run.files import (
     write_tensors,
     write_yaml,
 )
+from semalign.run.folder import is_done
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
@@ -245,3 +246,20 @@ def test_a_hash_follows_the_value_and_not_the_order_of_its_keys() -> None:
     different = [1, "1", [1], [2, 1], [1, 2], {"a": 1}, {"a": None}, None, {}, []]
     assert len({hash_of(value) for value in different}) == len(different)
     assert all(len(hash_of(value)) == 16 for value in different)
+
+
+def test_a_file_that_is_no_utf_8_is_named_and_counts_as_not_done(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(
+        CacheError, match=r"scores\.json: not valid JSON .* delete it and run `semalign attribute`"
+    ):
+        read_json(path, "attribute")
+    assert not is_done(path, {"a": 1})
+
+
+def test_what_comes_after_a_damaged_line_of_a_part_is_made_again(tmp_path: Path) -> None:
+    part = tmp_path / "rows.part"
+    part.write_bytes(b'{"seed": 0}\n{"n": 1}\n{"n": \xff\n{"n": 3}\n')
+    assert kept_lines(part, {"seed": 0}) == [{"n": 1}]
+    assert part.read_text() == '{"seed": 0}\n{"n": 1}\n'

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import CACHE, PAIRS, prepared, samples
 from tiny import PLAN, record
@@ -26,6 +26,7 @@ from semalign.signals.stores import Source, Stores, fill, shard_plan
 
 
 @given(st.lists(st.integers(1, 30), max_size=30), st.integers(1, 7))
+@settings(max_examples=40)
 def test_every_sample_lies_in_one_shard_beside_others_of_its_length(lengths: list[int], rows: int) -> None:
     plan = shard_plan([Sample([7] * n, [False] * n, str(n)) for n in lengths], rows)
     order = [lengths[n] for shard in plan for n in shard]

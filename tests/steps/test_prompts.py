@@ -269,15 +269,18 @@ def test_new_prompts_have_the_system_turn_that_their_context_began_with(asked: A
 
 
 def test_a_context_has_as_many_rows_as_the_teacher_has_positions_for(asked: Ask) -> None:
-    long = [[user("word " * 12 + str(n)), {"role": "assistant", "content": "yes"}] for n in range(5)]
-    made, _ = asked(rows=long, max_new_tokens=24)
-    lengths = [len(tiny()(text, add_special_tokens=False)["input_ids"]) for text in made.contexts]
-    rows = {text.count("<|assistant|>") for text in made.contexts}
-    assert made.decoder.shape.positions == 128 and max(lengths) + 24 <= 128 and max(rows) < 3
-    made, _ = asked(rows=[[user("word " * 200), {"role": "assistant", "content": "yes"}]], wanted={"a": 2})
-    assert {text.count("<|assistant|>") for text in made.contexts} == {1}, (
-        "one row is shown whatever its length"
-    )
+    def shown(words: int, new: int) -> tuple[set[int], int]:
+        """Rows of a context, and its tokens; three rows have 3 tokens a word and 25 more."""
+        long = [[user("sky " * words + str(n)), {"role": "assistant", "content": "yes"}] for n in range(5)]
+        made, _ = asked(rows=long, max_new_tokens=new, wanted={"words": words, "new": new})
+        assert made.decoder.shape.positions == 128
+        lengths = [len(tiny()(text, add_special_tokens=False)["input_ids"]) for text in made.contexts]
+        return {text.count("<|assistant|>") for text in made.contexts}, max(lengths)
+
+    assert shown(31, 10) == ({3}, 118), "118 and 10 fit"
+    rows, length = shown(31, 11)
+    assert rows == {2} and length < 100
+    assert shown(200, 24)[0] == {1}, "one row is shown whatever its length"
 
 
 def stopping(at: int) -> Callable[[int], list[tuple[str, bool]]]:

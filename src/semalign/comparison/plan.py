@@ -7,7 +7,6 @@ and cache options share: one run folder whose cache holds the union of what thei
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from semalign.comparison.overrides import CUTOFF, flatten, nested
-from semalign.config import ModelConfig, TransferConfig, to_dict
+from semalign.config import ModelConfig, TransferConfig, check_labels, to_dict
 from semalign.errors import ConfigError, suggestion
 from semalign.methods import named
 from semalign.methods.recipe import Recipe
@@ -71,12 +70,7 @@ class CompareConfig:
                     f"{name}: expected names with values, got {getattr(self, name)!r}; fill it in."
                 )
         for kind, labels in (("methods", self.methods), ("tasks", self.tasks)):
-            for label in labels:
-                if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", str(label)) or label in RESERVED:
-                    raise ConfigError(
-                        f"{kind}: expected names of letters, digits, . _ and - other than {', '.join(RESERVED)}, "
-                        f"got {label!r}; rename it."
-                    )
+            check_labels(kind, labels, RESERVED)
         for label in (self.default, *self.equal_time):
             if label not in self.methods:
                 raise ConfigError(

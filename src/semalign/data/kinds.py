@@ -96,7 +96,8 @@ def _ids_kind(row: Row) -> Kind:
         values = row.get(column)
         if values is not None and not (_integers(values, or_bools=True) and len(values) == len(ids)):
             raise DataError(f"{column} is not a list of {len(ids)} integers, one for each of input_ids")
-    for t, label in enumerate(row.get("labels") or []):
+    labels = row.get("labels")
+    for t, label in enumerate([] if labels is None else labels):
         if label not in (-100, ids[t]):
             raise DataError(
                 f"labels[{t}] is {label}, expected -100 or input_ids[{t}] = {ids[t]} (labels are not shifted)"
@@ -107,9 +108,11 @@ def _ids_kind(row: Row) -> Kind:
 def supervised_ids(row: Row) -> list[bool]:
     """Which of a row's input_ids its labels or completion_mask supervise; without either, all."""
     labels, completion = row.get("labels"), row.get("completion_mask")
+    if row["input_ids"] is None:
+        return []
     if labels is not None:
         return [label != -100 for label in labels]
-    return [True] * len(row["input_ids"] or []) if completion is None else [bool(c) for c in completion]
+    return [True] * len(row["input_ids"]) if completion is None else [bool(c) for c in completion]
 
 
 def _integers(values: Any, or_bools: bool = False) -> bool:

@@ -41,7 +41,8 @@ def record_sizes(request: Request, wanted: Sequence[tuple[str, str]], wide: int,
     own = sum(len(request.at(i)) for i in request.interfaces) * narrow * size
     own += narrow * size + 8 * request.top_k + 4 if request.top_k else 0
     top = 2 * request.top_k * 13 + 4 if request.top_k else 0
-    target = sum(len(request.at(i)) for _, i in wanted) * narrow * size
+    # Without a map a target stays in the teacher's width.
+    target = sum(len(request.at(i)) * (wide if name == "none" else narrow) for name, i in wanted) * size
     output = wide * size
     prefix = narrow + 6 if request.prefix_dtype else narrow * size
     raw = sum(len(request.at(i)) for i in request.interfaces) * wide * size

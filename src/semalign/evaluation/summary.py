@@ -156,6 +156,8 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
         "evaluate": run.metrics
     }
     results = {name: read_json(path, name) for name, path in files.items()}
+    # Where the costs were added before, the peak in metrics.json is the run's, and evaluate's own stands among the steps.
+    results |= {s["name"]: s for s in metrics.get("steps", ()) if s["name"] == "evaluate"}
     steps = [
         {"name": name}
         | {k: found[k] for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & found.keys()))}

@@ -80,8 +80,8 @@ class Decoder:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether the layers' linear maps hold something else than floating-point weights."""
-        return any(not module.weight.is_floating_point() for module in self.projections(1).values())
+        """Whether the layers hold something else than floating-point weights."""
+        return any(not p.is_floating_point() for layer in self.layers for p in layer.parameters())
 
     def out_projection(self, layer: int) -> nn.Module:
         """The map of layer 1..L from its heads' values (H * head_dim) to the stream."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
             known = ", ".join(f"embedded:{m}" for m in embedded.MODELS)
             raise ModelError(f"{name}: expected one of {known}; choose one.")
         return str(embedded.model_path(model)), {}
-    path = Path(name)
+    path = Path(name).expanduser() if name.startswith("~") else Path(name)
     if name.endswith(".gguf"):
         if not path.is_file():
             raise ModelError(
@@ -45,24 +46,29 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
             )
         require("gguf", "gguf")
         return str(path.parent), {"gguf_file": path.name}
-    if name.startswith((".", "/", "~")) and not path.expanduser().is_dir():
+    if name.startswith((".", "/", "~")) and not path.is_dir():
         raise ModelError(
             f"{name}: expected a model folder, found none; give a folder with config.json, or a hub id."
+        )
+    if path.is_dir() and (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{name}: expected a model, but the folder also holds an adapter (adapter_config.json), which would be loaded into it; "
+            "merge it with peft's merge_and_unload and save the result, or give a folder without it."
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(
             f"{name}: expected config.json in the folder, found none; give the folder that holds the model."
         )
-    return name, {"revision": config.model_revision} if config.model_revision else {}
+    where = str(path) if name.startswith("~") else name
+    return where, {"revision": config.model_revision} if config.model_revision else {}
 
 
 def _load_config(config: ModelConfig) -> Any:
     """The checkpoint's configuration of its text model, of an architecture that SemAlign supports."""
     where, extra = locate(config)
-    try:
+    with _reading(config):
         loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
-    except (OSError, ValueError) as error:
-        raise ModelError(_unreachable(config, error)) from error
+    _check_quantised(config, loaded)
     text = loaded.get_text_config()
     layout_of(
         loaded if loaded.model_type not in layouts() and hasattr(loaded, "vision_config") else text,
@@ -123,16 +129,41 @@ def _sampled_digest(path: Path) -> str:
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer."""
     where, extra = locate(config)
-    try:
+    with _reading(config):
         return AutoTokenizer.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
-    except (OSError, ValueError) as error:
-        raise ModelError(_unreachable(config, error)) from error
 
 
-def _unreachable(config: ModelConfig, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    name = config.model_name_or_path
-    return f"{name}: cannot be loaded ({reason}); without a network fetch it before with: hf download {name}"
+@contextmanager
+def _reading(config: ModelConfig) -> Iterator[None]:
+    """Whatever goes wrong in the libraries that read a checkpoint becomes one sentence about that checkpoint."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        name = config.model_name_or_path
+        advice = (
+            "its files are damaged, incomplete or of an unknown form, so copy or download the model again"
+            if Path(name).expanduser().exists() or name.startswith("embedded:")
+            else f"without a network fetch it before with: hf download {name}"
+        )
+        raise ModelError(f"{name}: cannot be loaded ({reason}); {advice}.") from error
+
+
+def _check_quantised(config: ModelConfig, loaded: Any) -> None:
+    """Refuse a checkpoint whose weights were saved in a quantised form that SemAlign does not train or read with."""
+    found = getattr(loaded, "quantization_config", None)
+    if found is None or config.model_name_or_path.endswith(".gguf"):
+        return
+    told = found if isinstance(found, dict) else found.to_dict()
+    method = str(getattr(told.get("quant_method"), "value", told.get("quant_method")))
+    if method != "bitsandbytes":
+        raise ModelError(
+            f"{config.model_name_or_path}: expected weights in floating point or in bitsandbytes' form, got a checkpoint that "
+            f"{method} has quantised; give the checkpoint that it was made from, with load_in_4bit or load_in_8bit if memory is short."
+        )
+    require("bitsandbytes", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -176,12 +207,18 @@ def load(config: ModelConfig | str, *, device: str | None = None) -> Decoder:
         extra["device_map"] = _device_map(config, target)
     if config.attn_implementation:
         extra["attn_implementation"] = config.attn_implementation
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=_dtype(config), trust_remote_code=config.trust_remote_code, **extra
+    with _reading(config):
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=_dtype(config),
+            trust_remote_code=config.trust_remote_code,
+            # Listed in what is told, and refused there with both shapes.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **extra,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(_unreachable(config, error)) from error
+    model, told = read
+    _check_complete(config, told)
     if is_gguf:
         # The weights are plain tensors now; the entry would make transformers refuse to save them.
         model.config.__dict__.pop("quantization_config", None)
@@ -237,6 +274,34 @@ def _keep_backward(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _check_complete(config: ModelConfig, told: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that does not fill its model: transformers draws missing weights at random and leaves others out.
+
+    Tied weights and those that an architecture is known to ignore are not among what transformers tells.
+    """
+    name = config.model_name_or_path
+    if mismatched := sorted(told["mismatched_keys"]):
+        key, there, expected = mismatched[0]
+        raise ModelError(
+            f"{name}: expected {_listed([m[0] for m in mismatched])} of the sizes that config.json states, got {tuple(there)} "
+            f"instead of {tuple(expected)} for {key}; config.json and weights are of different models."
+        )
+    for kind, what in (
+        ("missing_keys", "are missing from the checkpoint"),
+        ("unexpected_keys", "have no place in the model"),
+    ):
+        if keys := sorted(told[kind]):
+            raise ModelError(
+                f"{name}: expected the checkpoint to hold exactly the model's weights, but {len(keys)} {what}: {_listed(keys)}; give "
+                "a complete checkpoint whose names are those of config.json's architecture."
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _check_finite(decoder: Decoder) -> None:

@@ -63,7 +63,7 @@ def read_json(path: Path, step: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CacheError(f"{path}: not there yet; run `semalign {step}` first.") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # JSON's and UTF-8's errors are both of this kind
         raise CacheError(
             f"{path}: not valid JSON ({error}); mend it, or delete it and run `semalign {step}`."
         ) from None
@@ -147,8 +147,13 @@ def hash_of(value: Any) -> str:
 def kept_lines(part: Path, wanted: Mapping[str, Any]) -> list[Any]:
     """What an earlier try with the same inputs wrote, without a last line that was cut off."""
     # Only at line feeds: a text may hold any other character that ends a line.
-    lines = part.read_text(encoding="utf-8").split("\n") if part.exists() else []
-    whole = [json.loads(line) for line in lines[:-1]]
+    lines = part.read_text(encoding="utf-8", errors="replace").split("\n") if part.exists() else []
+    whole = []
+    for line in lines[:-1]:
+        try:
+            whole.append(json.loads(line))
+        except ValueError:
+            break  # damaged: what comes after it is made again
     done = whole[1:] if whole and whole[0] == wanted else []
     write_atomic(part, "".join(map(json_line, [dict(wanted), *done])))
     return done

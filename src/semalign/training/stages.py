@@ -61,6 +61,10 @@ def stages(plan: Plan, recipe: Recipe) -> list[Plan]:
     ]
 
 
+def _interrupted(step: int) -> Interrupted:
+    return Interrupted(f"stopped after step {step}; run the same command again to go on")
+
+
 class Training:
     """One student's training, stage by stage, each in a Trainer with an optimiser of its own."""
 
@@ -69,6 +73,7 @@ class Training:
         self.recipe, self.student, self.folder = recipe, student, folder
         self.teacher_head = prepared.teacher_head.to(student.device) if recipe.needs_teacher_head else None
         self.supervision = supervision_of(prepared, recipe)
+        self.stopper = StopOnSignal()
         self.cut = 0  # layers whose output is read instead of computed
         self.prefixes: ShardStore | None = None  # and from where
 
@@ -78,15 +83,20 @@ class Training:
             self.cut, self.prefixes = self.stores.request.cut, self.stores.student
         trainable = [p for p in self.student.model.parameters() if p.requires_grad]
         done: list[dict[str, Any]] = []
-        for number, plan in enumerate(plans, 1):
-            chosen = {id(p) for k in plan.trained_layers for p in self.student.layers[k - 1].parameters()}
-            for parameter in trainable:
-                parameter.requires_grad_(id(parameter) in chosen)
-            steps = sum(stage["steps"] for stage in done)
-            if len(plans) == 1:
-                done.append(self._optimise(plan, self.folder, steps, stages=1))
-            else:
-                done.append(self._stage(plan, self.folder / f"stage-{number}", steps, stages=len(plans)))
+        # One listener for all stages: a signal in the last step of one, or between two, stops before the next.
+        with self.stopper.installed():
+            for number, plan in enumerate(plans, 1):
+                steps = sum(stage["steps"] for stage in done)
+                if done and ranks.agree(self.stopper.received is not None):
+                    raise _interrupted(steps)
+                chosen = {id(p) for k in plan.trained_layers for p in self.student.layers[k - 1].parameters()}
+                for parameter in trainable:
+                    parameter.requires_grad_(id(parameter) in chosen)
+                if len(plans) == 1:
+                    done.append(self._optimise(plan, self.folder, steps, stages=1))
+                else:
+                    stage = self.folder / f"stage-{number}"
+                    done.append(self._stage(plan, stage, steps, stages=len(plans)))
         for parameter in trainable:
             parameter.requires_grad_(True)
         return {
@@ -146,31 +156,28 @@ class Training:
     def _optimise(self, plan: Plan, folder: Path, steps: int, stages: int) -> dict[str, Any]:
         """Run the Trainer, from the newest complete checkpoint if there is one."""
         student, config = self.student, self.config
-        with StopOnSignal().installed() as stopper:
-            suffix = SuffixModel(
-                student,
-                self.cut,
-                self.recipe,
-                plan.at(self.recipe.interface),
-                self.inputs.candidates,
-                self.teacher_head,
-            )
-            trainer = SuffixTrainer(
-                suffix,
-                arguments(config, self.recipe, folder, stages),
-                self.inputs.train,
-                Collator(self.inputs.train, self.supervision, self.prefixes, self.stores.request.prefix_keys),
-                callbacks=[LineLog(self.folder / "train.jsonl", steps), GradientCheck(), stopper],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.remove_callback(ProgressCallback)
-            if ranks.is_main() and logging.getLogger("semalign").isEnabledFor(logging.INFO):
-                trainer.add_callback(LossProgress)
-            output = trainer.train(resume_from_checkpoint=complete_checkpoint(folder))
-            if stopper.must_stop and trainer.state.global_step < trainer.state.max_steps:
-                raise Interrupted(
-                    f"stopped after step {steps + trainer.state.global_step}; run the same command again to go on"
-                )
+        suffix = SuffixModel(
+            student,
+            self.cut,
+            self.recipe,
+            plan.at(self.recipe.interface),
+            self.inputs.candidates,
+            self.teacher_head,
+        )
+        trainer = SuffixTrainer(
+            suffix,
+            arguments(config, self.recipe, folder, stages),
+            self.inputs.train,
+            Collator(self.inputs.train, self.supervision, self.prefixes, self.stores.request.prefix_keys),
+            callbacks=[LineLog(self.folder / "train.jsonl", steps), GradientCheck(), self.stopper],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        if ranks.is_main() and logging.getLogger("semalign").isEnabledFor(logging.INFO):
+            trainer.add_callback(LossProgress)
+        output = trainer.train(resume_from_checkpoint=complete_checkpoint(folder))
+        if self.stopper.must_stop and trainer.state.global_step < trainer.state.max_steps:
+            raise _interrupted(steps + trainer.state.global_step)
         return {
             "steps": trainer.state.global_step,
             "loss": mean_loss(trainer.state.log_history, output.training_loss),

@@ -52,7 +52,7 @@ def trainable(
                 student.layers[layer - 1].float()
         model = get_peft_model(student.model, lora)
         _take_over(student, factors or {})
-    elif config.student.load_in_8bit or config.student.load_in_4bit:
+    elif student.is_quantised or config.student.load_in_8bit or config.student.load_in_4bit:
         raise ConfigError(
             "train.lora_r: a quantised student can only train LoRA, got full weights; set train.lora_r."
         )
@@ -174,7 +174,10 @@ def save_student(model: Any, inputs: Inputs, config: TransferConfig, target: Pat
         probe, attention, _ = batch_inputs(Decoder(model, None), inputs.train[:1])
         with torch.no_grad():
             difference = (
-                (model(probe, attention).logits - reloaded.to(probe.device)(probe, attention).logits)
+                (
+                    model(input_ids=probe, attention_mask=attention).logits
+                    - reloaded.to(probe.device)(input_ids=probe, attention_mask=attention).logits
+                )
                 .abs()
                 .max()
             )
