@@ -1,7 +1,8 @@
 """Every option of a run, once: a frozen dataclass per concern, with the docstring under a field as its help.
 
 `TransferConfig` is the whole. Each dataclass checks its own fields; `semalign.parsing` reads YAML into it, and `plain` gives it
-back as nested plain values.
+back as nested plain values. The file is longer than others because it is where everybody looks for an option: nothing in it is
+declared a second time elsewhere.
 """
 
 from __future__ import annotations
