@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -28,6 +30,14 @@ class _Deprecations(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if "deprecat" in record.getMessage().lower():
             self.found.append(f"{record.name}: {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting() -> Iterator[None]:
+    """What takes most of a short run's time and is not tested: waiting for the disk, and collecting what imports left behind."""
+    gc.freeze()
+    with patch("os.fsync"):
+        yield
 
 
 @pytest.fixture(autouse=True)

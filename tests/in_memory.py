@@ -93,7 +93,7 @@ def prepared(
 def cached(folder: Path, **options: Any) -> Prepared:
     """The same with its cache."""
     made = prepared(folder, **options)
-    # A collection would take longer than all the rest.
-    with patch("gc.collect"):
+    # These two would take longer than all the rest.
+    with patch("gc.collect"), patch("os.fsync"):
         cache(made)
     return made

@@ -189,7 +189,7 @@ class StopError(Exception):
     """A cache step was cut off by its test."""
 
 
-@pytest.mark.parametrize("shards", [1, 6])
+@pytest.mark.parametrize("shards", [2, 6])
 def test_a_step_that_was_cut_off_goes_on_to_the_same_records(
     made: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
 ) -> None:
