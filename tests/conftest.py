@@ -90,7 +90,12 @@ def config_file(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -
         "student": {"model_name_or_path": str(tiny_pair[1])},
         "data": {"dataset_name": str(rows_file), "heldout_rows": 4, "max_length": 64},
         "output_dir": str(tmp_path / "run"),
-        "train": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
+        "train": {
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 8,
+            "lora_r": 0,
+            "learning_rate": 1e-3,
+        },
         "cache": {"shard_rows": 8},
     }
     path = tmp_path / "run.yaml"

@@ -106,8 +106,11 @@ def test_mistakes_have_one_sentence_and_their_own_exit_code(
     ("arguments", "hint"),
     [
         (["transfer", "FILE", "--train.lora_rr=1"], "did you mean train.lora_r?"),
-        (["transfer", "FILE", "--learning_rate=1"], "did you mean recipe.learning_rate?"),
-        (["transfer", "WRONG"], "did you mean recipe.learning_rate?"),
+        (
+            ["transfer", "FILE", "--learning_rate=1"],
+            "did you mean train.learning_rate or recipe.learning_rate?",
+        ),
+        (["transfer", "WRONG"], "did you mean train.learning_rate or recipe.learning_rate?"),
         (["trasnfer", "FILE"], "did you mean transfer?"),
         (["data", "chek"], "did you mean check?"),
         (["data", "check", "rows.jsonl", "--modl=x"], "did you mean model?"),

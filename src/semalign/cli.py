@@ -23,6 +23,7 @@ from semalign.config import TransferConfig
 from semalign.errors import ConfigError, RankError, SemAlignError, require
 from semalign.parsing import Parser, Root, UsageError, build_config, load_config
 from semalign.report.tables import final_table
+from semalign.report.words import MEND, setback
 from semalign.run import ranks
 
 STEP_HELP = {
@@ -248,13 +249,15 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
     if "evaluate" not in steps or not ranks.is_main():
         return {"output_dir": str(run.root), "step": command}
     metrics = read_json(run.metrics, "evaluate")
+    worse = setback(metrics)
     if not options.json:
         final_table(metrics, Console())
-        Console().print(f"report: {run.report}   student: {run.root / 'student'}", soft_wrap=True)
-    return {
-        k: metrics[k]
-        for k in ("accuracy_gap_closed", "kl_gap_closed", "wall_seconds", "peak_rss_bytes", "baselines")
-    }
+        harm = "   (further from its teacher than it began)" if worse else ""
+        Console().print(
+            f"report: {run.report}   student: {run.root / 'student'}{harm}", markup=False, soft_wrap=True
+        )
+    shown = ("accuracy_gap_closed", "kl_gap_closed", "wall_seconds", "peak_rss_bytes", "baselines")
+    return {k: metrics[k] for k in shown} | ({"warning": f"{worse.sentence} {MEND}"} if worse else {})
 
 
 def _compare(options: Any, console: Console) -> dict[str, Any]:

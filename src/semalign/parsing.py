@@ -143,8 +143,8 @@ def hint(key: str, known: Sequence[str]) -> str:
 
     A field given without its group, or in the wrong one, is found by its last part.
 
-        >>> hint("learning_rate", ["recipe.learning_rate", "seed"])
-        'did you mean recipe.learning_rate?'
+        >>> hint("max_rows", ["data.max_rows", "seed"])
+        'did you mean data.max_rows?'
     """
     last = key.rsplit(".", 1)[-1]
     parts = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}

@@ -113,7 +113,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def test_options_of_the_trainer_are_those_of_the_steps(prepared: Prepared) -> None:
     config = prepared.config
-    assert (config.recipe.name, config.recipe.layer_weight, config.recipe.learning_rate) == (
+    assert (config.recipe.name, config.recipe.layer_weight, config.train.learning_rate) == (
         "cosine",
         0.5,
         2e-3,

@@ -150,7 +150,7 @@ def test_a_failing_method_is_reported_and_the_rest_goes_on(
     out, err = capsys.readouterr()
     printed = json.loads(out)
     assert [f["method"] for f in printed["failed"]] == ["broken"]
-    assert "lower recipe.learning_rate" in printed["failed"][0]["error"] and "knowledge/broken/rows-0" in err
+    assert "lower train.learning_rate" in printed["failed"][0]["error"] and "knowledge/broken/rows-0" in err
     by_name = {m["method"]: m for m in printed["methods"]}
     assert by_name["broken"]["kl_gap_closed"] is None
     assert by_name["random"]["kl_gap_closed"] < by_name["aligned"]["kl_gap_closed"]

@@ -27,7 +27,13 @@ def write_config(folder: Path, pair: tuple[Path, Path], rows: Path) -> Path:
         "data": {"dataset_name": str(rows), "max_length": 64},
         "output_dir": str(folder / "run"),
         "pairing": {"num_layers": 2},
-        "train": {"num_train_epochs": 6, "per_device_train_batch_size": 4, "save_steps": 4},
+        "train": {
+            "num_train_epochs": 6,
+            "per_device_train_batch_size": 4,
+            "save_steps": 4,
+            "lora_r": 0,
+            "learning_rate": 1e-3,
+        },
         "cache": {"shard_rows": 8},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(values))

@@ -17,7 +17,14 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from semalign.errors import CacheError, SemAlignError
 from semalign.training import callbacks
-from semalign.training.callbacks import GiveBack, GradientCheck, LineLog, StopOnSignal, complete_checkpoint
+from semalign.training.callbacks import (
+    GiveBack,
+    GradientCheck,
+    LineLog,
+    RisingLoss,
+    StopOnSignal,
+    complete_checkpoint,
+)
 
 ARGUMENTS = cast(TrainingArguments, None)  # none of the callbacks reads them
 
@@ -238,3 +245,49 @@ def test_without_a_whole_checkpoint_training_starts_at_the_beginning(tmp_path: P
     assert complete_checkpoint(tmp_path) is None
     checkpoint(tmp_path, 4, None)
     assert complete_checkpoint(tmp_path) is None and complete_checkpoint(tmp_path / "nothing") is None
+
+
+RATE = TrainingArguments(output_dir="unused", learning_rate=1e-3)
+
+
+def watched(losses: list[float], steps: int, known: int = 0) -> RisingLoss:
+    """The callback after these losses, `known` of them from a checkpoint."""
+    callback = RisingLoss()
+    before = [{"loss": loss, "step": n} for n, loss in enumerate(losses[:known], 1)]
+    at = TrainerState(max_steps=steps, logging_steps=1, log_history=before)
+    callback.on_train_begin(RATE, at, TrainerControl())
+    for loss in losses[known:]:
+        callback.on_log(RATE, at, TrainerControl(), logs={"loss": loss})
+    return callback
+
+
+@pytest.mark.parametrize("known", [0, 7])
+def test_a_loss_that_stays_above_its_start_is_told_once_with_the_rate(
+    known: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert watched([1.0] * 5 + [1.2, 1.5, 1.6, 1.7, 1.8, 1.9, 2.5], 50, known).has_warned
+    (told,) = caplog.messages
+    assert (
+        "above its start (1) for 5 logged steps and is 1.8 now" in told
+        and "train.learning_rate (0.001)" in told
+    )
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [1.0] * 5 + [0.9] * 20,
+        [1.0] * 5 + [1.5, 1.5, 1.5, 1.5, 0.9] * 5,  # it comes down again
+        [1.0] * 4 + [3.0] * 5,  # the start is not known yet
+        [2.0, 0.2, 0.9, 1.1, 0.8] + [1.01, 0.99] * 9,  # noise
+    ],
+)
+def test_a_loss_that_falls_or_swings_is_no_alarm(
+    losses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not watched(losses, 50).has_warned and not caplog.messages
+
+
+def test_a_long_training_waits_for_a_tenth_of_its_steps() -> None:
+    assert not watched([1.0] * 30 + [1.5] * 29, 300).has_warned
+    assert watched([1.0] * 30 + [1.5] * 30, 300).has_warned

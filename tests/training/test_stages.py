@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import HEADS, PAIRS, cached
 from in_memory import config_of as in_memory_config
-from tiny import STEPS, CutError, cut_at, save_model, tiny_config, tiny_model
+from tiny import STEPS, CutError, cut_at, full_weights, save_model, tiny_config, tiny_model
 
-from semalign.config import PairingConfig, RecipeConfig, TrainConfig
+from semalign.config import PairingConfig, RecipeConfig
 from semalign.maths.pairing import LayerPair
 from semalign.methods import method, resolve
 from semalign.models.decoder import Decoder
@@ -53,7 +53,7 @@ config_of = partial(
     tiny_config,
     heldout_rows=0,
     pairing=PairingConfig(num_layers=3),
-    train=TrainConfig(num_train_epochs=6, per_device_train_batch_size=5, save_steps=2),
+    train=full_weights(num_train_epochs=6, per_device_train_batch_size=5, save_steps=2),
 )
 
 
@@ -103,7 +103,7 @@ def test_carrying_the_streams_on_gives_the_losses_of_whole_students(
 ) -> None:
     losses = []
     for is_cached in (True, False):
-        train = TrainConfig(
+        train = full_weights(
             num_train_epochs=6, per_device_train_batch_size=5, cache_prefix=is_cached, max_steps=24
         )
         config = config_of(pair, rows_file, tmp_path / str(is_cached), recipe=FRONTIER, train=train)
@@ -113,12 +113,12 @@ def test_carrying_the_streams_on_gives_the_losses_of_whole_students(
 
 
 def test_a_recipes_own_lora_stands_in_place_of_the_configs() -> None:
-    config = in_memory_config(Path("run"), train=TrainConfig(lora_r=4, lora_target_modules=("q_proj",)))
+    config = in_memory_config(Path("run"), train=full_weights(lora_r=4, lora_target_modules=("q_proj",)))
     assert with_recipe(config, method("aligned")) == config
     full = with_recipe(config, replace(method("aligned"), lora_r=0)).train
     assert full == replace(config.train, lora_r=0), "0 is a choice, null is none"
     both = replace(method("aligned"), lora_r=2, lora_target_modules=("o_proj",))
-    assert with_recipe(config, both).train == TrainConfig(lora_r=2, lora_target_modules=("o_proj",))
+    assert with_recipe(config, both).train == full_weights(lora_r=2, lora_target_modules=("o_proj",))
 
 
 def test_every_layer_is_trained_or_changed_where_the_recipe_says_so() -> None:
@@ -159,7 +159,7 @@ def test_a_training_that_logged_nothing_has_the_trainers_own_mean() -> None:
 
 
 WHOLE = Plan((LayerPair(1, 1), LayerPair(3, 2), LayerPair(5, 3)), (1, 2, 3))
-TRAIN = TrainConfig(num_train_epochs=3, per_device_train_batch_size=3, save_steps=1)
+TRAIN = full_weights(num_train_epochs=3, per_device_train_batch_size=3, save_steps=1)
 FRONTIER_COSINE = replace(
     method("cosine"), schedule="frontier", output_loss="none", map="ridge", interface="block"
 )

@@ -103,7 +103,6 @@ def _transfer_config(
 ) -> TransferConfig:
     """The same run in the words of the steps, for them and for the card; what only concerns the Trainer stays in `args`."""
     groups: dict[str, Any] = {name: getattr(args, name) for name in GROUPS}
-    groups["recipe"] = replace(groups["recipe"], learning_rate=args.learning_rate)
     optimiser: dict[str, Any] = {name: getattr(args, name) for name in OPTIMISER}
     optimiser["lr_scheduler_type"] = SchedulerType(args.lr_scheduler_type).value
     optimiser["bf16"] = bool(args.bf16)
@@ -117,7 +116,7 @@ def _transfer_config(
             supervise=args.supervise,
         ),
         output_dir=str(args.output_dir),
-        train=TrainConfig(cache_prefix=args.cache_prefix, **optimiser),
+        train=TrainConfig(cache_prefix=args.cache_prefix, lora_r=0, **optimiser),
         evaluation=EvaluationConfig(cka_rows=0),
         seed=args.seed,
         hub_model_id=args.hub_model_id,

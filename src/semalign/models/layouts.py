@@ -30,8 +30,6 @@ class Layout:
     """Module of a layer whose output is what the MLP adds to the stream."""
     out: str = "self_attn.o_proj"
     """Module of a layer that carries the heads' values, side by side, into the stream."""
-    lora: tuple[str, ...] = ("up_proj", "down_proj", "v_proj", "o_proj")
-    """Last names of the modules that LoRA adapts unless the config names others: the paper's."""
     norm_offset: float = 0.0
     """What the final norm adds to its stored weight before it multiplies."""
     is_post_normed: bool = False
@@ -57,8 +55,8 @@ LAYOUTS: dict[str, Layout] = {
     "qwen3": Layout(),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
-    "phi3": Layout(lora=("gate_up_proj", "down_proj", "qkv_proj", "o_proj")),
-    "gpt2": Layout("h", "ln_f", "attn", "mlp", "attn.c_proj", lora=("c_attn", "c_fc", "c_proj")),
+    "phi3": Layout(),
+    "gpt2": Layout("h", "ln_f", "attn", "mlp", "attn.c_proj"),
 }
 """By transformers' `model_type`."""
 

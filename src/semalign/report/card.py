@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from semalign.config import RecipeConfig
+from semalign.config import RecipeConfig, TrainConfig
 from semalign.maths.pairing import LayerPair
 from semalign.methods import resolve
 from semalign.methods.formula import formula
@@ -131,9 +131,9 @@ def _training(run: RunFolder, config: Json) -> str:
     pairs = ", ".join(LayerPair.from_json(p).label for p in chosen)
     moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())
     layers = ", ".join(map(str, moved))
-    rank = train["lora_r"] if recipe.lora_r is None else recipe.lora_r
+    trained = recipe.train_of(TrainConfig(**train))
     adapter = find_json(run.training() / "student" / "adapter_config.json")
-    kind = f"LoRA, rank {rank}, merged" if rank else "full weights"
+    kind = f"LoRA, rank {trained.lora_r}, merged" if trained.lora_r else "full weights"
     kind = f"a LoRA adapter of rank {adapter.get('r')}" if adapter else kind
     rows = {
         "recipe": recipe.name,
@@ -141,7 +141,7 @@ def _training(run: RunFolder, config: Json) -> str:
         "trained layers": f"{layers} ({kind})",
         "steps": result.get("steps"),
         "rows a step": train["per_device_train_batch_size"] * train["gradient_accumulation_steps"],
-        "learning rate": f"{recipe.learning_rate:g} ({train['lr_scheduler_type']})",
+        "learning rate": f"{trained.learning_rate:g} ({train['lr_scheduler_type']})",
         "seconds of training": result.get("train_seconds"),
         "seed": config["seed"],
     }

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from semalign.data.check import QUANTILES
-from semalign.report.words import CLOSENESS, GAPS
+from semalign.report.words import CLOSENESS, GAPS, MEND, setback
 
 
 def final_table(metrics: dict[str, Any], console: Console) -> None:
@@ -40,6 +40,8 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
     closed = {**metrics["baselines"], "after": metrics}
     for key, label in GAPS:
         table.add_row(label, *(_share(closed[n][key]) if n in closed else "-" for n in names), style="bold")
+    if (worse := setback(metrics)) is not None:
+        console.print(f"{worse.sentence} {MEND}", style="bold red", markup=False, soft_wrap=True)
     console.print(table)
     seconds, memory = metrics["wall_seconds"], metrics["peak_rss_bytes"] / 2**30
     gpu = f", {metrics['peak_gpu_bytes'] / 2**30:.2f} GiB on the GPU" if "peak_gpu_bytes" in metrics else ""

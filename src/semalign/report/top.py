@@ -16,7 +16,9 @@ _MEASURES = (("accuracy_gap_closed", "accuracy gap"), ("kl_gap_closed", "KL gap"
 
 
 def top_line(metrics: Json) -> Headline:
-    """The headline: about accuracy where that was measured, else about KL."""
+    """The headline: what got worse, if anything did; else about accuracy where that was measured, else about KL."""
+    if (worse := words.setback(metrics)) is not None:
+        return worse
     key, measure = next((m for m in _MEASURES if finite(metrics.get(m[0])) is not None), _MEASURES[0])
     recipe = str(metrics.get("recipe") or "this run")
     return words.headline(recipe, measure, finite(metrics.get(key)), _shares(metrics, key))
@@ -29,7 +31,7 @@ def _shares(metrics: Json, key: str) -> dict[str, float]:
 
 def notes(metrics: Json) -> list[str]:
     """What a careful reader asks next: the other measure, lost tasks, overlapping intervals."""
-    lines = []
+    lines = [words.MEND] if words.setback(metrics) else []
     share = finite(metrics.get("kl_gap_closed"))
     if share is not None and finite(metrics.get("accuracy_gap_closed")) is not None:
         baselines = _shares(metrics, "kl_gap_closed")

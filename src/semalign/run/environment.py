@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from semalign.run.plugins import plugins
+from semalign.run.secrets import redacted
 
 
 def environment() -> dict[str, Any]:
@@ -27,7 +28,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_bytes": psutil.virtual_memory().total,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redacted(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **({"plugins": [file.__name__ for file in plugins()]} if plugins() else {}),
     }

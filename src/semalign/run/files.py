@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semalign.errors import CacheError
+from semalign.run.secrets import redacted
 
 Record = dict[str, Tensor]
 
@@ -114,8 +115,8 @@ def read_lines(path: Path, step: str) -> list[Any]:
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Atomic YAML, fields in their own order."""
-    write_atomic(path, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+    """Atomic YAML, fields in their own order, without credentials: reports show such files, and `push` uploads them."""
+    write_atomic(path, yaml.safe_dump(redacted(dict(values)), sort_keys=False, allow_unicode=True))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

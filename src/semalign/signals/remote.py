@@ -14,6 +14,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from semalign.errors import CacheError, ConfigError
+from semalign.run.secrets import redacted
 
 
 def is_remote(folder: str) -> bool:
@@ -34,7 +35,7 @@ class Remote:
             self._store, self._root = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"cache.folder: {url}: {error}; install the package of that store (s3fs, gcsfs, adlfs, ...) with pip, "
+                f"cache.folder: {redacted(url)}: {redacted(str(error))}; install the package of that store (s3fs, gcsfs, adlfs, ...) with pip, "
                 "or give a local folder."
             ) from error
 
@@ -88,6 +89,6 @@ class Remote:
             yield
         except Exception as error:
             raise CacheError(
-                f"cache.folder: {self.url} cannot be {what} ({type(error).__name__}: {error}); check address, credentials "
+                f"cache.folder: {redacted(self.url)} cannot be {what} ({type(error).__name__}: {redacted(str(error))}); check address, credentials "
                 "and network, and run the same command again."
             ) from error

@@ -19,6 +19,7 @@ from semalign.run import ranks
 from semalign.run.environment import environment
 from semalign.run.files import write_json, write_yaml
 from semalign.run.folder import RunFolder
+from semalign.run.secrets import redacted
 from semalign.signals.prepared import Prepared
 from semalign.signals.remote import Remote, is_remote
 from semalign.steps.attribute import attribute
@@ -43,7 +44,7 @@ def open_run(config: TransferConfig) -> RunFolder:
     new = plain(config)
     if run.config.exists():
         old = read_yaml(run.config)
-        if changed := [line for line in differences(old, new) if not line.startswith(NOT_THE_RUN)]:
+        if changed := [line for line in differences(old, redacted(new)) if not line.startswith(NOT_THE_RUN)]:
             raise ConfigError(
                 f"{run.root}: holds a run with another config ({'; '.join(changed)}); choose another output_dir or delete the folder."
             )

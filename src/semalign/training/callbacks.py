@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -17,6 +18,8 @@ from semalign.errors import SemAlignError
 from semalign.run import ranks
 from semalign.run.files import json_line, read_lines, write_atomic
 from semalign.run.meter import free_memory
+
+logger = logging.getLogger(__name__)
 
 
 class LineLog(TrainerCallback):
@@ -75,6 +78,46 @@ class GradientCheck(TrainerCallback):
                 raise SemAlignError(
                     f"{name}: its first gradient is zero, NaN or infinite; the loss does not depend on this parameter."
                 )
+
+
+class RisingLoss(TrainerCallback):
+    """Warns once, and at once, when the loss has stayed above where it started for a tenth of the training.
+
+    The start is the mean over the first tenth; a tenth is at least FEWEST logged steps, so that the noise of single batches
+    is no alarm.
+    """
+
+    FEWEST = 5
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.has_warned = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A resumed training goes on with the losses that its checkpoint knows."""
+        self.losses = [float(line["loss"]) for line in state.log_history if "loss" in line]
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the newest loss."""
+        if "loss" not in (kwargs.get("logs") or {}) or self.has_warned:
+            return
+        self.losses.append(float(kwargs["logs"]["loss"]))
+        tenth = max(self.FEWEST, round(state.max_steps / state.logging_steps / 10))
+        start = sum(self.losses[:tenth]) / tenth
+        if len(self.losses) >= 2 * tenth and min(self.losses[-tenth:]) > start:
+            self.has_warned = True
+            logger.warning(
+                "the training loss has been above its start (%.4g) for %d logged steps and is %.4g now: stop and lower "
+                "train.learning_rate (%g), or train LoRA (train.lora_r) instead of full weights",
+                start,
+                tenth,
+                self.losses[-1],
+                args.learning_rate,
+            )
 
 
 class GiveBack(TrainerCallback):

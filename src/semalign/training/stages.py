@@ -36,10 +36,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def with_recipe(config: TransferConfig, recipe: Recipe) -> TransferConfig:
-    """The config with what the recipe says about LoRA in place."""
-    names = ("lora_r", "lora_target_modules")
-    given = {name: getattr(recipe, name) for name in names if getattr(recipe, name) is not None}
-    return replace(config, train=replace(config.train, **given))
+    """The config with what the recipe says about LoRA and the rate in place."""
+    return replace(config, train=recipe.train_of(config.train))
 
 
 def trained_plan(plan: Plan, recipe: Recipe, depth: int) -> Plan:
@@ -166,7 +164,7 @@ class Training:
         )
         trainer = SuffixTrainer(
             suffix,
-            arguments(config, self.recipe, folder, stages),
+            arguments(config, folder, stages),
             self.inputs.train,
             Collator(self.inputs.train, self.supervision, self.prefixes, self.stores.request.prefix_keys),
             callbacks=[LineLog(self.folder / "train.jsonl", steps), GradientCheck(), self.stopper],

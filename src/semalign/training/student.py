@@ -19,7 +19,7 @@ from semalign.config import TransferConfig
 from semalign.data.batches import batch_inputs
 from semalign.data.inputs import Inputs
 from semalign.errors import ConfigError, ModelError
-from semalign.models.decoder import Decoder, lora_modules
+from semalign.models.decoder import Decoder, is_transposed, lora_modules
 from semalign.run.files import Record
 from semalign.signals.plan import Plan
 
@@ -44,6 +44,7 @@ def trainable(
             lora_alpha=config.train.lora_alpha,
             target_modules=lora_modules(student, plan.trained_layers, config.train.lora_target_modules),
             task_type="CAUSAL_LM",
+            fan_in_fan_out=is_transposed(student),
             init_lora_weights="pissa" if start == "pissa" else True,
         )
         if start == "pissa" or factors:
@@ -138,7 +139,7 @@ def movement(student: Decoder, before: dict[int, list[Tensor]]) -> list[dict[str
     if all(m["relative_change"] == 0 for m in moved):
         raise ModelError(
             "training changed no weight of the saved student; give it more steps (the first warm-up step has rate 0), "
-            "raise recipe.learning_rate, or load it in float32."
+            "raise train.learning_rate, or load it in float32."
         )
     return moved
 

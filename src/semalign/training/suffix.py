@@ -22,7 +22,7 @@ from semalign.models.decoder import Decoder, let_checkpoint
 from semalign.models.head import Head
 from semalign.run import ranks
 from semalign.training import lora
-from semalign.training.callbacks import GiveBack
+from semalign.training.callbacks import GiveBack, RisingLoss
 from semalign.training.collator import Collator, EpochSampler, _Numbers
 
 
@@ -97,6 +97,7 @@ class SuffixTrainer(Trainer):
         args._n_gpu = min(args.n_gpu, 1)
         super().__init__(model, args, train_dataset=numbers, data_collator=collator, **options)
         self.add_callback(GiveBack())
+        self.add_callback(RisingLoss())
         self.samples = samples
         self.objective: Objective = model.objective
         # Ask the Trainer for the number of supervised positions of the whole step, and normalise by it here.
@@ -144,7 +145,7 @@ class SuffixTrainer(Trainer):
                 value = float(outputs[name].detach())
                 if not torch.isfinite(torch.tensor(value)):
                     raise SemAlignError(
-                        f"step {self.state.global_step + 1}: {name} is {value}; lower recipe.learning_rate or train without bf16."
+                        f"step {self.state.global_step + 1}: {name} is {value}; lower train.learning_rate or train without bf16."
                     )
                 share = torch.tensor([value * counted, counted], dtype=torch.float64)
                 self._parts[name] = self._parts.get(name, 0) + share
