@@ -6,16 +6,17 @@ import hashlib
 import logging
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from semalign.data.chat import common_prefix, conversation, render, render_answer
-from semalign.data.kinds import ACCEPTED, Kind, Row, row_kind, supervised_ids
-from semalign.data.tokens import Marked, mark_all, mark_answer, mark_completion
+from semalign.data.chat import Thinking, common_prefix, conversation, left_out, render, render_answer
+from semalign.data.kinds import ACCEPTED, Kind, Row, checked_kind, supervised_ids, tools_of
+from semalign.data.seen import says_something, thinking_of, without_thinking
+from semalign.data.tokens import mark_all, mark_answer, mark_completion
 from semalign.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ class Sample:
     """The row's task (or dataset) where it names one."""
     row: Row = field(default_factory=dict, repr=False)
     """The original row."""
+    unseen: tuple[int, ...] = ()
+    """Numbers of the row's turns whose text or calls the chat template leaves out."""
+    lacks_thinking: bool = False
+    """Whether the template leaves out the thinking of the row's answer."""
 
     @property
     def supervised(self) -> int:
@@ -51,6 +56,15 @@ class Sample:
         return hashlib.sha256(packed + bytes(self.mask)).hexdigest()
 
 
+class Marked(NamedTuple):
+    """A row as tokens, before or after cutting; the fields are those of `Sample`."""
+
+    input_ids: list[int]
+    mask: list[bool]
+    unseen: tuple[int, ...] = ()
+    lacks_thinking: bool = False
+
+
 class Drop(StrEnum):
     """Why a row gives no sample."""
 
@@ -58,6 +72,7 @@ class Drop(StrEnum):
     NO_ANSWER = "conversation without an assistant turn at its end (with data.completions: teacher the teacher writes one)"
     TOO_LONG = "prompt fills max_length, no answer token survives"
     NOTHING = "no supervised token"
+    UNSEEN = "answer of which the chat template writes nothing"
 
 
 def prepare(
@@ -66,18 +81,20 @@ def prepare(
     *,
     max_length: int,
     supervise: Literal["completion", "all"] = "completion",
+    thinking: Thinking = None,
     max_dropped: float = 0.1,
     source: str = "rows",
 ) -> list[Sample]:
     """Tokenises rows and marks the supervised tokens.
 
     Conversations (messages, or prompt + completion as message lists) are rendered with the chat template; the
-    last assistant turn up to its end-of-turn token is supervised. Strings of prompt + completion are joined
+    last assistant turn, calls of tools included, up to its end-of-turn token is supervised. Strings of prompt + completion are joined
     as they are, without template, and end with eos. Text has no prompt, so all of it but the first token is
     supervised, as with supervise "all". Rows longer than max_length keep their prompt and lose the end of
     their completion.
 
     Args:
+        thinking: what becomes of the thinking in given answers; None: what the template does, and what it leaves out is counted.
         max_dropped: largest share of rows that may be dropped.
         source: name of the rows in messages and in ids of rows without one.
 
@@ -91,7 +108,7 @@ def prepare(
     for number, row in enumerate(rows, start=1):
         own = row.get("id")
         name = f"{source}:{number}" + ("" if own is None else f" (id {own})")
-        marked = mark_row(row, tokenizer, supervise, name)
+        marked = mark_row(row, tokenizer, supervise, name, thinking)
         if isinstance(marked, Drop):
             drops[marked] += 1
             continue
@@ -99,14 +116,47 @@ def prepare(
         if isinstance(kept, Drop):
             drops[kept] += 1
             continue
-        ids, mask = kept
-        cut += len(ids) < len(marked[0])
+        cut += len(kept.input_ids) < len(marked.input_ids)
         task = row.get("task", row.get("dataset"))
         samples.append(
-            Sample(ids, mask, f"{source}:{number}" if own is None else str(own), task and str(task), row)
+            Sample(
+                kept.input_ids,
+                kept.mask,
+                f"{source}:{number}" if own is None else str(own),
+                task and str(task),
+                row,
+                kept.unseen,
+                kept.lacks_thinking,
+            )
         )
+    for line in lines_of(unseen_counts(samples)):
+        log.warning("%s: %s", source, line)
     _report(drops, cut, len(rows), max_dropped, source)
     return samples
+
+
+def unseen_counts(samples: Sequence[Sample]) -> dict[str, int]:
+    """What the chat template leaves out of the rows: turns, the rows that have some, and the thinking of answers."""
+    turns = [len(sample.unseen) for sample in samples]
+    return {
+        "unseen_turns": sum(turns),
+        "rows_with_unseen_turns": sum(map(bool, turns)),
+        "unseen_thinking": sum(sample.lacks_thinking for sample in samples),
+    }
+
+
+def lines_of(counts: Mapping[str, int]) -> list[str]:
+    """The counts of `unseen_counts` as sentences; none where nothing is left out."""
+    lines = []
+    if counts["unseen_turns"]:
+        lines.append(
+            f"the chat template leaves out the text of {counts['unseen_turns']} turns in {counts['rows_with_unseen_turns']} rows"
+        )
+    if counts["unseen_thinking"]:
+        lines.append(
+            f"the chat template leaves out the thinking of {counts['unseen_thinking']} answers; data.thinking keeps or drops it"
+        )
+    return lines
 
 
 def _report(drops: Counter[Drop], cut: int, total: int, max_dropped: float, source: str) -> None:
@@ -132,20 +182,26 @@ def _report(drops: Counter[Drop], cut: int, total: int, max_dropped: float, sour
 
 def cut_to(marked: Marked, max_length: int) -> Marked | Drop:
     """The first tokens, the very first unsupervised, since nothing comes before it; or why none is left to train on."""
-    ids, mask = marked[0][:max_length], [False, *marked[1][1:max_length]]
+    ids, mask = marked.input_ids[:max_length], [False, *marked.mask[1:max_length]]
     if not any(mask):
-        return Drop.TOO_LONG if any(marked[1][max_length:]) else Drop.NOTHING
-    return ids, mask
+        return Drop.TOO_LONG if any(marked.mask[max_length:]) else Drop.NOTHING
+    return marked._replace(input_ids=ids, mask=mask)
 
 
-def mark_row(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name: str) -> Marked | Drop:
+def mark_row(
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    supervise: str,
+    name: str,
+    thinking: Thinking = None,
+) -> Marked | Drop:
     """Ids and mask of a whole row, before cutting; or why it is dropped.
 
     Raises:
         DataError: the row is of no known kind, or the template is missing or refuses it; `name` says which row.
     """
     try:
-        kind = row_kind(row)
+        kind = checked_kind(row)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     without = drop_of(row, kind, supervise)
@@ -154,14 +210,21 @@ def mark_row(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name:
     if kind is Kind.IDS:
         return _mark_ids(row, tokenizer, supervise, name)
     if kind is Kind.TEXT:
-        return mark_all(row["text"], tokenizer, special=True)
+        return Marked(*mark_all(row["text"], tokenizer, special=True))
     if kind is Kind.STRING_PAIR:
         ids, mask = mark_completion(row["prompt"], row["completion"], tokenizer)
-        return ids, mask if supervise == "completion" else [True] * len(ids)
-    messages = conversation(row, kind)
-    if supervise == "all":
-        return mark_all(render(messages, tokenizer, name, prompt=False), tokenizer, special=False)
-    return mark_answer(render_answer(messages, tokenizer, name), tokenizer)
+        return Marked(ids, mask if supervise == "completion" else [True] * len(ids))
+    messages, tools = conversation(row, kind), tools_of(row)
+    is_all = supervise == "all"
+    if is_all and not (thinking == "keep" and messages[-1]["role"] == "assistant"):
+        turns = [without_thinking(turn) for turn in messages] if thinking == "drop" else messages
+        text = render(turns, tokenizer, name, prompt=False, tools=tools)
+        return Marked(*mark_all(text, tokenizer, special=False), *left_out(turns, text, name))
+    found = render_answer(messages, tokenizer, name, tools=tools, thinking=thinking)
+    if found.is_blank:
+        return Drop.UNSEEN
+    marked = mark_all(found.text, tokenizer, special=False) if is_all else mark_answer(found, tokenizer)
+    return Marked(*marked, found.unseen, found.lacks_thinking)
 
 
 def drop_of(row: Row, kind: Kind, supervise: str) -> Drop | None:
@@ -174,7 +237,7 @@ def drop_of(row: Row, kind: Kind, supervise: str) -> Drop | None:
         return Drop.BLANK
     last = conversation(row, kind)[-1]
     if last["role"] == "assistant":
-        return Drop.BLANK if _blank(last.get("content")) else None
+        return None if says_something(last) or thinking_of(last) else Drop.BLANK
     return None if supervise == "all" else Drop.NO_ANSWER
 
 
@@ -188,8 +251,8 @@ def _mark_ids(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name
             "rows with the student's tokenizer"
         )
     if supervise == "all":
-        return list(ids), [True] * len(ids)
-    return list(ids), supervised_ids(row)
+        return Marked(list(ids), [True] * len(ids))
+    return Marked(list(ids), supervised_ids(row))
 
 
 def _blank(text: str | None) -> bool:

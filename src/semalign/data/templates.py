@@ -1,0 +1,209 @@
+"""Chat templates rendered in a process of their own: they are programs of strangers.
+
+transformers renders them in jinja2's sandbox, without files, imports or attributes of Python's own. What the sandbox does not
+bound is what a rendering costs: `{{ 10**10000000 }}` is one call into C that no signal handler of Python interrupts. So a second
+process renders, and the system ends it when it has used its time; memory and the length of the text are bounded there too. The time
+is the processor's, so a busy machine refuses nothing that an idle one renders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import psutil
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+CPU_SECONDS = 5.0
+"""Processor time that the renderings of one row may take; a long conversation takes milliseconds."""
+WALL_SECONDS = 600.0
+"""When a process that neither answers nor ends is given up."""
+MEMORY = 2**30
+"""Bytes that the renderings may take beside what the process began with."""
+OWN_LENGTH = 100_000
+"""Characters that a template may write of its own, beside LENGTH_FACTOR times what it was given."""
+LENGTH_FACTOR = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rendering."""
+
+    messages: list[dict[str, Any]]
+    """Turns, of JSON values."""
+    tools: list[dict[str, Any]] | None
+    """Tools that the model may call, as JSON Schema."""
+    prompt: bool
+    """Whether the generation prompt of the next assistant turn follows."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a template did not render."""
+
+    reason: str
+    """A few words on one line, the template's line among them where it is known."""
+    is_broken: bool = False
+    """Whether no conversation can be rendered: it is no template, or it did not end."""
+
+
+def rendered(jobs: list[Job], tokenizer: PreTrainedTokenizerBase) -> list[str | Failure]:
+    """The text of each job with the tokenizer's chat template, or why there is none; all have the time of one row."""
+    try:
+        template = tokenizer.get_chat_template(None, jobs[0].tools)  # type: ignore[arg-type]
+    except ValueError as error:
+        return [Failure(_short(error))] * len(jobs)
+    if template in _ENDED:
+        return [_ENDED[template]] * len(jobs)
+    request = {
+        "template": template,
+        "variables": dict(tokenizer.special_tokens_map),
+        "jobs": [vars(job) for job in jobs],
+    }
+    try:
+        answer = _RENDERER.ask(json.dumps(request).encode())
+    except (TypeError, ValueError) as error:
+        return [Failure(f"the conversation holds a value that no JSON has: {_short(error)}")] * len(jobs)
+    if isinstance(answer, Failure):
+        _ENDED[template] = answer
+        return [answer] * len(jobs)
+    return [reply if isinstance(reply, str) else Failure(**reply) for reply in answer]
+
+
+_ENDED: dict[str, Failure] = {}
+"""Templates that ended their process once: with another ten thousand rows each of them would take as long."""
+
+
+class _Renderer:
+    """The process that renders, started when it is first needed and again after it was ended."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.owner = 0
+        self.process: Any = None
+        self.connection: Any = None
+
+    def ask(self, request: bytes) -> list[Any] | Failure:
+        with self.lock:
+            if self.owner != os.getpid() or not self.process.is_alive():
+                self._start()
+            try:
+                self.connection.send_bytes(request)
+                if not self.connection.poll(WALL_SECONDS):
+                    raise EOFError
+                return json.loads(self.connection.recv_bytes())  # type: ignore[no-any-return]
+            except (EOFError, OSError):
+                return self._end()
+
+    def _start(self) -> None:
+        """A child of this very process where the system can fork: transformers is imported there already."""
+        has_fork = "fork" in multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("fork" if has_fork else "spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, has_fork), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.owner = os.getpid()
+
+    def _end(self) -> Failure:
+        """What ended the process; it is gone afterwards."""
+        self.connection.close()
+        self.process.join(1.0)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+            self.process.join()
+        self.owner = 0
+        if code is None or code == -getattr(signal, "SIGPROF", 0):
+            return Failure(f"it does not end within {CPU_SECONDS:g} s", is_broken=True)
+        return Failure(f"it ended the process that renders it, exit code {code}", is_broken=True)
+
+
+_RENDERER = _Renderer()
+
+
+def _serve(connection: Connection, is_forked: bool) -> None:
+    """Renders what is asked for until the other side is gone."""
+    _limit(connection.fileno() if is_forked else None)
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)
+        _clock(CPU_SECONDS)
+        answer = [_render(request["template"], request["variables"], job) for job in request["jobs"]]
+        reply = json.dumps(answer).encode()
+        _clock(0.0)
+        connection.send_bytes(reply)
+
+
+def _limit(kept: int | None) -> None:
+    """Leaves nothing of a forked parent but its code: no handlers, files, locks or objects to finalise; bounds the memory."""
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if kept is not None:
+        os.closerange(3, kept)
+        os.closerange(kept + 1, min(os.sysconf("SC_OPEN_MAX"), 2**16))
+    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
+        import resource  # here because not every system has it
+
+        most = psutil.Process().memory_info().vms + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _clock(seconds: float) -> None:
+    """Starts the clock at whose end the system ends this process, or stops it with 0."""
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _render(template: str, variables: dict[str, Any], job: dict[str, Any]) -> str | dict[str, Any]:
+    given = len(json.dumps([job["messages"], job["tools"]]))
+    try:
+        (text,), _ = render_jinja_template(
+            conversations=[job["messages"]],
+            tools=job["tools"],
+            chat_template=template,
+            add_generation_prompt=job["prompt"],
+            **variables,
+        )
+        text.encode()
+    except UnicodeEncodeError:
+        return asdict(Failure("it writes half of a surrogate pair, which is no character"))
+    except Exception as error:  # whatever a program can raise
+        return asdict(Failure(_reason(error), isinstance(error, (TemplateSyntaxError, SyntaxError))))
+    most = OWN_LENGTH + LENGTH_FACTOR * given
+    return (
+        text
+        if len(text) <= most
+        else asdict(Failure(f"it writes {len(text)} characters, expected at most {most}"))
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The template's own words, or the error with its name; and the line."""
+    line, step = (error.lineno if isinstance(error, TemplateSyntaxError) else None), error.__traceback__
+    while step is not None:
+        # jinja2 rewrites its tracebacks, so that they name the template's lines.
+        if step.tb_frame.f_code.co_filename in ("<template>", "<unknown>"):
+            line = step.tb_lineno
+        step = step.tb_next
+    kind = "" if type(error) is TemplateError else f"{type(error).__name__}: "
+    return kind + _short(error) + (f", line {line}" if line else "")
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no reason given"
+    return text if len(text) <= 120 else text[:119] + "…"
