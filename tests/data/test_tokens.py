@@ -189,9 +189,10 @@ def test_control_ids_are_the_special_and_added_tokens_that_are_not_white_space(t
 def test_eos_is_put_once_at_the_end_where_there_is_one(tokenizer: Build) -> None:
     tok, none = tokenizer("none"), tokenizer("none", eos=None)
     eos = tok.eos_token_id
-    assert with_eos([9, 10], tok) == with_eos([9, 10, eos], tok) == [9, 10, eos]
-    assert with_eos([eos, 9], tok) == [eos, 9, eos] and with_eos([], tok) == [eos]
-    assert with_eos([9, 10], none) == [9, 10]
+    assert with_eos([9, 10], "a", tok) == with_eos([9, 10, eos], "a</s>", tok) == [9, 10, eos]
+    assert with_eos([eos, 9], "</s>a", tok) == [eos, 9, eos] and with_eos([], "", tok) == [eos]
+    assert with_eos([eos, 9], "</s>\n ", tok) == [eos, 9], "only white space follows the eos"
+    assert with_eos([9, 10], "a", none) == [9, 10]
 
 
 def test_of_a_pair_without_a_prompt_all_but_the_start_token_is_marked(tokenizer: Build) -> None:

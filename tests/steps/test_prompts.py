@@ -110,7 +110,8 @@ def rowed(chats: Sequence[Chat]) -> list[dict[str, Any]]:
 
 
 def turns(rows: Iterable[dict[str, Any]]) -> list[Chat]:
-    assert all(row.keys() == {"messages"} for row in (found := list(rows)))
+    found = list(rows)
+    assert all(row.keys() == {"messages"} for row in found)
     return [row["messages"] for row in found]
 
 

@@ -13,7 +13,6 @@ from semalign.data.kinds import CONVERSATIONS, Kind, Row, row_kind, tools_of, wi
 from semalign.data.seen import (
     THINKING_FIELDS,
     Message,
-    called,
     forms,
     is_seen,
     says_something,

@@ -138,7 +138,7 @@ def tools_of(row: Row) -> list[dict[str, Any]] | None:
         raise DataError(
             f"tools is {_type(given)}, expected a list of JSON Schema objects, or such a list as JSON"
         )
-    return without_nulls(given)  # type: ignore[no-any-return]
+    return without_nulls(given)
 
 
 def check_messages(messages: Any, column: str) -> None:

@@ -26,12 +26,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 CPU_SECONDS = 5.0
 """Processor time that the renderings of one row may take; a long conversation takes milliseconds."""
-WALL_SECONDS = 600.0
-"""When a process that neither answers nor ends is given up."""
 MEMORY = 2**30
 """Bytes that the renderings may take beside what the process began with."""
 OWN_LENGTH = 100_000
-"""Characters that a template may write of its own, beside LENGTH_FACTOR times what it was given."""
+"""Characters that a template may write of its own, beside LENGTH_FACTOR times those of the row and the template."""
 LENGTH_FACTOR = 10
 
 
@@ -60,7 +58,7 @@ class Failure:
 def rendered(jobs: list[Job], tokenizer: PreTrainedTokenizerBase) -> list[str | Failure]:
     """The text of each job with the tokenizer's chat template, or why there is none; all have the time of one row."""
     try:
-        template = tokenizer.get_chat_template(None, jobs[0].tools)  # type: ignore[arg-type]
+        template = tokenizer.get_chat_template(None, jobs[0].tools)
     except ValueError as error:
         return [Failure(_short(error))] * len(jobs)
     if template in _ENDED:
@@ -69,6 +67,7 @@ def rendered(jobs: list[Job], tokenizer: PreTrainedTokenizerBase) -> list[str | 
         "template": template,
         "variables": dict(tokenizer.special_tokens_map),
         "jobs": [vars(job) for job in jobs],
+        "seconds": CPU_SECONDS,
     }
     try:
         answer = _RENDERER.ask(json.dumps(request).encode())
@@ -95,13 +94,11 @@ class _Renderer:
 
     def ask(self, request: bytes) -> list[Any] | Failure:
         with self.lock:
-            if self.owner != os.getpid() or not self.process.is_alive():
+            if self.owner != os.getpid():
                 self._start()
             try:
                 self.connection.send_bytes(request)
-                if not self.connection.poll(WALL_SECONDS):
-                    raise EOFError
-                return json.loads(self.connection.recv_bytes())  # type: ignore[no-any-return]
+                return json.loads(self.connection.recv_bytes())
             except (EOFError, OSError):
                 return self._end()
 
@@ -118,13 +115,10 @@ class _Renderer:
     def _end(self) -> Failure:
         """What ended the process; it is gone afterwards."""
         self.connection.close()
-        self.process.join(1.0)
+        self.process.join()
         code = self.process.exitcode
-        if code is None:
-            self.process.kill()
-            self.process.join()
         self.owner = 0
-        if code is None or code == -getattr(signal, "SIGPROF", 0):
+        if code == -getattr(signal, "SIGPROF", 0):
             return Failure(f"it does not end within {CPU_SECONDS:g} s", is_broken=True)
         return Failure(f"it ended the process that renders it, exit code {code}", is_broken=True)
 
@@ -137,11 +131,13 @@ def _serve(connection: Connection, is_forked: bool) -> None:
     _limit(connection.fileno() if is_forked else None)
     while True:
         try:
-            request = json.loads(connection.recv_bytes())
+            data = connection.recv_bytes()
         except (EOFError, OSError):
             os._exit(0)
-        _clock(CPU_SECONDS)
-        answer = [_render(request["template"], request["variables"], job) for job in request["jobs"]]
+        request = json.loads(data)
+        _clock(request["seconds"])
+        most = OWN_LENGTH + LENGTH_FACTOR * len(data)
+        answer = [_render(request["template"], request["variables"], job, most) for job in request["jobs"]]
         reply = json.dumps(answer).encode()
         _clock(0.0)
         connection.send_bytes(reply)
@@ -169,22 +165,21 @@ def _clock(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _render(template: str, variables: dict[str, Any], job: dict[str, Any]) -> str | dict[str, Any]:
-    given = len(json.dumps([job["messages"], job["tools"]]))
+def _render(template: str, variables: dict[str, Any], job: dict[str, Any], most: int) -> str | dict[str, Any]:
     try:
-        (text,), _ = render_jinja_template(
+        texts, _ = render_jinja_template(
             conversations=[job["messages"]],
             tools=job["tools"],
             chat_template=template,
             add_generation_prompt=job["prompt"],
             **variables,
         )
+        text = texts[0]
         text.encode()
     except UnicodeEncodeError:
         return asdict(Failure("it writes half of a surrogate pair, which is no character"))
     except Exception as error:  # whatever a program can raise
         return asdict(Failure(_reason(error), isinstance(error, (TemplateSyntaxError, SyntaxError))))
-    most = OWN_LENGTH + LENGTH_FACTOR * given
     return (
         text
         if len(text) <= most

@@ -72,7 +72,7 @@ def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str,
 def _no_gap(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Why the untouched student is no further from the teacher than rounding, where it is not."""
     known = prepared.inputs.fingerprint
-    if known["teacher"] == known["student"]:
+    if "teacher" in known and known["teacher"] == known["student"]:
         return {"no_gap": "the teacher is the student"}
     before = found["before"].get("closeness")
     if before and before["kl"] < LEAST_KL:

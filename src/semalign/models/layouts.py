@@ -136,7 +136,7 @@ def shape_of(config: Any) -> Shape:
     )
 
 
-def _positions(config: Any) -> int | None:
+def positions_of(config: Any) -> int | None:
     """Positions of a model, up to where its rotary embedding goes over to other frequencies.
 
     LongRoPE and dynamic NTK choose the frequencies of all rows of a batch by its longest one, so beyond that place a row's signals
