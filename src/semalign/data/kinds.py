@@ -34,6 +34,7 @@ TRAINED = {
     Kind.TEXT: ("text",),
 }
 """The columns that tokens are made of; what other columns hold is of no matter."""
+READ = frozenset(column for columns in TRAINED.values() for column in columns)
 
 
 def row_kind(row: Row) -> Kind:
@@ -79,9 +80,10 @@ def checked_kind(row: Row) -> Kind:
     if kind in CONVERSATIONS:
         tools_of(row)
     try:
-        json.dumps([row.get(column) for column in TRAINED[kind]], ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise DataError("a string holds half of a surrogate pair, which is no character") from None
+        if not is_text([row.get(column) for column in TRAINED[kind]]):
+            raise DataError(HALF)
+    except DataError:
+        raise
     except (TypeError, ValueError, RecursionError) as error:
         columns = ", ".join(column for column in TRAINED[kind] if row.get(column) is not None)
         raise DataError(
@@ -90,18 +92,29 @@ def checked_kind(row: Row) -> Kind:
     return kind
 
 
+HALF = "a string holds half of a surrogate pair, which is no character"
+
+
+def is_text(value: Any) -> bool:
+    """Whether all strings of a JSON value are text: half of a surrogate pair is no character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def plain_columns(row: Mapping[str, Any]) -> Row:
     """The row, JSON values alone in the columns that it is not trained on: dates as ISO text, arrays as lists, null for what has no such form.
 
     A column that nobody reads must stop no run, and an id or a task may be a date or a number of numpy.
     """
-    names = {column for columns in TRAINED.values() for column in columns}
-    return {str(k): v if k in names else _plain(v) for k, v in row.items()}
+    return {str(k): v if k in READ else _plain(v) for k, v in row.items()}
 
 
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
-        return value.encode(errors="replace").decode() if isinstance(value, str) else value
+        return value
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

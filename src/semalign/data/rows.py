@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from semalign.data.jsonl import SUFFIXES, read_jsonl
-from semalign.data.kinds import ACCEPTED, Row, checked_kind, plain_columns
+from semalign.data.kinds import ACCEPTED, HALF, READ, Row, checked_kind, is_text, plain_columns
 from semalign.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,17 @@ def numbered(name: str, rows: Iterable[Any]) -> Iterator[tuple[str, Row | str]]:
         rows = rows.remove_columns(
             [c for c, feature in features.items() if getattr(feature, "decode", False)]
         )
-    for number, row in enumerate(rows, start=1):
-        is_row = isinstance(row, Mapping)
-        yield (
-            f"{name}:{number}",
-            plain_columns(row) if is_row else f"expected a dict, got {type(row).__name__}",
-        )
+    for number, given in enumerate(rows, start=1):
+        yield f"{name}:{number}", _row(given)
+
+
+def _row(given: Any) -> Row | str:
+    if not isinstance(given, Mapping):
+        return f"expected a dict, got {type(given).__name__}"
+    row = plain_columns(given)
+    # What tokens are made of is looked at when the row's kind is known.
+    others = {column: value for column, value in row.items() if column not in READ}
+    return row if is_text(others) else HALF
 
 
 def accept(entries: Iterator[tuple[str, Row | str]], name: str, on_bad_row: str | None = "stop") -> list[Row]:
