@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -145,16 +145,15 @@ def unseen_counts(samples: Sequence[Sample]) -> dict[str, int]:
     }
 
 
-def lines_of(counts: Mapping[str, int]) -> list[str]:
-    """The counts of `unseen_counts` as sentences; none where nothing is left out."""
-    lines = []
-    if counts["unseen_turns"]:
+def lines_of(counts: Mapping[str, Any]) -> list[str]:
+    """The counts of `unseen_counts` as sentences; none where nothing is left out, or nothing is known."""
+    turns, rows, thinking = (
+        counts.get(key, 0) for key in ("unseen_turns", "rows_with_unseen_turns", "unseen_thinking")
+    )
+    lines = [f"the chat template leaves out the text of {turns} turns in {rows} rows"] if turns else []
+    if thinking:
         lines.append(
-            f"the chat template leaves out the text of {counts['unseen_turns']} turns in {counts['rows_with_unseen_turns']} rows"
-        )
-    if counts["unseen_thinking"]:
-        lines.append(
-            f"the chat template leaves out the thinking of {counts['unseen_thinking']} answers; data.thinking keeps or drops it"
+            f"the chat template leaves out the thinking of {thinking} answers; data.thinking keeps or drops it"
         )
     return lines
 
