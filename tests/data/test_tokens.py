@@ -90,6 +90,25 @@ def test_string_pairs_are_joined_and_end_with_eos(tokenizer):
         assert tok.decode(sample.input_ids) == start + "The answer is: B.\n</s>"
 
 
+@pytest.mark.parametrize("adds", ["", "<s> ", " </s>", "<s>  </s>"])
+@pytest.mark.parametrize("after", ["", "\n"])
+def test_a_row_that_was_rendered_already_gets_no_second_bos_or_eos(tokenizer, adds, after):
+    tok = copy.deepcopy(tokenizer("none"))
+    before, _, behind = adds.partition(" ")
+    special = [(token, tok.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        f"{before} $A {behind}".strip(), special_tokens=special
+    )
+    text = f"<s><|user|>Is it B?<|assistant|> B</s>{after}"
+    prompt, answer = text.split(" B</s>")[0], f" B</s>{after}"
+    for row in ({"text": text}, {"prompt": prompt, "completion": answer}):
+        sample = only(row, tok)
+        assert tok.decode(sample.input_ids) == text
+        assert supervised_text(sample, tok) == (answer if "prompt" in row else text.removeprefix("<s>"))
+    turns = only({"text": f"<s>A</s><s>B</s>{after}"}, tok)
+    assert tok.decode(turns.input_ids) == f"<s>A</s><s>B</s>{after}", "those inside stay"
+
+
 def test_tokenizer_that_adds_eos_itself(tokenizer):
     tok = copy.deepcopy(tokenizer("none"))
     eos = ("</s>", tok.eos_token_id)
