@@ -20,7 +20,7 @@ from semalign.data.seen import (
     unseen,
     without_thinking,
 )
-from semalign.data.templates import Failure, Job, rendered
+from semalign.data.templates import Failure, Job, rendered, rendered_together
 from semalign.errors import DataError
 
 Tools = list[dict[str, Any]] | None
@@ -113,6 +113,7 @@ def render_answer(
     *,
     tools: Tools = None,
     thinking: Thinking = None,
+    texts: list[str] | None = None,
 ) -> Rendering:
     """Renders a conversation whose last message is the assistant's, and finds that answer in it.
 
@@ -125,6 +126,7 @@ def render_answer(
         tools: what the answer's model may call.
         thinking: drop leaves out the thinking of every turn; keep gives the template that of the last one as its content, or in a
             field of its own, until it writes it.
+        texts: what `render_ahead` made of the same messages.
 
     Raises:
         DataError: no or a refusing template, or one that changes more than the answer with the answer, shows none of the turns
@@ -134,7 +136,7 @@ def render_answer(
         messages = [without_thinking(turn) for turn in messages]
     wanted = thinking_of(messages[-1]) if thinking == "keep" else ""
     for last in forms(messages[-1]) if wanted else messages[-1:]:
-        found = _located([*messages[:-1], last], tokenizer, name, tools)
+        found = _located([*messages[:-1], last], tokenizer, name, tools, None if thinking else texts)
         if not (wanted and found.lacks_thinking):
             return found
     raise DataError(
@@ -143,14 +145,33 @@ def render_answer(
     )
 
 
-def _located(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, name: str, tools: Tools
-) -> Rendering:
+def _needed(messages: Sequence[Message]) -> list[tuple[Sequence[Message], bool]]:
+    """The renderings that show where the last turn lies: the whole, two with other answers, and the prompt where there is one."""
     *before, last = messages
-    wanted = [(messages, False), *(([*before, probe], False) for probe in _probes(last))]
-    text, *probes, prefix = _texts(
-        [*wanted, *([(before, True)] if before else [])], tools, tokenizer, name
-    ) + ([] if before else [""])
+    probes: list[tuple[Sequence[Message], bool]] = [([*before, probe], False) for probe in _probes(last)]
+    return [(messages, False), *probes, *([(before, True)] if before else [])]
+
+
+def render_ahead(
+    rows: Sequence[tuple[Sequence[Message], Tools]], tokenizer: PreTrainedTokenizerBase
+) -> list[list[str] | None]:
+    """What `render_answer` needs of each conversation, asked for together; None where it has to ask alone."""
+    jobs = [
+        [Job(without_nulls(list(m)), tools, prompt) for m, prompt in _needed(turns)] for turns, tools in rows
+    ]
+    return rendered_together(jobs, tokenizer)
+
+
+def _located(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    tools: Tools,
+    texts: list[str] | None = None,
+) -> Rendering:
+    before, last = messages[:-1], messages[-1]
+    text, *probes = texts or _texts(_needed(messages), tools, tokenizer, name)
+    prefix = probes.pop() if before else ""
     header, ending = common_prefix(*probes), common_prefix(probes[0][::-1], probes[1][::-1])
     tail = probes[0][len(probes[0]) - ending :]
     if last.get("tool_calls") and not text.endswith(tail):

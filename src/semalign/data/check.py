@@ -19,9 +19,10 @@ from semalign.config import ModelConfig
 from semalign.data import effective_max_length
 from semalign.data.drawing import embedded_rows
 from semalign.data.kinds import ACCEPTED, TRAINED, Kind, Row, checked_kind, row_kind, without_nulls
+from semalign.data.marking import Drop, cut_to, drop_of, mark_row, rendered_ahead
 from semalign.data.overlap import prompt_of
 from semalign.data.rows import entries
-from semalign.data.samples import Drop, Sample, cut_to, drop_of, mark_row, render_example, unseen_counts
+from semalign.data.samples import Sample, render_example, unseen_counts
 from semalign.errors import DataError
 from semalign.models.loading import load_shape, load_tokenizer
 
@@ -177,9 +178,10 @@ def lengths(placed: Sequence[Placed], tokens: Tokens) -> dict[str, Any]:
     found: dict[str, Any] = {"errors": [], "dropped": [], "cut": [], "unseen": [], "sample": None}
     samples = []
     counts: Mapping[str, list[int]] = {"row": [], "prompt": [], "supervised": []}
-    for place, row in placed:
+    ahead = rendered_ahead([row for _, row in placed], tokens.tokenizer, tokens.supervise)
+    for (place, row), texts in zip(placed, ahead, strict=True):
         try:
-            marked = mark_row(row, tokens.tokenizer, tokens.supervise, place)
+            marked = mark_row(row, tokens.tokenizer, tokens.supervise, place, texts=texts)
         except DataError as error:
             found["errors"].append(_finding(place, str(error).removeprefix(f"{place}: ")))
             continue

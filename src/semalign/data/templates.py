@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -63,6 +64,43 @@ def rendered(jobs: list[Job], tokenizer: PreTrainedTokenizerBase) -> list[str | 
         return [Failure(_short(error))] * len(jobs)
     if template in _ENDED:
         return [_ENDED[template]] * len(jobs)
+    answer = _ask(jobs, template, tokenizer)
+    if isinstance(answer, list):
+        return answer
+    if answer.is_broken:
+        _ENDED[template] = answer
+    return [answer] * len(jobs)
+
+
+def rendered_together(
+    rows: Sequence[list[Job]], tokenizer: PreTrainedTokenizerBase
+) -> list[list[str] | None]:
+    """The texts of several rows' jobs, asked for at once, since asking costs more than rendering.
+
+    Returns:
+        None for a row that has to be asked for alone: `rendered` tells what is wrong with it.
+    """
+    alone: list[list[str] | None] = [None] * len(rows)
+    jobs = [job for row in rows for job in row]
+    template = tokenizer.chat_template
+    if not jobs or not isinstance(template, str) or template in _ENDED or template in _ALONE:
+        return alone
+    answer = _ask(jobs, template, tokenizer)
+    if isinstance(answer, Failure):
+        _ALONE.add(template)
+        return alone
+    texts = iter(answer)
+    found = [[next(texts) for _ in row] for row in rows]
+    return [
+        [t for t in row if isinstance(t, str)] if all(isinstance(t, str) for t in row) else None
+        for row in found
+    ]
+
+
+def _ask(
+    jobs: Sequence[Job], template: str, tokenizer: PreTrainedTokenizerBase
+) -> list[str | Failure] | Failure:
+    """Each job's text or failure, or why there is none of any."""
     request = {
         "template": template,
         "variables": dict(tokenizer.special_tokens_map),
@@ -72,13 +110,14 @@ def rendered(jobs: list[Job], tokenizer: PreTrainedTokenizerBase) -> list[str | 
     try:
         answer = _RENDERER.ask(json.dumps(request).encode())
     except (TypeError, ValueError) as error:
-        return [Failure(f"the conversation holds a value that no JSON has: {_short(error)}")] * len(jobs)
+        return Failure(f"the conversation holds a value that no JSON has: {_short(error)}")
     if isinstance(answer, Failure):
-        _ENDED[template] = answer
-        return [answer] * len(jobs)
+        return answer
     return [reply if isinstance(reply, str) else Failure(**reply) for reply in answer]
 
 
+_ALONE: set[str] = set()
+"""Templates that ended the process with several rows: too slow for them, or hopeless with one of them."""
 _ENDED: dict[str, Failure] = {}
 """Templates that ended their process once: with another ten thousand rows each of them would take as long."""
 
@@ -136,7 +175,8 @@ def _serve(connection: Connection, is_forked: bool) -> None:
             os._exit(0)
         request = json.loads(data)
         _clock(request["seconds"])
-        most = OWN_LENGTH + LENGTH_FACTOR * len(data)
+        # Where rows are asked for together this is a mean; one that is longer is asked for again, alone.
+        most = OWN_LENGTH + LENGTH_FACTOR * len(data) // len(request["jobs"])
         answer = [_render(request["template"], request["variables"], job, most) for job in request["jobs"]]
         reply = json.dumps(answer).encode()
         _clock(0.0)
@@ -174,7 +214,7 @@ def _render(template: str, variables: dict[str, Any], job: dict[str, Any], most:
             add_generation_prompt=job["prompt"],
             **variables,
         )
-        text = texts[0]
+        text: str = texts[0]
         text.encode()
     except UnicodeEncodeError:
         return asdict(Failure("it writes half of a surrogate pair, which is no character"))
