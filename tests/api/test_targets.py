@@ -194,9 +194,7 @@ def test_rows_may_be_read_once_or_be_named(tmp_path: Path) -> None:
 
 
 def test_held_out_rows_as_text_are_refused_by_their_own_name(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"eval_dataset: expected rows as dicts, got str; give a datasets\.Dataset"
-    ):
+    with pytest.raises(DataError, match=r"^eval_dataset:1: expected a dict, got str; mend the row$"):
         targets(tmp_path, eval_dataset=["text"])
     with pytest.raises(DataError, match="eval_dataset: 2 of its prompts are among the training rows"):
         targets(tmp_path, eval_dataset=[*HELDOUT, *TRAIN[3:5]])

@@ -57,7 +57,7 @@ def test_a_run_without_a_gap_says_why() -> None:
     found = top_line(
         {"recipe": "aligned", "kl_gap_closed": None, "no_gap": "the teacher is the student", "baselines": {}}
     )
-    assert found.sentence().endswith(
+    assert found.sentence.endswith(
         "no gap between student and teacher was measured: the teacher is the student."
     )
 
