@@ -125,6 +125,10 @@ class DataConfig:
     """Tokens that a row may have; a longer completion is cut, and the prompt is kept whole."""
     supervise: Literal["completion", "all"] = "completion"
     """Which tokens are supervised: those of the last assistant turn, or all tokens."""
+    thinking: Literal["keep", "drop"] | None = None
+    """What becomes of the thinking in given answers: text before </think>, or reasoning_content. drop leaves it out; keep makes the
+    chat template write that of the last answer, or stops where it cannot; null does what the template does and counts what it
+    leaves out."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What to do with a row that cannot be parsed."""
     max_dropped: float = 0.1

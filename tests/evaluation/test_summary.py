@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +303,16 @@ def test_a_finished_run_that_is_started_again_keeps_the_costs_of_every_step(tmp_
 def test_costs_before_the_measurement_name_the_step(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"metrics\.json: not there yet; run `semalign evaluate` first"):
         add_costs(RunFolder(tmp_path), config_of(tmp_path))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.1), (9e-5, 3e-2), (-1e-8, 0.0)])
+def test_a_student_that_is_its_teacher_has_no_gap_and_is_told_so(
+    measured: Prepared, before: float, after: float
+) -> None:
+    found = summarise(measured, {"before": near(before), "after": near(after), "kl": near(after)})
+    assert found["kl_gap_closed"] is None is found["baselines"]["kl"]["kl_gap_closed"]
+    assert found["no_gap"] == "the untouched student predicts as its teacher does"
+    known = {"teacher": {"files": {"a": "1"}}, "student": {"files": {"a": "1"}}}
+    same = replace(measured, inputs=replace(measured.inputs, fingerprint=known))
+    found = summarise(same, {"before": near(2.0), "after": near(after), "kl": near(after)})
+    assert found["no_gap"] == "the teacher is the student"

@@ -53,6 +53,15 @@ def test_closeness_alone_makes_a_headline_about_kl(make_run: RunMaker, edit_json
     Checker(page_of(run))
 
 
+def test_a_run_without_a_gap_says_why() -> None:
+    found = top_line(
+        {"recipe": "aligned", "kl_gap_closed": None, "no_gap": "the teacher is the student", "baselines": {}}
+    )
+    assert found.sentence.endswith(
+        "no gap between student and teacher was measured: the teacher is the student."
+    )
+
+
 def test_the_headline_is_about_accuracy_where_it_was_measured() -> None:
     assert top_line(gaps(0.5, 0.9)).sentence.startswith("Aligned training closed 50% of the accuracy gap")
     assert top_line(gaps(None, 0.9)).sentence.startswith("Aligned training closed 90% of the KL gap")

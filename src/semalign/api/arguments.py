@@ -47,6 +47,8 @@ class SemAlignConfig(SuffixArguments):
     """Tokens a row may have; longer completions are cut, prompts are kept."""
     supervise: Literal["completion", "all"] = DataConfig.supervise
     """Which tokens are supervised: those of the last assistant turn, or all."""
+    thinking: Literal["keep", "drop"] | None = DataConfig.thinking
+    """What becomes of the thinking in given answers; None: what the chat template does with it."""
 
     def __post_init__(self) -> None:
         if isinstance(self.recipe, str):

@@ -25,6 +25,7 @@ from semalign.data.batches import candidates_of
 from semalign.data.chat import answered, lacks_answer
 from semalign.data.drawing import draw_rows, task_rows
 from semalign.data.mixture import Drawn
+from semalign.data.samples import unseen_counts
 from semalign.errors import CacheError, DataError
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.layouts import Shape
@@ -79,6 +80,7 @@ class Inputs:
             "supervised_tokens": sum(s.supervised for s in self.train),
             "heldout_rows": len(self.heldout),
             "sources": self.sources,
+            **unseen_counts([*self.train, *self.heldout]),
         }
 
 
@@ -126,6 +128,8 @@ def load_inputs(config: TransferConfig, run: RunFolder | None = None) -> Inputs:
 def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, drawn: Drawn) -> Inputs:
     """Two models and rows as every step wants them; `data` says how rows become tokens."""
     check_pair(teacher.shape, student.shape, allow_smaller_teacher=config.allow_smaller_teacher)
+    if teacher.identity == student.identity:
+        logger.warning("the teacher is the student: there is no gap to close, and its figures are left empty")
     tokenizer = student.tokenizer
     shared = shared_vocabulary(
         teacher.tokenizer, tokenizer, teacher.shape.vocabulary, student.shape.vocabulary
@@ -139,6 +143,7 @@ def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, 
         "max_length": length,
         "supervise": config.data.supervise,
         "max_dropped": config.data.max_dropped,
+        "thinking": config.data.thinking,
     }
     train = prepare(drawn.train, tokenizer, source=_source(config.data), **options)
     heldout = prepare(drawn.heldout, tokenizer, source="held-out rows", **options) if drawn.heldout else []

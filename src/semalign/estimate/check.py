@@ -15,6 +15,7 @@ from semalign.config import TransferConfig
 from semalign.data import render_example, templates_agree
 from semalign.data.drawing import split_rows
 from semalign.data.inputs import Inputs, is_to_answer, load_inputs
+from semalign.data.samples import lines_of
 from semalign.errors import CacheError
 from semalign.estimate.cost import estimate
 from semalign.estimate.probe import Costs, Shown, probe_student, probe_teacher
@@ -43,6 +44,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     console.print(
         f"{len(inputs.train)} training rows, {supervised} supervised tokens, {len(inputs.heldout)} held-out rows"
     )
+    for line in lines_of(counts):
+        console.print(line, style="red")
     if len(inputs.sources) > 1:
         _print_sources(inputs.sources, console)
     console.print(

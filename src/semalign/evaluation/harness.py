@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from semalign.config import EvaluationConfig, by_name
+from semalign.data import encode_prompt
 from semalign.errors import ConfigError, require, suggestion
 from semalign.evaluation.statistics import Z95
 from semalign.models.decoder import Decoder
@@ -48,6 +49,10 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         if name not in manager.all_tasks:
             advice = suggestion(name, manager.all_tasks, otherwise="see `lm_eval ls tasks`;")[:200]
             raise ConfigError(f"evaluation.harness: expected tasks of lm-eval, got {name!r}; {advice}")
+    has_template = bool(getattr(decoder.tokenizer, "chat_template", None))
+    if has_template:
+        # The harness renders in this process: a template that fails or does not end shall do so before.
+        encode_prompt([{"role": "user", "content": "x"}], decoder.tokenizer, "evaluation.harness")  # type: ignore[arg-type]
     # Its advice is about options of its own command line.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model = HFLM(
@@ -63,7 +68,7 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
                 tasks=[_task(name, fields, manager, Path(folder)) for name, fields in wanted.items()],
                 num_fewshot=0,
                 limit=options.max_items,
-                apply_chat_template=bool(getattr(decoder.tokenizer, "chat_template", None)),
+                apply_chat_template=has_template,
                 task_manager=manager,
                 confirm_run_unsafe_code=options.allow_code_execution,
                 log_samples=False,

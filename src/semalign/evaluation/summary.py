@@ -10,7 +10,7 @@ from typing import Any
 from semalign.config import ModelConfig, TransferConfig
 from semalign.evaluation.statistics import wilson_interval
 from semalign.evaluation.tokens import teacher_view
-from semalign.maths.similarity import gap_closed, kl_gap_closed
+from semalign.maths.similarity import LEAST_KL, gap_closed, kl_gap_closed
 from semalign.run.files import read_json
 from semalign.run.folder import RunFolder, save_result
 from semalign.signals.prepared import Prepared
@@ -49,7 +49,7 @@ def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str,
         }
 
     results = {n: read_json(f / "train.json", "train") for n, f in trainings(config, prepared.run).items()}
-    summary: dict[str, Any] = {"recipe": config.recipe.name, **closed("after")}
+    summary: dict[str, Any] = {"recipe": config.recipe.name, **closed("after")} | _no_gap(prepared, found)
     summary["baselines"] = {
         n: closed(n) | {"train_seconds": results[n]["train_seconds"]} for n in config.evaluation.baselines
     }
@@ -67,6 +67,17 @@ def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str,
         ]
     summary["samples"] = _samples(found)
     return summary
+
+
+def _no_gap(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Why the untouched student is no further from the teacher than rounding, where it is not."""
+    known = prepared.inputs.fingerprint
+    if "teacher" in known and known["teacher"] == known["student"]:
+        return {"no_gap": "the teacher is the student"}
+    before = found["before"].get("closeness")
+    if before and before["kl"] < LEAST_KL:
+        return {"no_gap": "the untouched student predicts as its teacher does"}
+    return {}
 
 
 def _tasks(found: dict[str, dict[str, Any]]) -> dict[str, Any]:

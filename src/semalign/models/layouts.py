@@ -110,7 +110,7 @@ class Shape:
     vocabulary: int
     """Rows of the LM head."""
     positions: int | None
-    """Tokens a sequence may have; None: the configuration states no limit."""
+    """Tokens a sequence may have with the frequencies that every other one has; None: the configuration states no limit."""
     logit_scale: float
     """Factor on the logits."""
     logit_softcap: float | None
@@ -128,10 +128,26 @@ def shape_of(config: Any) -> Shape:
         key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
         vocabulary=int(config.vocab_size),
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=positions_of(config),
         logit_scale=scale / float(getattr(config, "logits_scaling", None) or 1.0),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def positions_of(config: Any) -> int | None:
+    """Positions of a model, up to where its rotary embedding goes over to other frequencies.
+
+    LongRoPE and dynamic NTK choose the frequencies of all rows of a batch by its longest one, so beyond that place a row's signals
+    would depend on its neighbours.
+    """
+    limits = [getattr(config, "max_position_embeddings", None)]
+    ropes = getattr(config, "rope_parameters", None) or {}
+    # Where layers differ in it, the parameters are by the kind of layer.
+    for rope in [ropes, *(r for r in ropes.values() if isinstance(r, Mapping))]:
+        if rope.get("rope_type") in ("longrope", "dynamic"):
+            own = getattr(config, "original_max_position_embeddings", None)
+            limits.append(rope.get("original_max_position_embeddings") or own)
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def config_of_span(config: Any, start: int, stop: int) -> Any:

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from semalign.config import RecipeConfig, TrainConfig
+from semalign.data.samples import lines_of
 from semalign.maths.pairing import LayerPair
 from semalign.methods import resolve
 from semalign.methods.formula import formula
@@ -161,7 +162,8 @@ def _data(run: RunFolder, config: Json) -> str:
         lines.append(f"| {_short(name)} | {s['weight']:.3g} | {s['train']} | {s['heldout']} |")
     total = f"{counts.get('training_rows', '?')} training rows with {counts.get('supervised_tokens', '?')} supervised tokens"
     made = " (answers written by the teacher)" if config["data"]["completions"] == "teacher" else ""
-    return "\n".join(lines) + f"\n\n{total}{made}; {counts.get('heldout_rows', '?')} held-out rows."
+    left_out = "".join(f" What the rows hold and the tokens do not: {line}." for line in lines_of(counts))
+    return "\n".join(lines) + f"\n\n{total}{made}; {counts.get('heldout_rows', '?')} held-out rows.{left_out}"
 
 
 def _results(metrics: Json) -> str:

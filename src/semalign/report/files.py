@@ -31,6 +31,8 @@ class RunFiles:
     """pairs.json of the pair step."""
     manifest: Json | None = None
     """targets/manifest.json of the cache step."""
+    data: Json = field(default_factory=dict)
+    """data.json: rows and tokens that the run started from."""
     train: Sequence[Json] = ()
     """Lines of train.jsonl, in order."""
     baseline_train: Mapping[str, Sequence[Json]] = field(default_factory=dict)
@@ -60,6 +62,7 @@ def read_run(run_dir: Path) -> RunFiles:
         scores=find_json(run_dir / "scores.json") or None,
         pairs=find_json(run_dir / "pairs.json") or None,
         manifest=find_json(run_dir / "targets" / "manifest.json") or None,
+        data=find_json(run_dir / "data.json"),
         train=read_lines(run_dir / "train.jsonl", "train"),
         baseline_train={name: lines for name, lines in logs.items() if lines},
     )

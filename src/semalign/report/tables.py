@@ -10,6 +10,7 @@ from rich.table import Table
 
 from semalign.data.check import QUANTILES
 from semalign.report.words import CLOSENESS, GAPS, MEND, setback
+from semalign.data.samples import lines_of
 
 
 def final_table(metrics: dict[str, Any], console: Console) -> None:
@@ -43,6 +44,8 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
     if (worse := setback(metrics)) is not None:
         console.print(f"{worse.sentence} {MEND}", style="bold red", markup=False, soft_wrap=True)
     console.print(table)
+    if reason := metrics.get("no_gap"):
+        console.print(f"no gap to close: {reason}", style="yellow")
     seconds, memory = metrics["wall_seconds"], metrics["peak_rss_bytes"] / 2**30
     gpu = f", {metrics['peak_gpu_bytes'] / 2**30:.2f} GiB on the GPU" if "peak_gpu_bytes" in metrics else ""
     console.print(
@@ -80,6 +83,9 @@ def _show_tokens(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     console.print(f"{tokens['total_supervised']} supervised tokens in all")
     _list(f"cut at {tokens['max_length']} tokens", tokens["cut"], console)
+    for line in lines_of(tokens):
+        console.print(line, style="red")
+    _list("rows of which the chat template leaves something out", tokens["unseen"], console)
     if found["sample"]:
         console.print("one row, supervised part in brackets:")
         console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from markupsafe import Markup
 
@@ -21,7 +22,10 @@ def top_line(metrics: Json) -> Headline:
         return worse
     key, measure = next((m for m in _MEASURES if finite(metrics.get(m[0])) is not None), _MEASURES[0])
     recipe = str(metrics.get("recipe") or "this run")
-    return words.headline(recipe, measure, finite(metrics.get(key)), _shares(metrics, key))
+    found = words.headline(recipe, measure, finite(metrics.get(key)), _shares(metrics, key))
+    if finite(metrics.get(key)) is None and (reason := metrics.get("no_gap")):
+        return replace(found, rest=f": {reason}.")
+    return found
 
 
 def _shares(metrics: Json, key: str) -> dict[str, float]:

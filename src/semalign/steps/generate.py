@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from semalign.config import TransferConfig, without_names
-from semalign.data.chat import answered, asked, conversation
+from semalign.data.chat import answered, conversation, lacks_answer, prompt_row
 from semalign.data.drawing import split_rows, task_rows
 from semalign.data.inputs import is_to_answer
-from semalign.data.kinds import CONVERSATIONS, Row, row_kind
+from semalign.data.kinds import CONVERSATIONS, Row, row_kind, tools_of
 from semalign.errors import DataError
 from semalign.evaluation.decoding import answers
 from semalign.models.decoder import Decoder
@@ -55,7 +55,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         return
     is_teachers = options.completions == "teacher"
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
-    own, given = ([asked(chat) for chat in chats], []) if is_teachers else ([], chats)
+    own, given = ([prompt_row(chat) for chat in chats], []) if is_teachers else ([], chats)
     unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
     open_teacher = functools.cache(lambda: load(config.teacher))
     result: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
             f"data.max_new_tokens: none of the teacher's answers ended within {options.max_new_tokens} tokens; raise it."
         )
     write_atomic(run.heldout, "".join(map(json_line, kept)))
-    write_atomic(run.rows, "".join(json_line({"messages": chat}) for chat in [*given, *written]))
+    write_atomic(run.rows, "".join(json_line(chat) for chat in [*given, *written]))
     counts = {
         "given": len(given),
         "written": len(written),
@@ -101,7 +101,7 @@ def _new_prompts(
     wanted: Mapping[str, Any],
 ) -> list[Chat]:
     """The prompts that `data.variants` asks for; the teacher goes on from its own answers where those are trained on."""
-    options, prompts = config.data, [asked(chat) for chat in chats]
+    options, prompts = config.data, [prompt_row(chat) for chat in chats]
     if not options.variants:
         return []
     if options.variants_by == "words":
@@ -109,14 +109,14 @@ def _new_prompts(
     if options.completions == "teacher":
         shown = _answered(prompts, _answers(config, open_teacher, prompts, _part(run.rows), wanted))
     else:
-        shown = [chat for chat in chats if chat != asked(chat)]
-    known = [*measured_on, *({"messages": prompt} for prompt in prompts)]
+        shown = [chat for chat in chats if not lacks_answer(chat)]
+    known = [*measured_on, *prompts]
     return by_teacher(shown, len(chats), config, known, open_teacher, _part(run.root / "prompts"), wanted)
 
 
 def _answered(prompts: Sequence[Chat], texts: Sequence[str | None]) -> list[Chat]:
     """Conversations of the prompts whose answer ended."""
-    return [[*p, {"role": "assistant", "content": t}] for p, t in zip(prompts, texts, strict=True) if t]
+    return [answered(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text]
 
 
 def _with_answers(rows: Sequence[Row], texts: Mapping[int, str | None]) -> Iterator[Row]:
@@ -135,7 +135,8 @@ def _chat(row: Row, number: int) -> Chat:
             f"data.variants and data.completions need rows with messages, row {number} has {kind}; "
             "turn prompts into a message of role user."
         )
-    return conversation(row, kind)
+    tools = tools_of(row)
+    return {"messages": conversation(row, kind)} | ({"tools": tools} if tools else {})
 
 
 def _answers(
