@@ -25,7 +25,7 @@ from semalign.evaluation.summary import trained_model
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load, load_tokenizer, random_model
-from semalign.run.files import read_json
+from semalign.run.files import read_json, replacing_folder, saving
 from semalign.run.folder import is_done, save_result
 from semalign.run.meter import free_memory
 from semalign.signals.prepared import Prepared
@@ -67,11 +67,10 @@ def make_random_teacher(teacher: ModelConfig, target: Path) -> None:
         return
     torch.manual_seed(0)
     model = random_model(teacher)
-    part = target.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    load_tokenizer(teacher).save_pretrained(part)
-    part.rename(target)
+    tokenizer = load_tokenizer(teacher)
+    with replacing_folder(target) as part, saving(target):
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
 
 
 def prepare(source: Source) -> None:

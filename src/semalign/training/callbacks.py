@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from semalign.errors import SemAlignError
 from semalign.run import ranks
-from semalign.run.files import json_line, read_lines, write_atomic
+from semalign.run.files import append, json_line, read_lines, write_atomic
 from semalign.run.meter import free_memory
 
 
@@ -45,7 +45,7 @@ class LineLog(TrainerCallback):
         logs = kwargs.get("logs") or {}
         if "loss" in logs and state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json_line({"step": self.earlier + state.global_step, **logs}))
+                append(file, json_line({"step": self.earlier + state.global_step, **logs}))
 
 
 class GradientCheck(TrainerCallback):
