@@ -144,7 +144,7 @@ def test_help_fits_one_screen_and_names_every_command_and_exit_code(
     for command in parser().commands:
         assert f"\n  {command} " in shown
     codes = {c.exit_code for c in (SemAlignError, UsageError, ConfigError, DataError, ModelError, CacheError)}
-    assert all(f" {code} " in shown.split("Exit codes:")[1] for code in codes | {0, 130})
+    assert all(f" {code} " in shown.split("Exit codes:")[1] for code in codes | {0, 130, 143})
 
 
 def test_every_command_has_json_quiet_and_verbose(capsys: pytest.CaptureFixture[str]) -> None:

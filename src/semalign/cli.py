@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from semalign.parsing import Parser, Root, UsageError, build_config, load_config
 from semalign.report.tables import final_table
 from semalign.report.words import MEND, setback
 from semalign.run import ranks
+from semalign.run.signals import handled
 
 STEP_HELP = {
     "generate": "let the teacher answer the prompts, if the config asks for it",
@@ -165,15 +167,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: see `semalign.parsing.EPILOG`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
-    try:
-        code = _main(arguments)
-        if argv is None:
-            ranks.leave()
-        return code
-    except (SemAlignError, UsageError) as error:
-        return _fail(error, error.exit_code, as_json)
-    except KeyboardInterrupt as error:
-        return _fail(RuntimeError(_resume(error, arguments)), 130, as_json)
+    with handled():
+        try:
+            code = _main(arguments)
+            if argv is None:
+                ranks.leave()
+            return code
+        except (SemAlignError, UsageError) as error:
+            return _fail(error, error.exit_code, as_json)
+        except KeyboardInterrupt as error:
+            with handled(signal.SIG_IGN):
+                code = getattr(error, "exit_code", 130)
+                return _fail(RuntimeError(_resume(error, arguments)), code, as_json)
 
 
 def _main(arguments: list[str]) -> int:

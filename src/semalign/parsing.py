@@ -21,7 +21,7 @@ from semalign.errors import ConfigError
 EPILOG = """\
 Config commands take a YAML file and dotted overrides (transfer run.yaml --train.lora_r 16).
 All take --help, --json, --quiet, --verbose. A stopped command continues when you run it again.
-Exit codes: 0 done, 1 other error, 2 usage, 3 config, 4 data, 5 model, 6 cache, 130 interrupted."""
+Exit codes: 0 done, 1 other, 2 usage, 3 config, 4 data, 5 model, 6 cache, 130 Ctrl-C, 143 SIGTERM."""
 
 
 class UsageError(Exception):

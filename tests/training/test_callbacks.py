@@ -16,6 +16,7 @@ from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from semalign.errors import CacheError, SemAlignError
+from semalign.run.signals import Interrupted
 from semalign.training import callbacks
 from semalign.training.callbacks import (
     GiveBack,
@@ -190,11 +191,11 @@ def test_a_signal_lets_the_step_end_and_asks_for_a_checkpoint(number: signal.Sig
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_the_process_at_once(number: signal.Signals) -> None:
     before = handlers()
-    with pytest.raises(SystemExit) as stopped, StopOnSignal().installed():
+    with pytest.raises(Interrupted) as stopped, StopOnSignal().installed():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), number)
         pytest.fail("the second signal was ignored")
-    assert stopped.value.code == 128 + number and handlers() == before
+    assert stopped.value.exit_code == 128 + number and handlers() == before
 
 
 def test_of_several_processes_none_ends_on_a_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from semalign.methods import method, resolve
 from semalign.models.decoder import Decoder
 from semalign.run.files import read_tensors
 from semalign.run.folder import RunFolder
+from semalign.run.signals import Interrupted
 from semalign.signals.plan import Plan
 from semalign.signals.prepared import Prepared
 from semalign.signals.request import PREFIX
@@ -34,7 +35,7 @@ from semalign.signals.shards import ShardStore
 from semalign.steps.pipeline import transfer
 from semalign.training import stages as step
 from semalign.training.callbacks import LineLog
-from semalign.training.stages import Interrupted, Training, mean_loss, stages, trained_plan, with_recipe
+from semalign.training.stages import Training, mean_loss, stages, trained_plan, with_recipe
 from semalign.training.student import trainable
 
 LAYERS = 4
@@ -310,8 +311,24 @@ def test_a_signal_in_the_last_step_of_a_stage_stops_before_the_next_one(
         made.run(stages(WHOLE, FRONTIER_COSINE))
 
 
-def test_an_interruption_is_one_for_the_command_line() -> None:
-    assert issubclass(Interrupted, KeyboardInterrupt)
+def test_a_signal_in_the_very_last_step_stops_before_the_next_piece_of_work(
+    cache: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with training(cache, tmp_path / "straight") as made:
+        wanted = made.run([WHOLE])
+        weights = [p.clone() for p in made.student.model.parameters()]
+    folder = tmp_path / "stopped"
+    with (
+        pytest.raises(Interrupted, match=f"stopped after step {wanted['steps']};") as stopped,
+        signalled(monkeypatch, wanted["steps"]),
+        training(cache, folder) as made,
+    ):
+        made.run([WHOLE])
+    assert stopped.value.exit_code == 143
+    with training(cache, folder) as made:
+        again = made.run([WHOLE])
+        assert all(map(torch.equal, made.student.model.parameters(), weights))
+    assert {k: again[k] for k in ("steps", "loss")} == {k: wanted[k] for k in ("steps", "loss")}
 
 
 def test_a_run_reads_its_cached_streams_where_all_that_it_trains_lies_above_them(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from semalign.methods import resolve
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, is_transposed, linear_names, lora_modules, share_vocabulary
 from semalign.report.hub import push
-from semalign.run.files import write_yaml
+from semalign.run.files import saving, write_yaml
 from semalign.run.meter import free_memory
 from semalign.signals.plan import Plan
 from semalign.signals.prepared import Prepared
@@ -155,8 +156,9 @@ class SemAlignTrainer(SuffixTrainer):
             super().save_model(output_dir, _internal_call=True)
         elif self.args.should_save:
             folder = output_dir or self.args.output_dir
-            self.student.save_pretrained(folder)
-            self.targets.inputs.tokenizer.save_pretrained(folder)  # type: ignore[arg-type]
+            with saving(Path(folder)):  # type: ignore[arg-type]
+                self.student.save_pretrained(folder)
+                self.targets.inputs.tokenizer.save_pretrained(folder)  # type: ignore[arg-type]
 
     def push_to_hub(self, commit_message: str | None = None, **kwargs: Any) -> str | None:  # type: ignore[override]
         """Upload the student with its card to `args.hub_model_id`, and nothing else of the output folder."""

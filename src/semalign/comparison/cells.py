@@ -25,8 +25,8 @@ from semalign.evaluation.summary import trained_model
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load, load_tokenizer, random_model
-from semalign.run.files import read_json
-from semalign.run.folder import is_done, save_result
+from semalign.run.files import LOCK, read_json, replacing_folder, saving
+from semalign.run.folder import RunFolder, is_done, save_result
 from semalign.run.meter import free_memory
 from semalign.signals.prepared import Prepared
 from semalign.steps.attribute import attribute
@@ -36,6 +36,7 @@ from semalign.steps.pair import pair
 from semalign.steps.train import train_student
 
 Line = dict[str, Any]
+PATIENCE = 30.0  # seconds; workers outlive a comparison that was killed by a moment
 _inputs: dict[str, Inputs] = {}
 _prepared: dict[str, Prepared] = {}
 
@@ -67,17 +68,16 @@ def make_random_teacher(teacher: ModelConfig, target: Path) -> None:
         return
     torch.manual_seed(0)
     model = random_model(teacher)
-    part = target.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    load_tokenizer(teacher).save_pretrained(part)
-    part.rename(target)
+    tokenizer = load_tokenizer(teacher)
+    with replacing_folder(target) as part, saving(target):
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
 
 
 def prepare(source: Source) -> None:
     """Rows, scores, plan and cache of a source; what is there is kept."""
     config, run = source.config, source.run
-    with run.lock():
+    with run.lock(PATIENCE):
         # From the start, for the same reason as a cell.
         if not run.generated.exists():
             for path in run.root.glob("*.part"):
@@ -113,10 +113,18 @@ def prepared_of(source: Source) -> Prepared:
 def run_cell(job: CellJob) -> None:
     """Train, measure, write cell.json, and delete the student's weights."""
     path = job.folder / "cell.json"
-    if is_done(path, job.fingerprint):
-        return
+    with RunFolder(job.folder).lock(PATIENCE):
+        if not is_done(path, job.fingerprint):
+            _run(job, path)
+
+
+def _run(job: CellJob, path: Path) -> None:
     # From the start: the rest of an interrupted training would pass for all of its seconds.
-    shutil.rmtree(job.folder, ignore_errors=True)
+    for part in job.folder.iterdir():
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        elif part.name != LOCK:
+            part.unlink()
     cell, about = job.cell, Line()
     model = job.config.teacher if cell.method == TEACHER else job.config.student
     if job.source is not None:
@@ -125,8 +133,8 @@ def run_cell(job: CellJob) -> None:
         model = trained_model(job.config.student, job.folder)
     found = measure(load(model), job)
     save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found})
-    for part in ("student", "adapter"):
-        shutil.rmtree(job.folder / part, ignore_errors=True)
+    for name in ("student", "adapter"):
+        shutil.rmtree(job.folder / name, ignore_errors=True)
     free_memory()
 
 

@@ -5,6 +5,7 @@ import inspect
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +18,7 @@ from semalign.config import Engine
 from semalign.data import encode_prompt
 from semalign.errors import ModelError, require
 from semalign.models.layouts import positions_of
+from semalign.run.files import saving
 
 STEPS_BETWEEN_LEAVINGS = 16
 Prompt = dict[str, Any] | Sequence[dict[str, Any]]
@@ -163,8 +165,9 @@ def _generate_with_vllm(
     """vLLM reads a folder, so the model is written to one; it wants the device for itself, so the model waits in memory."""
     vllm, device, ends = require("vllm", "vllm"), model.device, list(settings.eos_token_id or [])
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with saving(Path(folder), "free space or set TMPDIR to a larger disk"):
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         model.to("cpu")
         _empty_device()
         longest = max(map(len, rows)) + int(settings.max_new_tokens or 0)

@@ -20,9 +20,10 @@ import yaml
 
 from semalign.config import EvaluationConfig, by_name
 from semalign.data import encode_prompt
-from semalign.errors import ConfigError, require, suggestion
+from semalign.errors import CacheError, ConfigError, require, suggestion
 from semalign.evaluation.statistics import Z95
 from semalign.models.decoder import Decoder
+from semalign.run.files import FULL
 
 TASKS = Path(__file__).parent / "harness_tasks"
 
@@ -81,6 +82,10 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
             f"evaluation.harness: {error}; set evaluation.allow_code_execution, or leave the task out."
         ) from error
     except (OSError, ConnectionError) as error:
+        if error.errno in FULL:
+            raise CacheError(
+                f"evaluation.harness: its rows cannot be written ({error}); free space, or set HF_HOME and TMPDIR to another disk."
+            ) from error
         reason = str(error).strip().splitlines()[0][:200]
         raise ConfigError(
             f"evaluation.harness: a task's rows cannot be had ({reason}); without a hub give files: "

@@ -81,5 +81,6 @@ def model_names(config_text: str | None) -> dict[str, str]:
 def write_page(path: Path, page: str) -> Path:
     """The page's file, whole or not at all."""
     # A lone surrogate in a model's answer has no UTF-8 form; it becomes a question mark.
-    write_atomic(path, page.encode("utf-8", errors="replace"))
+    advice = "free space, or write the page elsewhere with `semalign report RUN --output FILE`"
+    write_atomic(path, page.encode("utf-8", errors="replace"), advice)
     return path

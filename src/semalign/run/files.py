@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -22,35 +26,111 @@ from semalign.run.secrets import redacted
 Record = dict[str, Tensor]
 
 
+LOCK = ".lock"  # in every folder that a process owns, or has owned
+_TEMPORARY = ".semalign-"
+# Ours, and those of safetensors.
+_IS_TEMPORARY = re.compile(r"\.semalign-[a-z0-9_]{8}|\.tmp[A-Za-z0-9]{6}")
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+FREE_SPACE = "free space or choose another output_dir"
+
+
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file in the same folder that takes the path's place: a reader sees the old file or the whole new one."""
-    temporary: Path | None = None
+def saving(path: Path, advice: str = FREE_SPACE) -> Iterator[None]:
+    """Around whatever writes: a full disk or a folder without permission becomes one sentence, whichever library says so.
+
+    Raises:
+        CacheError: in place of an error of the file system; others stay as they are.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | SafetensorError):
-            reason = getattr(error, "strerror", None) or error
-            raise CacheError(
-                f"{path}: cannot be written ({reason}); free space or choose another output_dir."
-            ) from error
+        yield
+    except Exception as error:
+        if reason := _reason(error):
+            raise CacheError(f"{path}: cannot be written ({reason}); {advice}.") from error
         raise
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """A small file, whole or not at all."""
-    with _replacing(path) as temporary:
+def _reason(error: Exception) -> str | None:
+    """What the file system said, if the error comes from there."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # Libraries in Rust (safetensors, tokenizers) and torch have errors of their own, or none of their own.
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return os.strerror(int(number[1]))
+    if isinstance(error, SafetensorError):
+        return str(error)
+    if isinstance(error, RuntimeError) and re.search(
+        r"inline_container|iostream error|Parent directory .* does not exist|PytorchStreamWriter", str(error)
+    ):
+        said = re.search(r"strerror: (.+)", str(error))
+        return said[1] if said else "torch could not write all of it"
+    return None
+
+
+@contextmanager
+def replacing(path: Path, advice: str = FREE_SPACE) -> Iterator[Path]:
+    """A temporary file in the same folder that takes the path's place: a reader sees the old file or the whole new one."""
+    temporary: Path | None = None
+    try:
+        with saving(path, advice):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder. Between the old and the new one a moment may pass without any."""
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_TEMPORARY))
+    try:
+        yield temporary
+        with saving(path):
+            temporary.chmod(0o755)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(root: Path) -> None:
+    """Delete the temporary files and folders of killed processes below a folder that the caller has locked.
+
+    Links are not followed, and folders inside that have a lock of their own are left to their owners.
+    """
+    for folder, folders, files in os.walk(root):
+        for name in filter(_IS_TEMPORARY.fullmatch, (*folders, *files)):
+            path = Path(folder, name)
+            # Looked for after the temporary file was found: who writes one has locked its folder before.
+            if any((root / above / LOCK).exists() for above in path.relative_to(root).parents[:-1]):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def write_atomic(path: Path, data: bytes | str, advice: str = FREE_SPACE) -> None:
+    """A small file, whole or not at all; `advice` ends the sentence where it cannot be written."""
+    with replacing(path, advice) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def append(file: TextIO, text: str) -> None:
+    """Write to the end of an open file, through to the system."""
+    with saving(Path(file.name)):
+        file.write(text)
+        file.flush()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,7 +201,7 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Atomic safetensors file, written from the tensors' own memory."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
 
 

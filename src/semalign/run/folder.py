@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from semalign.errors import CacheError
 from semalign.run import ranks
 from semalign.run.files import read_json, write_json
+from semalign.run.lock import locked
 
 
 @dataclass(frozen=True)
@@ -93,42 +91,23 @@ class RunFolder:
         return self.root if baseline is None else self.root / "baselines" / baseline
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Own the folder; a second run stops with the owner's pid. Of several processes of one run the main one owns it."""
+    def lock(self, patience: float = 0.0) -> Iterator[None]:
+        """Own the folder (see `locked`). Of several processes of one run the main one owns it."""
         if not ranks.is_main():
             yield
             return
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._take()
-        except OSError as error:
-            raise CacheError(
-                f"{self.root}: cannot be written ({error.strerror}); choose another output_dir."
-            ) from error
-        try:
+        with locked(self.root, patience):
             yield
-        finally:
-            self._lock_path.unlink(missing_ok=True)
 
-    @property
-    def _lock_path(self) -> Path:
-        return self.root / ".lock"
-
-    def _take(self) -> None:
-        try:
-            handle = os.open(self._lock_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            text = self._lock_path.read_text().strip()
-            owner = int(text) if text.isdigit() else -1
-            if owner != os.getpid() and psutil.pid_exists(owner):
-                raise CacheError(
-                    f"{self.root}: in use by process {owner}; wait for it, stop it, or choose another output_dir."
-                ) from None
-            # Left by a process that died.
-            self._lock_path.unlink(missing_ok=True)
-            return self._take()
-        with os.fdopen(handle, "w") as file:
-            file.write(str(os.getpid()))
+    @contextmanager
+    def lock_cache(self) -> Iterator[None]:
+        """Own the cache too where it lies in a folder that several runs may link to; only who fills it needs to."""
+        with ExitStack() as stack:
+            if ranks.is_main() and self.targets.is_symlink():
+                stack.enter_context(locked(self.targets.resolve()))
+            # Only after the sweep may others write there.
+            ranks.wait()
+            yield
 
 
 def fingerprint(**parts: Any) -> dict[str, Any]:

@@ -37,9 +37,15 @@ logger = logging.getLogger(__name__)
 
 def cache(prepared: Prepared) -> None:
     """Write targets/: stores, maps.safetensors, teacher_head.safetensors, cka.safetensors, manifest.json."""
-    run, inputs, stores = prepared.run, prepared.inputs, prepared.stores
+    run, stores = prepared.run, prepared.stores
     if ranks.from_main(lambda: _is_cached(run, stores)):
         return
+    with run.lock_cache():
+        _fill(prepared)
+
+
+def _fill(prepared: Prepared) -> None:
+    run, inputs, stores = prepared.run, prepared.inputs, prepared.stores
     if (changed := stores.student.stale_fields()) and ranks.is_main():
         logger.warning("cached activations are stale (%s); they are computed again", "; ".join(changed[:3]))
     result: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from semalign.errors import DataError
 from semalign.evaluation.decoding import answers
 from semalign.models.decoder import Decoder
 from semalign.models.loading import identity, load
-from semalign.run.files import hash_of, json_line, kept_lines, write_atomic
+from semalign.run.files import append, hash_of, json_line, kept_lines, write_atomic
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
 from semalign.run.progress import bar
@@ -166,8 +166,7 @@ def _answers(
                 engine=config.evaluation.engine,
             )
             texts = [text if has_ended and text.strip() else None for text, has_ended in found]
-            file.write("".join(map(json_line, texts)))
-            file.flush()
+            append(file, "".join(map(json_line, texts)))
             done += texts
             progress.update(len(batch))
     return done

@@ -21,7 +21,7 @@ from semalign.embedded.keys import splits_of
 from semalign.errors import DataError
 from semalign.evaluation.decoding import continuations
 from semalign.models.decoder import Decoder
-from semalign.run.files import json_line, kept_lines
+from semalign.run.files import append, json_line, kept_lines
 from semalign.run.progress import bar
 
 Chat = Row
@@ -86,8 +86,7 @@ def by_teacher(
                 missing = -(-(count - len(found)) // PROMPTS_A_CONTEXT)
                 contexts = shown[number : number + min(at_once, missing)]
                 texts = _next_turns(open_teacher(), contexts, config, number)
-                file.write("".join(map(json_line, texts)))
-                file.flush()
+                append(file, "".join(map(json_line, texts)))
                 done += texts
             head = _head(shown[number])
             users = [{"role": "user", "content": text} for text in done[number]]

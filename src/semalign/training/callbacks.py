@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from semalign.errors import SemAlignError
 from semalign.run import ranks
-from semalign.run.files import json_line, read_lines, write_atomic
+from semalign.run.files import append, json_line, read_lines, write_atomic
 from semalign.run.meter import free_memory
+from semalign.run.signals import Interrupted, handled, interrupt
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class LineLog(TrainerCallback):
         logs = kwargs.get("logs") or {}
         if "loss" in logs and state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json_line({"step": self.earlier + state.global_step, **logs}))
+                append(file, json_line({"step": self.earlier + state.global_step, **logs}))
 
 
 class GradientCheck(TrainerCallback):
@@ -142,7 +142,7 @@ class GiveBack(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal ends the process at once.
+    """SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal interrupts at once.
 
     When several processes train together, all of them stop after the same step, whichever of them received the signal. A second
     signal is then ignored, because launchers pass signals on to every process and kill those that do not stop.
@@ -154,21 +154,20 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def installed(self) -> Iterator[StopOnSignal]:
-        """Handlers live as long as the block; only a main thread can have them."""
-        if threading.current_thread() is not threading.main_thread():
+        """The signals come here as long as the block lives."""
+        with handled(self._receive):
             yield self
-            return
-        kept = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
         if self.received is not None and ranks.world() == 1:
-            raise SystemExit(128 + number)
+            interrupt(number, frame)
         self.received = number
+
+    def interrupted(self, step: int) -> Interrupted:
+        """What to raise once the checkpoint of the step is there."""
+        # Another process of the launch may have had the signal.
+        number = self.received or signal.SIGTERM
+        return Interrupted(number, f"stopped after step {step}; run the same command again to go on")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -31,10 +31,6 @@ from semalign.training.collator import Collator
 from semalign.training.suffix import SuffixModel, SuffixTrainer
 
 
-class Interrupted(KeyboardInterrupt):
-    """Training stopped on a signal after saving a checkpoint."""
-
-
 def with_recipe(config: TransferConfig, recipe: Recipe) -> TransferConfig:
     """The config with what the recipe says about LoRA and the rate in place."""
     return replace(config, train=recipe.train_of(config.train))
@@ -59,10 +55,6 @@ def stages(plan: Plan, recipe: Recipe) -> list[Plan]:
     ]
 
 
-def _interrupted(step: int) -> Interrupted:
-    return Interrupted(f"stopped after step {step}; run the same command again to go on")
-
-
 class Training:
     """One student's training, stage by stage, each in a Trainer with an optimiser of its own."""
 
@@ -81,12 +73,10 @@ class Training:
             self.cut, self.prefixes = self.stores.request.cut, self.stores.student
         trainable = [p for p in self.student.model.parameters() if p.requires_grad]
         done: list[dict[str, Any]] = []
-        # One listener for all stages: a signal in the last step of one, or between two, stops before the next.
+        # One listener for all stages: a signal in the last step of one, or after it, stops before what comes next.
         with self.stopper.installed():
             for number, plan in enumerate(plans, 1):
                 steps = sum(stage["steps"] for stage in done)
-                if done and ranks.agree(self.stopper.received is not None):
-                    raise _interrupted(steps)
                 chosen = {id(p) for k in plan.trained_layers for p in self.student.layers[k - 1].parameters()}
                 for parameter in trainable:
                     parameter.requires_grad_(id(parameter) in chosen)
@@ -95,6 +85,8 @@ class Training:
                 else:
                     stage = self.folder / f"stage-{number}"
                     done.append(self._stage(plan, stage, steps, stages=len(plans)))
+                if ranks.agree(self.stopper.received is not None):
+                    raise self.stopper.interrupted(steps + done[-1]["steps"])
         for parameter in trainable:
             parameter.requires_grad_(True)
         return {
@@ -175,7 +167,7 @@ class Training:
             trainer.add_callback(LossProgress)
         output = trainer.train(resume_from_checkpoint=complete_checkpoint(folder))
         if self.stopper.must_stop and trainer.state.global_step < trainer.state.max_steps:
-            raise _interrupted(steps + trainer.state.global_step)
+            raise self.stopper.interrupted(steps + trainer.state.global_step)
         return {
             "steps": trainer.state.global_step,
             "loss": mean_loss(trainer.state.log_history, output.training_loss),

@@ -6,6 +6,7 @@ The recipes `kl` and `cross_entropy` are controls and do form logits, in chunks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder, let_checkpoint
 from semalign.models.head import Head
 from semalign.run import ranks
+from semalign.run.files import saving
 from semalign.training import lora
 from semalign.training.callbacks import GiveBack, RisingLoss
 from semalign.training.collator import Collator, EpochSampler, _Numbers
@@ -154,6 +156,11 @@ class SuffixTrainer(Trainer):
             # Processes average their gradients, which this turns into the sum.
             loss = loss * counted / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's; several libraries write here, each with errors of its own."""
+        with saving(Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss term since the last line, over the supervised positions of all processes."""
