@@ -241,10 +241,6 @@ def test_the_parser_s_own_sentences_are_understood(root: Root) -> None:
         with pytest.raises(UsageError) as caught:
             root.parse_args(arguments)
         assert unknown_key(str(caught.value)) == key
-    for values, key in (({"train": {"lora_q": 0}}, "train.lora_q"), ({"zzz": 1}, "zzz")):
-        with pytest.raises(ConfigError) as refused:
-            build_config({**LEAST, **values}, Path())
-        assert unknown_key(str(refused.value)) == key
     assert unknown_key("Expected a <class 'int'>. Got value: many") is None
 
 

@@ -15,6 +15,7 @@ import psutil
 from semalign.errors import CacheError
 from semalign.run import ranks
 from semalign.run.files import read_json, write_json
+from semalign.run.results import Result
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def is_done(path: Path, wanted: Mapping[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
-        return read_json(path, "")["fingerprint"] == wanted
+        return read_json(path, "", Result)["fingerprint"] == wanted
     except (CacheError, KeyError, TypeError):
         return False
 
