@@ -21,9 +21,10 @@ from rich.markup import escape
 import semalign
 from semalign.config import TransferConfig
 from semalign.errors import ConfigError, RankError, SemAlignError, require
-from semalign.parsing import Parser, Root, UsageError, build_config, load_config
+from semalign.parsing import Parser, Root, UsageError, build_config, check_arguments, load_config
 from semalign.report.tables import final_table
 from semalign.run import ranks
+from semalign.run.faults import faults
 
 STEP_HELP = {
     "generate": "let the teacher answer the prompts, if the config asks for it",
@@ -165,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     try:
-        code = _main(arguments)
+        with faults(is_told="--verbose" in arguments):
+            code = _main(arguments)
         if argv is None:
             ranks.leave()
         return code
@@ -180,6 +182,8 @@ def _main(arguments: list[str]) -> int:
     # CONFIG may stand without its flag, right after the command.
     if command in CONFIG_COMMANDS and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = [command, "--config", *arguments[1:]]
+    if command in CONFIG_COMMANDS:
+        check_arguments(arguments[1:])
     parsed = parser().parse_args(arguments)
     from semalign.run.progress import quieten
 
@@ -245,7 +249,8 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
     from semalign.steps.pipeline import STEPS, transfer
 
     steps = STEPS if command in ("transfer", "demo") else (command,)
-    run = transfer(config, steps, lambda step: console.rule(f"[bold]{step}", align="left"))
+    with faults(Path(config.output_dir), is_told=options.verbose):
+        run = transfer(config, steps, lambda step: console.rule(f"[bold]{step}", align="left"))
     if "evaluate" not in steps or not ranks.is_main():
         return {"output_dir": str(run.root), "step": command}
     metrics = read_json(run.metrics, "evaluate", results.Metrics)

@@ -142,6 +142,35 @@ def _check_group(values: Mapping[str, Any], group: type, prefix: str, where: str
             raise ConfigError(f"{where}: {prefix}{name}: expected no class_path; leave it out.")
 
 
+def check_arguments(arguments: Sequence[str]) -> None:
+    """The arguments of a config command, before jsonargparse reads them: see `check_fields`.
+
+    Raises:
+        ConfigError: of a config file, as `check_fields`.
+        UsageError: a value for a whole group, or one with a `class_path`.
+    """
+    groups = {name: kind for name, kind in get_type_hints(TransferConfig).items() if dataclasses.is_dataclass(kind)}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = argument.partition("=")
+        name, value = option.removeprefix("--"), value if equals else following
+        if not option.startswith("--"):
+            continue
+        if name == "config":
+            check_fields(read_yaml(Path(value)), value)
+        elif name in groups:
+            first = next(iter(get_type_hints(groups[name])))
+            raise UsageError(f"{option}: expected one of its fields, such as {option}.{first}, got {shown(value)}; see --help.")
+        elif _says_class_path(value):
+            raise UsageError(f"{option}: expected a value without class_path, got {shown(value)}; see --help.")
+
+
+def _says_class_path(value: str) -> bool:
+    try:
+        return has_class_path(yaml_of(value.encode("utf-8", errors="replace")))
+    except UnreadableError:
+        return False
+
+
 def has_class_path(value: Any) -> bool:
     """Whether a key in a plain value would make jsonargparse import a class."""
     if isinstance(value, dict):
