@@ -129,7 +129,9 @@ def _check_group(values: Mapping[str, Any], group: type, prefix: str, where: str
     for name, value in values.items():
         if name not in fields and f"{prefix}{name}" not in keys():
             owner = prefix.removesuffix(".") or "a run"
-            raise ConfigError(f"{where}: {owner} has no field {shown(name)}; {hint(f'{prefix}{name}', keys())}")
+            raise ConfigError(
+                f"{where}: {owner} has no field {shown(name)}; {hint(f'{prefix}{name}', keys())}"
+            )
         kind = fields.get(name)
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             if not isinstance(value, dict):
@@ -149,7 +151,9 @@ def check_arguments(arguments: Sequence[str]) -> None:
         ConfigError: of a config file, as `check_fields`.
         UsageError: a value for a whole group, or one with a `class_path`.
     """
-    groups = {name: kind for name, kind in get_type_hints(TransferConfig).items() if dataclasses.is_dataclass(kind)}
+    groups = {
+        name: kind for name, kind in get_type_hints(TransferConfig).items() if dataclasses.is_dataclass(kind)
+    }
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         option, equals, value = argument.partition("=")
         name, value = option.removeprefix("--"), value if equals else following
@@ -159,9 +163,13 @@ def check_arguments(arguments: Sequence[str]) -> None:
             check_fields(read_yaml(Path(value)), value)
         elif name in groups:
             first = next(iter(get_type_hints(groups[name])))
-            raise UsageError(f"{option}: expected one of its fields, such as {option}.{first}, got {shown(value)}; see --help.")
+            raise UsageError(
+                f"{option}: expected one of its fields, such as {option}.{first}, got {shown(value)}; see --help."
+            )
         elif _says_class_path(value):
-            raise UsageError(f"{option}: expected a value without class_path, got {shown(value)}; see --help.")
+            raise UsageError(
+                f"{option}: expected a value without class_path, got {shown(value)}; see --help."
+            )
 
 
 def _says_class_path(value: str) -> bool:

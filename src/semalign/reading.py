@@ -86,8 +86,7 @@ def json_of(data: bytes) -> Any:
         raise UnreadableError(f"{error.msg}, line {error.lineno}, column {error.colno}") from None
     except ValueError as error:  # a number of thousands of digits, or a key that stands twice
         raise UnreadableError(str(error)) from None
-    if text.count("[") + text.count("{") > MOST_DEPTH:
-        _check_depth(value)
+    check_depth(text, value)
     return value
 
 
@@ -99,7 +98,10 @@ def _object(pairs: list[tuple[str, Any]]) -> Object:
     return found
 
 
-def _check_depth(value: Any) -> None:
+def check_depth(text: str, value: Any) -> None:
+    """Raises UnreadableError where the value of a JSON text is nested deeper than what walks over it may go."""
+    if text.count("[") + text.count("{") <= MOST_DEPTH:
+        return
     level = [value]
     for _ in range(MOST_DEPTH + 1):
         level = [inner for outer in level for inner in _inside(outer)]

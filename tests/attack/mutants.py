@@ -50,7 +50,12 @@ def _nest(rng: random.Random, data: bytes) -> bytes:
 
 
 def _alias(rng: random.Random, data: bytes) -> bytes:
-    bombs = (b"&a [*a]", b"&a {x: *a}", b"[&b [1,1,1,1,1,1,1,1,1], &c [*b,*b,*b,*b,*b,*b,*b,*b], [*c,*c,*c,*c,*c,*c]]", b"{<<: &m {a: 1}}")
+    bombs = (
+        b"&a [*a]",
+        b"&a {x: *a}",
+        b"[&b [1,1,1,1,1,1,1,1,1], &c [*b,*b,*b,*b,*b,*b,*b,*b], [*c,*c,*c,*c,*c,*c]]",
+        b"{<<: &m {a: 1}}",
+    )
     return data.replace(rng.choice((b"null", b"true", b"1", b"[]")), rng.choice(bombs), 1)
 
 
@@ -80,4 +85,14 @@ def _swap(rng: random.Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
-WAYS: tuple[Callable[[random.Random, bytes], bytes], ...] = (_flip, _cut, _repeat, _nest, _alias, _swap, _swap, _swap, _swap)
+WAYS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
+    _flip,
+    _cut,
+    _repeat,
+    _nest,
+    _alias,
+    _swap,
+    _swap,
+    _swap,
+    _swap,
+)

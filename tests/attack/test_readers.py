@@ -50,11 +50,25 @@ LEAST: dict[str, Any] = {
     "train": {"num_train_epochs": 1, "lora_target_modules": ["q"], "cache_prefix": True},
     "evaluation": {"tasks": "x.jsonl", "baselines": {"kl": {"learning_rate": 0.1}}, "harness": ["gsm8k"], "max_items": None},
 }  # fmt: skip
+ASKED = {"role": "user", "content": "1 and 2"}
 ITEMS = [
-    {"task": "sum", "messages": [{"role": "user", "content": "1 and 2"}, {"role": "assistant", "content": "3"}], "check": {"kind": "number", "answer": 3}},
-    {"task": "pick", "messages": [{"role": "user", "content": "which"}], "check": {"kind": "letter", "answer": "B", "options": ["x", "y"]}},
-    {"task": "code", "prompt": [{"role": "user", "content": "f"}], "completion": [], "check": {"kind": "python", "entry": "f", "asserts": ["assert f() == 1"]}},
-]  # fmt: skip
+    {
+        "task": "sum",
+        "messages": [ASKED, {"role": "assistant", "content": "3"}],
+        "check": {"kind": "number", "answer": 3},
+    },
+    {
+        "task": "pick",
+        "messages": [ASKED],
+        "check": {"kind": "letter", "answer": "B", "options": ["x", "y"]},
+    },
+    {
+        "task": "code",
+        "prompt": [ASKED],
+        "completion": [],
+        "check": {"kind": "python", "entry": "f", "asserts": ["assert f() == 1"]},
+    },
+]
 CELL = {
     "fingerprint": {"a": 1},
     "cell": {"method": "kl", "seconds": 1.0, "train_seconds": 0.5, "steps": 3, "wall_seconds": 2.0},
@@ -179,7 +193,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-DRAWN = ("metrics.json", "metrics.json", "metrics.json", "pairs.json", "scores.json", "environment.json", "targets/manifest.json", "train.jsonl", "baselines/cosine/train.jsonl", "config.yaml")  # fmt: skip
+DRAWN = (
+    *["metrics.json"] * 3,
+    *("pairs.json", "scores.json", "environment.json", "targets/manifest.json"),
+    *("train.jsonl", "baselines/cosine/train.jsonl", "config.yaml"),
+)
 
 
 @FEWER
@@ -188,13 +206,23 @@ def test_a_page_is_drawn_or_one_sentence(evaluated: Path, seed: int, name: str) 
     attack(seed, evaluated / name, [(evaluated / name).read_bytes()], lambda: build_report(evaluated))
 
 
-WRITTEN = ("metrics.json", "pairs.json", "environment.json", "models.json", "data.json", "train.json", "config.yaml")
+WRITTEN = (
+    "metrics.json",
+    "pairs.json",
+    "environment.json",
+    "models.json",
+    "data.json",
+    "train.json",
+    "config.yaml",
+)
 
 
 @FEWER
 @given(seed=seeds, name=st.sampled_from(WRITTEN))
 def test_a_card_is_written_or_one_sentence(evaluated: Path, seed: int, name: str) -> None:
-    attack(seed, evaluated / name, [(evaluated / name).read_bytes()], lambda: render_card(RunFolder(evaluated)))
+    attack(
+        seed, evaluated / name, [(evaluated / name).read_bytes()], lambda: render_card(RunFolder(evaluated))
+    )
 
 
 @FEWER
@@ -208,13 +236,24 @@ def test_a_table_is_shown_or_one_sentence(evaluated: Path, seed: int) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A saved model with a card."""
-    folder = save_model(tiny_model("llama", layers=2, wide=False, seed=1), tmp_path_factory.mktemp("odd") / "model")
-    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: mine\ntags: [a, b]\ndate: 2024-01-01\n---\ntext\n")
+    folder = save_model(
+        tiny_model("llama", layers=2, wide=False, seed=1), tmp_path_factory.mktemp("odd") / "model"
+    )
+    (folder / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: mine\ntags: [a, b]\ndate: 2024-01-01\n---\ntext\n"
+    )
     yield folder
     shutil.rmtree(folder)
 
 
-READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md", "chat_template.jinja")
+READ = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "README.md",
+    "chat_template.jinja",
+)
 
 
 @FEWER

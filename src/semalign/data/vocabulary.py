@@ -103,7 +103,9 @@ def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
     vocabulary = tokenizer.get_vocab()
     most = max(vocabulary.values(), default=-1) + 1
     if most > MOST_TOKENS:
-        raise ModelError(f"a tokenizer has the id {most - 1}, expected ids below {MOST_TOKENS}; mend its files.")
+        raise ModelError(
+            f"a tokenizer has the id {most - 1}, expected ids below {MOST_TOKENS}; mend its files."
+        )
     tokens: list[str | None] = [None] * most
     for token, index in vocabulary.items():
         tokens[index] = token

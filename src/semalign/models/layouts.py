@@ -146,7 +146,9 @@ def shape_of(config: Any, name: str = "model") -> Shape:
         shape = _shape_of(config)
         reading.check_shape(_Sizes, vars(shape))
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
-        raise ModelError(f"{name}: its configuration states sizes that no model has ({error}); mend config.json.") from error
+        raise ModelError(
+            f"{name}: its configuration states sizes that no model has ({error}); mend config.json."
+        ) from error
     return shape
 
 

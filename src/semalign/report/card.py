@@ -106,9 +106,7 @@ def _result(dataset: str, name: str, metric: str, value: float | None) -> EvalRe
 
 def _summary(metrics: Json) -> str:
     shares = {kind: finite(metrics.get(f"{kind.lower()}_gap_closed")) for kind in ("accuracy", "KL")}
-    told = [
-        f"{100 * share:.0f}% of the {kind} gap" for kind, share in shares.items() if share is not None
-    ]
+    told = [f"{100 * share:.0f}% of the {kind} gap" for kind, share in shares.items() if share is not None]
     if not told:
         return "A student trained by SemAlign; nothing was measured yet."
     return f"Training closed {' and '.join(told)} between the untouched student and the teacher."
