@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1] / "src" / "semalign"
 ORDER = (
     "embedded",
     "errors",
+    "reading",
     "config",
     "parsing",
     "run",

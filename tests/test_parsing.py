@@ -19,6 +19,7 @@ from semalign.parsing import (
     Root,
     UsageError,
     build_config,
+    check_arguments,
     hint,
     keys,
     keys_of,
@@ -245,10 +246,6 @@ def test_the_parser_s_own_sentences_are_understood(root: Root) -> None:
         with pytest.raises(UsageError) as caught:
             root.parse_args(arguments)
         assert unknown_key(str(caught.value)) == key
-    for values, key in (({"train": {"lora_q": 0}}, "train.lora_q"), ({"zzz": 1}, "zzz")):
-        with pytest.raises(ConfigError) as refused:
-            build_config({**LEAST, **values}, Path())
-        assert unknown_key(str(refused.value)) == key
     assert unknown_key("Expected a <class 'int'>. Got value: many") is None
 
 
@@ -284,3 +281,87 @@ def test_help_has_a_line_for_each_command_in_order(root: Root) -> None:
     assert places == list(range(places[0], places[0] + len(root.helps)))
     columns = {line.index(text) for line, text in zip(lines[places[0] :], root.helps.values(), strict=False)}
     assert len(columns) == 1, "the texts stand below each other"
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module on Python's path that leaves a mark when it is imported."""
+    mark = tmp_path / "imported"
+    (tmp_path / "trapmodule.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass X: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return mark
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teacher": "trapmodule.X"},
+        {"teacher": {"class_path": "trapmodule.X"}},
+        {"teacher": {"class_path": "trapmodule.X", "init_args": {}}},
+        {"evaluation": "trapmodule.X"},
+        {"train": ["trapmodule.X"]},
+        {"teacher.class_path": "trapmodule.X"},
+        {"evaluation": {"baselines": {"kl": {"class_path": "trapmodule.X"}}}},
+        {"evaluation": {"harness": {"x": {"f": {"class_path": "trapmodule.X"}}}}},
+        {"evaluation": {"harness": {"x": {"f": [{"class_path": "trapmodule.X"}]}}}},
+        {"__path__": "trapmodule.X"},
+        {"config": "other.yaml"},
+    ],
+    ids=str,
+)
+def test_no_config_imports_code_or_reads_another_file(trap: Path, changes: dict[str, Any]) -> None:
+    path = trap.with_name("run.yaml")
+    path.write_text(yaml.safe_dump({**LEAST, **changes}))
+    (key,) = changes
+    for read in (lambda: load_config(path), lambda: check_arguments(["--config", str(path)])):
+        with pytest.raises(ConfigError, match=key.split(".")[0]):
+            read()
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--teacher", "trapmodule.X"],
+        ["--teacher=trapmodule.X"],
+        ["--train", "other.yaml"],
+        ["--evaluation", '{"class_path": "trapmodule.X"}'],
+        ["--evaluation.harness", '{"x": {"f": {"class_path": "trapmodule.X"}}}'],
+        ["--evaluation.harness.x", '{"f": {"class\\u005fpath": "trapmodule.X"}}'],
+    ],
+    ids=str,
+)
+def test_no_argument_imports_code_or_reads_another_file(trap: Path, arguments: list[str]) -> None:
+    with pytest.raises(UsageError, match=arguments[0].split("=")[0]):
+        check_arguments(arguments)
+    assert not trap.exists()
+
+
+def test_arguments_for_single_fields_are_left_to_the_parser(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(LEAST))
+    check_arguments(
+        [
+            "--config",
+            str(path),
+            "--train.lora_r",
+            "8",
+            "--evaluation.baselines=[kl]",
+            "--json",
+            "--output_dir",
+            "x: [",
+        ]
+    )
+
+
+def test_a_config_leaves_what_it_was_made_of_alone() -> None:
+    values = {**LEAST, "data": {"dataset_name": {"a": 1}}, "evaluation": {"harness": {"x": {"f": 1}}}}
+    before = repr(values)
+    build_config(values, Path())
+    assert repr(values) == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "a\0b", "\ud800", 10**400, {1: 2}, b"x"])
+def test_what_no_file_can_say_is_refused_from_python_too(value: Any) -> None:
+    with pytest.raises(ConfigError, match="expected a text, a finite number or a boolean"):
+        build_config({**LEAST, "seed": value}, Path())

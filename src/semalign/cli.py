@@ -22,11 +22,12 @@ from rich.markup import escape
 import semalign
 from semalign.config import TransferConfig
 from semalign.errors import ConfigError, RankError, SemAlignError, require
-from semalign.parsing import Parser, Root, UsageError, build_config, load_config
+from semalign.parsing import Parser, Root, UsageError, build_config, check_arguments, load_config
 from semalign.report.tables import final_table
 from semalign.report.words import MEND, setback
 from semalign.run import ranks
 from semalign.run.signals import handled
+from semalign.run.faults import faults
 
 STEP_HELP = {
     "generate": "let the teacher answer the prompts, if the config asks for it",
@@ -169,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     with handled():
         try:
-            code = _main(arguments)
+            with faults(is_told="--verbose" in arguments):
+                code = _main(arguments)
             if argv is None:
                 ranks.leave()
             return code
@@ -186,6 +188,8 @@ def _main(arguments: list[str]) -> int:
     # CONFIG may stand without its flag, right after the command.
     if command in CONFIG_COMMANDS and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = [command, "--config", *arguments[1:]]
+    if command in CONFIG_COMMANDS:
+        check_arguments(arguments[1:])
     parsed = parser().parse_args(arguments)
     from semalign.run.progress import quieten
 
@@ -246,14 +250,16 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         from semalign.estimate.check import check
 
         return check(config, console)
+    from semalign.run import results
     from semalign.run.files import read_json
     from semalign.steps.pipeline import STEPS, transfer
 
     steps = STEPS if command in ("transfer", "demo") else (command,)
-    run = transfer(config, steps, lambda step: console.rule(f"[bold]{step}", align="left"))
+    with faults(Path(config.output_dir), is_told=options.verbose):
+        run = transfer(config, steps, lambda step: console.rule(f"[bold]{step}", align="left"))
     if "evaluate" not in steps or not ranks.is_main():
         return {"output_dir": str(run.root), "step": command}
-    metrics = read_json(run.metrics, "evaluate")
+    metrics = read_json(run.metrics, "evaluate", results.Metrics)
     worse = setback(metrics)
     if not options.json:
         final_table(metrics, Console())

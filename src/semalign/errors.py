@@ -8,11 +8,32 @@ from collections.abc import Collection
 from importlib import import_module
 from types import ModuleType
 
+LONGEST = 400
+"""Characters of a message."""
+
+
+def sentence(text: object, most: int = LONGEST) -> str:
+    """One line that every terminal can print: no control characters, and the middle of a long text left out.
+
+    The ends of a message say where the fault is and what to do; what is long in it is a value that stands between.
+    """
+    words = str(text)
+    if len(words) > 4 * most:  # so that a value of megabytes costs nothing
+        words = f"{words[: 2 * most]} {words[-2 * most :]}"
+    line = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    if len(line) <= most:
+        return line
+    head = (most - 3) // 2
+    return f"{line[:head]} … {line[head + 3 - most :]}"
+
 
 class SemAlignError(ValueError):
-    """Any mistake that the user can mend."""
+    """Any mistake that the user can mend; its message is one `sentence`, whoever raises it."""
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(sentence(message))
 
 
 class ConfigError(SemAlignError):

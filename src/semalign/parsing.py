@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import jsonargparse
-import yaml
 
 from semalign.config import TransferConfig, resolve_path
-from semalign.errors import ConfigError
+from semalign.errors import ConfigError, sentence
+from semalign.reading import MOST_YAML_BYTES, UnreadableError, bytes_of, plain_value, shown, yaml_of
 
 EPILOG = """\
 Config commands take a YAML file and dotted overrides (transfer run.yaml --train.lora_r 16).
@@ -28,6 +28,9 @@ class UsageError(Exception):
     """The command line does not parse."""
 
     exit_code = 2
+
+    def __init__(self, message: object) -> None:
+        super().__init__(sentence(message))
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -87,16 +90,100 @@ def load_config(path: str | Path, **changes: Any) -> TransferConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: there is no such file, or it holds something else; parser's place and reason are told.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error}); give a config file.") from error
+        values = yaml_of(bytes_of(path, MOST_YAML_BYTES))
+    except (OSError, UnreadableError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read as YAML ({reason}); give a config file.") from error
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: expected fields and values, got {type(values).__name__}; give a config file."
         )
     return values
+
+
+def check_fields(values: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
+    """A copy of a config's values as plain ones, every name a field's, every group with its fields.
+
+    What follows in jsonargparse would read a text in a group's place as a file or as a class to import, and a `class_path`
+    anywhere likewise: no file of a user's may make this program import code.
+
+    Raises:
+        ConfigError: a value that is not plain, a name of no field, or a text in a group's place.
+    """
+    try:
+        plain = plain_value(values)
+    except UnreadableError as error:
+        raise ConfigError(f"{where}: {error}.") from error
+    _check_group(plain, TransferConfig, "", where)
+    return plain
+
+
+def _check_group(values: Mapping[str, Any], group: type, prefix: str, where: str) -> None:
+    fields = get_type_hints(group)
+    for name, value in values.items():
+        if name not in fields and f"{prefix}{name}" not in keys():
+            owner = prefix.removesuffix(".") or "a run"
+            raise ConfigError(
+                f"{where}: {owner} has no field {shown(name)}; {hint(f'{prefix}{name}', keys())}"
+            )
+        kind = fields.get(name)
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            if not isinstance(value, dict):
+                first = f"{prefix}{name}.{next(iter(get_type_hints(kind)))}"
+                raise ConfigError(
+                    f"{where}: {prefix}{name}: expected fields such as {first}, got {shown(value)}."
+                )
+            _check_group(value, kind, f"{prefix}{name}.", where)
+        elif has_class_path(value):
+            raise ConfigError(f"{where}: {prefix}{name}: expected no class_path; leave it out.")
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """The arguments of a config command, before jsonargparse reads them: see `check_fields`.
+
+    Raises:
+        ConfigError: of a config file, as `check_fields`.
+        UsageError: a value for a whole group, or one with a `class_path`.
+    """
+    groups = {
+        name: kind for name, kind in get_type_hints(TransferConfig).items() if dataclasses.is_dataclass(kind)
+    }
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = argument.partition("=")
+        name, value = option.removeprefix("--"), value if equals else following
+        if not option.startswith("--"):
+            continue
+        if name == "config":
+            check_fields(read_yaml(Path(value)), value)
+        elif name in groups:
+            first = next(iter(get_type_hints(groups[name])))
+            raise UsageError(
+                f"{option}: expected one of its fields, such as {option}.{first}, got {shown(value)}; see --help."
+            )
+        elif _says_class_path(value):
+            raise UsageError(
+                f"{option}: expected a value without class_path, got {shown(value)}; see --help."
+            )
+
+
+def _says_class_path(value: str) -> bool:
+    try:
+        return has_class_path(yaml_of(value.encode("utf-8", errors="replace")))
+    except UnreadableError:
+        return False
+
+
+def has_class_path(value: Any) -> bool:
+    """Whether a key in a plain value would make jsonargparse import a class."""
+    if isinstance(value, dict):
+        return "class_path" in value or any(map(has_class_path, value.values()))
+    return isinstance(value, list) and any(map(has_class_path, value))
 
 
 @cache
@@ -106,13 +193,22 @@ def _parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
-    """A TransferConfig from nested plain values."""
-    built = _parser()
+def parse_config(values: Mapping[str, Any]) -> TransferConfig:
+    """A TransferConfig from nested plain values, names of models and rows as they stand.
+
+    Raises:
+        ConfigError: see `check_fields`; or a value that is not what its field expects.
+    """
+    built, plain = _parser(), check_fields(values)
     try:
-        config = TransferConfig(**vars(built.instantiate(built.parse_object(dict(values)))))
+        return TransferConfig(**vars(built.instantiate(built.parse_object(plain))))
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(f"config: {_mended(str(error))}") from error
+        raise ConfigError(f"config: {error}") from error
+
+
+def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
+    """A TransferConfig from nested plain values; paths that exist in the folder `base` are taken from there."""
+    config = parse_config(values)
     teacher, student, data = config.teacher, config.student, config.data
     return replace(
         config,
@@ -128,6 +224,7 @@ def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
     )
 
 
+@cache
 def keys(owner: type = TransferConfig, prefix: str = "") -> list[str]:
     """Dotted names of all fields."""
     found = []
@@ -152,13 +249,6 @@ def hint(key: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, same, n=2, cutoff=0) or difflib.get_close_matches(key, known, n=1)
     found = near or [parts[k] for k in difflib.get_close_matches(last, parts, n=1)]
     return f"did you mean {' or '.join(found)}?" if found else "no field is named like it; see --help."
-
-
-def _mended(message: str) -> str:
-    """The parser's message on one line, and the nearest field where it is about one that does not exist."""
-    text = " ".join(message.split())
-    key = unknown_key(text)
-    return f"{text}; {hint(key, keys())}" if key else text
 
 
 # What follows is not a part of jsonargparse's public interface: the list of a parser's actions, which argparse keeps too, and the

@@ -117,7 +117,7 @@ def test_a_result_that_is_not_there_or_not_json_is_named_with_its_step(tmp_path:
         read_json(path, "attribute")
     for content in ("", "{", "{'a': 1}"):
         path.write_text(content)
-        said = r"scores\.json: not valid JSON \(.+\); mend it, or delete it and run `semalign attribute`\."
+        said = r"scores\.json: not valid JSON of its kind \(.+\); mend it, or delete it and run `semalign attribute`\."
         with pytest.raises(CacheError, match=said):
             read_json(path, "attribute")
 
@@ -132,11 +132,11 @@ def test_an_object_that_may_be_missing_is_found_or_empty(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "expected a JSON object, but Expecting value"),
-        (b'{"a": ', "expected a JSON object, but Expecting value"),
-        (b'{"a": "\xff"}', "expected a JSON object, but 'utf-8' codec"),
-        (b"[1]", "expected a JSON object, got a list;"),
-        (b"null", "expected a JSON object, got a NoneType;"),
+        (b"", "not valid JSON of its kind (Expecting value, line 1, column"),
+        (b'{"a": ', "not valid JSON of its kind (Expecting value, line 1, column"),
+        (b'{"a": "\xff"}', "not valid JSON of its kind (not UTF-8 (byte 0xff in line 1)"),
+        (b"[1]", "not valid JSON of its kind (expected an object, got [1]);"),
+        (b"null", "not valid JSON of its kind (expected an object, got None);"),
     ],
 )
 def test_a_file_that_holds_no_object_is_named(tmp_path: Path, content: bytes, said: str) -> None:
@@ -167,7 +167,7 @@ def test_blank_lines_and_a_last_line_that_was_cut_off_are_left_out(tmp_path: Pat
 def test_a_bad_line_among_others_is_named_with_its_number(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"loss": 1}\n{"loss": \n{"loss": 3}\n')
-    said = r"train\.jsonl:2: expected one JSON value, but Expecting value.*; run `semalign train` again\."
+    said = r"train\.jsonl:2: expected one JSON value of its kind, but Expecting value.*; run `semalign train` again\."
     with pytest.raises(CacheError, match=said):
         read_lines(path, "train")
 

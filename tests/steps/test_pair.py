@@ -76,12 +76,39 @@ def test_an_edited_plan_is_read_as_it_stands(tmp_path: Path) -> None:
         ({"trained_layers": []}, "between 1 and 4"),
         ({"pairs": [{"teacher": 5, "student": 3}, {"teacher": 6, "student": 3}]}, "paired twice"),
         ({"pairs": [{"teecher": 5}]}, "mend or delete"),
+        ({"student_layers": 10**8}, "student_layers: expected at most 1000, got 100000000"),
+        ({"teacher_layers": 1e308}, "teacher_layers: expected a whole number"),
+        ({"trained_layers": [True]}, "trained_layers.0: expected a whole number, got True"),
+        ({"trained_layers": [4.0]}, "trained_layers.0: expected a whole number, got 4.0"),
+        ({"trained_layers": [1.5]}, "trained_layers.0: expected a whole number, got 1.5"),
+        ({"pairs": [{"teacher": True, "student": 3}]}, "teacher: expected a whole number, got True"),
+        (
+            {"pairs": [{"teacher": 5, "student": 3, "fraction": float("inf")}]},
+            "fraction: expected at most 1, got inf",
+        ),
+        (
+            {"pairs": [{"teacher": 5, "student": 3, "fraction": True}]},
+            "fraction: expected a number, got True",
+        ),
+        ({"pairs": {"teacher": 5}}, "pairs: expected a list"),
+        (
+            {"heads": [{"teacher": 5, "student": 3, "teacher_head": 1.0, "student_head": 1}]},
+            "teacher_head: expected",
+        ),
     ],
 )
 def test_a_bad_edit_is_one_sentence(tmp_path: Path, changes: dict, message: str) -> None:
     run = RunFolder(tmp_path)
     plan_file(run, **changes)
     with pytest.raises(ConfigError, match=message):
+        read_plan(run)
+
+
+@pytest.mark.parametrize("text", ["1", "null", "[]", "[" * 10_000, "\xff"])
+def test_a_file_that_is_no_plan_is_one_sentence(tmp_path: Path, text: str) -> None:
+    run = RunFolder(tmp_path)
+    run.pairs.write_bytes(text.encode("latin-1"))
+    with pytest.raises((ConfigError, CacheError), match=r"pairs\.json: .*mend"):
         read_plan(run)
 
 

@@ -100,7 +100,7 @@ def test_a_damaged_line_of_an_earlier_step_is_named(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"step": 1}\nno JSON\n{"step": 3}\n')
     with pytest.raises(
-        CacheError, match=r"train\.jsonl:2: expected one JSON value.*run `semalign train` again"
+        CacheError, match=r"train\.jsonl:2: expected one JSON value of its kind.*run `semalign train` again"
     ):
         LineLog(path).on_train_begin(ARGUMENTS, state(2), TrainerControl())
 

@@ -40,7 +40,7 @@ def compare(
         found,
         comparison.root / "page.html",
         (comparison.root / "compare.yaml").read_text(encoding="utf-8"),
-        version=environment["semalign"],
-        started=environment["started"],
+        version=environment.get("semalign") or "",
+        started=environment.get("started") or "",
     )
     return found

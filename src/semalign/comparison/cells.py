@@ -27,6 +27,7 @@ from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load, load_tokenizer, random_model
 from semalign.run.files import LOCK, read_json, replacing_folder, saving
 from semalign.run.folder import RunFolder, is_done, save_result
+from semalign.run import results
 from semalign.run.meter import free_memory
 from semalign.signals.prepared import Prepared
 from semalign.steps.attribute import attribute
@@ -155,7 +156,7 @@ def train(job: CellJob, source: Source, recipe: Recipe) -> Line:
         steps = steps_within(budget, before, _lines(job.same), recipe.name)
         config = replace(config, train=replace(config.train, max_steps=steps))
     train_student(replace(prepared_of(source), config=config), recipe, job.folder)
-    result = read_json(job.folder / "train.json", "compare")
+    result = read_json(job.folder / "train.json", "compare", results.Trained)
     kept = ("steps", "train_seconds", "seconds", "peak_rss_bytes", "trained_parameters", "loss")
     return {
         **{name: result[name] for name in kept},
@@ -174,14 +175,14 @@ def preparation_seconds(source: Source, recipe: Recipe) -> float:
     the student's pass alone by those that read nothing but its prefix. Attribution is also paid where it chose the layers.
     """
     run, config = source.run, source.config
-    stored = read_json(run.manifest, "cache")
+    stored = read_json(run.manifest, "cache", results.Cached)
     reads_teacher = bool(recipe.reads) or recipe.layer is not None
     seconds = 0.0
     if config.data.is_generated:
-        written = read_json(run.generated, "generate")
+        written = read_json(run.generated, "generate", results.Generated)
         seconds = written["seconds"] - written["heldout_seconds"]
     if reads_teacher or config.pairing.selection == "attribution":
-        seconds += sum(read_json(path, "pair")["seconds"] for path in (run.scores, run.pairs))
+        seconds += sum(read_json(path, "pair", results.Costs)["seconds"] for path in (run.scores, run.pairs))
     if reads_teacher:
         return seconds + stored["seconds"] - stored["heldout_seconds"]
     reads_prefix = (
@@ -209,7 +210,11 @@ def steps_within(budget: float, preparation: float, same: Sequence[Line], label:
 
 def _lines(folders: Sequence[Path]) -> list[Line]:
     """Costs of the cells that are done."""
-    lines = [read_json(f / "cell.json", "compare")["cell"] for f in folders if (f / "cell.json").exists()]
+    lines = [
+        read_json(f / "cell.json", "compare", results.Cell)["cell"]
+        for f in folders
+        if (f / "cell.json").exists()
+    ]
     if not lines:
         raise ConfigError(
             "equal_time: no cell at equal rows is done, so its time is not known; see why it failed."

@@ -11,7 +11,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field
 
 from semalign.comparison.overrides import CUTOFF, flatten, nested
 from semalign.config import ModelConfig, TransferConfig, check_labels, to_dict
@@ -19,10 +21,12 @@ from semalign.errors import ConfigError, suggestion
 from semalign.methods import named
 from semalign.methods.recipe import Recipe
 from semalign.parsing import build_config, read_yaml
+from semalign.reading import Positive, UnreadableError, check_shape, plain_value, shown
 from semalign.run.files import hash_of
 from semalign.run.folder import RunFolder
 
 Budget = Literal["rows", "time"]
+Repeats = Annotated[int, Field(ge=1, le=1000)]
 UNTOUCHED, TEACHER, WRONG_TASK = "untouched", "teacher", "wrong_task"
 RESERVED = (UNTOUCHED, TEACHER, WRONG_TASK)
 RANDOM = "random"
@@ -47,28 +51,24 @@ class CompareConfig:
     """Name -> changes of the base by dotted name; items that are answered carry this name as their task."""
     default: str
     """Label that the others are compared with, and whose wall time is the budget at equal time."""
-    seeds: int = 5
+    seeds: Repeats = 5
     """Trainings per method and task; each has its own row order and initialisation, on the same rows and cached signals."""
-    workers: int | None = None
+    workers: Repeats | None = None
     """Processes; they share the cores. null: one per core, or one where there is an accelerator."""
     equal_time: tuple[str, ...] = ()
     """Labels that are also trained for as long as the default takes, preparation included."""
-    retention_items: int | None = None
+    retention_items: Positive | None = None
     """Items per task that a student answers of the tasks it was not trained on; null: all."""
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("seeds", self.seeds),
-            ("workers", self.workers),
-            ("retention_items", self.retention_items),
-        ):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"{name}: expected a positive count, got {value!r}; change it.")
+        for name, kind in get_type_hints(CompareConfig, include_extras=True).items():
+            try:
+                check_shape(kind, getattr(self, name), name)
+            except UnreadableError as error:
+                raise ConfigError(f"{error}; change it in the comparison's file.") from error
         for name in ("base", "methods", "tasks"):
-            if not isinstance(getattr(self, name), Mapping) or not getattr(self, name):
-                raise ConfigError(
-                    f"{name}: expected names with values, got {getattr(self, name)!r}; fill it in."
-                )
+            if not getattr(self, name):
+                raise ConfigError(f"{name}: expected names with values, got none; fill it in.")
         for kind, labels in (("methods", self.methods), ("tasks", self.tasks)):
             check_labels(kind, labels, RESERVED)
         for label in (self.default, *self.equal_time):
@@ -159,13 +159,16 @@ def read_comparison(path: Path, **changes: Any) -> Comparison:
             raise ConfigError(
                 f"{path}: expected fields of a comparison, got {name!r}; {suggestion(name, fields, cutoff=CUTOFF)}"
             )
-    values |= changes
+    try:
+        values = plain_value(values | changes)
+    except UnreadableError as error:
+        raise ConfigError(f"{path}: {error}.") from error
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
     if missing:
         raise ConfigError(f"{path}: expected {', '.join(missing)}, found nothing of that name; add it.")
     if not isinstance(values.get("equal_time", []), list | tuple):
         raise ConfigError(
-            f"equal_time: expected a list of labels, got {values['equal_time']!r}; write it as one."
+            f"equal_time: expected a list of labels, got {shown(values['equal_time'])}; write it as one."
         )
     return plan(CompareConfig(**values | {"equal_time": tuple(values.get("equal_time", ()))}), path.parent)
 

@@ -18,6 +18,7 @@ from semalign.comparison.pool import Job, run_jobs
 from semalign.config import ModelConfig, to_dict, without_names
 from semalign.data.drawing import split_rows
 from semalign.models.loading import identity
+from semalign.run import results
 from semalign.run.environment import environment
 from semalign.run.files import hash_of, json_line, read_json, write_atomic, write_json, write_yaml
 from semalign.run.folder import RunFolder, fingerprint, is_done
@@ -212,7 +213,7 @@ def result_lines(
         if not _is_done(job):
             yield {"kind": "failed", **key_of(job.cell), "error": failures.get(name, "was not run")}
             continue
-        result = read_json(job.folder / "cell.json", "compare")
+        result = read_json(job.folder / "cell.json", "compare", results.Cell)
         yield {"kind": "cell", **result["cell"]}
         yield from ({"kind": "item", **key_of(job.cell), **line} for line in result["items"])
         yield from ({"kind": "row", **key_of(job.cell), **line} for line in result["rows"])
@@ -223,7 +224,7 @@ def environment_of(comparison: Comparison) -> dict[str, Any]:
     path = RunFolder(comparison.root).environment
     if not path.exists():
         write_json(path, environment())
-    return read_json(path, "compare")
+    return read_json(path, "compare", results.Environment)
 
 
 def _short(model: ModelConfig) -> str:

@@ -11,6 +11,7 @@ from semalign.data import (
     disjoint,
     load_rows,
 )
+from semalign.data.items import as_item
 from semalign.data.mixture import Drawn, mix
 from semalign.embedded.splits import TASKS
 from semalign.errors import DataError
@@ -42,11 +43,8 @@ def task_rows(config: TransferConfig) -> list[dict[str, Any]]:
         return []
     counts: dict[str, int] = {}
     kept = []
-    for row in rows_named(config.evaluation.tasks, config.data):
-        if "check" not in row or "task" not in row:
-            raise DataError(
-                f"{config.evaluation.tasks}: expected rows with task, messages and check, got {sorted(row)}; see the docs on tasks."
-            )
+    for number, given in enumerate(rows_named(config.evaluation.tasks, config.data), start=1):
+        row = as_item(given, f"{config.evaluation.tasks}: item {number}")
         counts[row["task"]] = counts.get(row["task"], 0) + 1
         if config.evaluation.max_items is None or counts[row["task"]] <= config.evaluation.max_items:
             kept.append(row)

@@ -30,6 +30,7 @@ from semalign.errors import CacheError, DataError
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.layouts import Shape
 from semalign.models.loading import Checkpoint, check_pair, named
+from semalign.reading import Object
 from semalign.run.files import hash_of, read_lines
 from semalign.run.folder import RunFolder
 
@@ -94,7 +95,7 @@ def _generated(data: DataConfig, drawn: Drawn, run: RunFolder | None) -> Drawn:
         if not path.exists():
             raise CacheError(f"{path}: not there yet; run `semalign generate` first.")
     # Line by line: of a mixture they may be of several kinds.
-    heldout = read_lines(run.heldout, "generate")
+    heldout = read_lines(run.heldout, "generate", Object)
     return replace(drawn, train=load_rows(str(run.rows)), heldout=heldout)
 
 

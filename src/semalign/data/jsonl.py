@@ -8,6 +8,7 @@ from pathlib import Path
 
 from semalign.data.kinds import HALF, Row, is_text
 from semalign.errors import DataError
+from semalign.reading import check_depth
 
 SUFFIXES = (".jsonl", ".json-lines", ".ndjson", ".json")
 
@@ -47,6 +48,7 @@ def _parse(line: bytes) -> Row | str:
         return f"not UTF-8 (byte {byte:#04x} at column {error.start + 1}); save the file as UTF-8"
     try:
         row = json.loads(text)
+        check_depth(text, row)
     except RecursionError:
         return "JSON nested too deeply"
     except json.JSONDecodeError as error:
@@ -56,6 +58,8 @@ def _parse(line: bytes) -> Row | str:
         cut = stops and not text.endswith("\n") and text.lstrip().startswith("{")
         start = "the last line is cut off" if cut else "not a JSON object on one line"
         return f"{start} ({error.msg}, column {error.colno})"
+    except ValueError as error:  # too deep, or a number of thousands of digits
+        return f"not a JSON object that can be used ({error})"
     if not isinstance(row, dict):
         return f"expected a JSON object, found {type(row).__name__} {row!r:.40}"
     return row if "\\ud" not in text.lower() or is_text(row) else HALF

@@ -194,8 +194,8 @@ def _ids_kind(row: Row) -> Kind:
     ids = row["input_ids"]
     if ids is None:
         return Kind.IDS
-    if not _integers(ids):
-        raise DataError("input_ids is not a list of integers")
+    if not _integers(ids) or not all(0 <= i < 1 << 31 for i in ids):
+        raise DataError("input_ids is not a list of token ids, integers from 0 on")
     for column in ("labels", "completion_mask"):
         values = row.get(column)
         if values is not None and not (_integers(values, or_bools=True) and len(values) == len(ids)):

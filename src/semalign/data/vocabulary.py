@@ -74,6 +74,9 @@ def shared_vocabulary(
     return SharedVocabulary(size, teacher_rows - size, student_rows - size)
 
 
+MOST_TOKENS = 1 << 24
+
+
 def _first_difference(first: Sequence[object], second: Sequence[object]) -> int | None:
     """First position at which two sequences differ, that of the shorter one's end included; None if equal."""
     pairs = enumerate(zip_longest(first, second, fillvalue=_END))
@@ -98,12 +101,21 @@ def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
     end are no tokens and are left out.
     """
     vocabulary = tokenizer.get_vocab()
-    tokens: list[str | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
+    most = max(vocabulary.values(), default=-1) + 1
+    if most > MOST_TOKENS:
+        raise ModelError(
+            f"a tokenizer has the id {most - 1}, expected ids below {MOST_TOKENS}; mend its files."
+        )
+    tokens: list[str | None] = [None] * most
     for token, index in vocabulary.items():
         tokens[index] = token
     while tokens and tokens[-1] == f"[PAD{len(tokens) - 1}]":
         tokens.pop()
     return tokens
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, index: int) -> str:
+    return f"token {tokenizer.convert_ids_to_tokens(index)!r}" if index < len(tokenizer) else "a token"
 
 
 def check_shared(
@@ -114,7 +126,7 @@ def check_shared(
         largest = max(sample.input_ids)
         if largest >= shared.size:
             raise DataError(
-                f"sample {sample.id}: token {tokenizer.convert_ids_to_tokens(largest)!r} has id {largest}, "
+                f"sample {sample.id}: {_named(tokenizer, largest)} has id {largest}, "
                 f"expected ids below {shared.size}, which teacher and student share; remove the token from "
                 "the rows or the template"
             )

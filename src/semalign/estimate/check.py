@@ -19,6 +19,7 @@ from semalign.data.samples import lines_of
 from semalign.errors import CacheError
 from semalign.estimate.cost import estimate
 from semalign.estimate.probe import Costs, Shown, probe_student, probe_teacher
+from semalign.evaluation.readiness import check_evaluation
 from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
 from semalign.maths.similarity import mean_cosine
 from semalign.models.head import Head
@@ -34,6 +35,7 @@ from semalign.steps.pair import pair_layers
 
 def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     """Print and return the findings; raises the error that the run itself would meet."""
+    check_evaluation(config)
     inputs = load_inputs(config)
     plan, is_provisional = _plan(config, inputs)
     console.rule("[bold]rows", align="left")

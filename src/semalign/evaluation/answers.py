@@ -31,9 +31,15 @@ def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = No
         {
             "task": row["task"],
             "prompt": prompt["messages"][-1]["content"],
-            "gold": row["messages"][-1]["content"],
+            "gold": gold_of(row),
             "text": text,
         }
         | {"correct": v.correct, "extracted": v.extracted}
         for row, prompt, text, v in zip(rows, prompts, texts, verdicts, strict=True)
     ]
+
+
+def gold_of(row: dict[str, Any]) -> str:
+    """The right answer in words: the last turn, or what the check wants where no turn answers."""
+    last = row["messages"][-1]
+    return str(last["content"] if last["role"] == "assistant" else row["check"].get("answer", ""))

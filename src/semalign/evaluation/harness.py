@@ -39,17 +39,10 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         ConfigError: a task that the harness does not know, or that runs generated code without permission.
         SemAlignError: the harness is not installed; or a task's rows cannot be had.
     """
-    lm_eval = require("lm_eval", "harness")
+    manager, wanted = check_harness(options), by_name(options.harness)
+    import lm_eval
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    wanted = by_name(options.harness)
-    paths = [TASKS, *([Path(options.harness_path)] if options.harness_path else [])]
-    manager = TaskManager(include_path=[str(path) for path in paths])
-    for name in wanted:
-        if name not in manager.all_tasks:
-            advice = suggestion(name, manager.all_tasks, otherwise="see `lm_eval ls tasks`;")[:200]
-            raise ConfigError(f"evaluation.harness: expected tasks of lm-eval, got {name!r}; {advice}")
     has_template = bool(getattr(decoder.tokenizer, "chat_template", None))
     if has_template:
         # The harness renders in this process: a template that fails or does not end shall do so before.
@@ -92,6 +85,20 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
             "evaluation.harness.TASK.dataset_path: json and dataset_kwargs.data_files."
         ) from error
     return [line for name in wanted for line in _lines(name, found)]
+
+
+def check_harness(options: EvaluationConfig) -> Any:
+    """The harness's own list of tasks, which has every wanted one; raises as `harness_figures`."""
+    require("lm_eval", "harness")
+    from lm_eval.tasks import TaskManager
+
+    paths = [TASKS, *([Path(options.harness_path)] if options.harness_path else [])]
+    manager = TaskManager(include_path=[str(path) for path in paths])
+    for name in by_name(options.harness):
+        if name not in manager.all_tasks:
+            advice = suggestion(name, manager.all_tasks, otherwise="see `lm_eval ls tasks`;")[:200]
+            raise ConfigError(f"evaluation.harness: expected tasks of lm-eval, got {name!r}; {advice}")
+    return manager
 
 
 @contextmanager

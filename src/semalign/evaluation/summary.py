@@ -11,6 +11,7 @@ from semalign.config import ModelConfig, TransferConfig
 from semalign.evaluation.statistics import wilson_interval
 from semalign.evaluation.tokens import teacher_view
 from semalign.maths.similarity import LEAST_KL, gap_closed, kl_gap_closed
+from semalign.run import results
 from semalign.run.files import read_json
 from semalign.run.folder import RunFolder, save_result
 from semalign.signals.prepared import Prepared
@@ -48,13 +49,16 @@ def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str,
             "kl_gap_closed": kl_gap_closed(near["before"], near[name]) if near else None,
         }
 
-    results = {n: read_json(f / "train.json", "train") for n, f in trainings(config, prepared.run).items()}
+    trained = {
+        n: read_json(f / "train.json", "train", results.Trained)
+        for n, f in trainings(config, prepared.run).items()
+    }
     summary: dict[str, Any] = {"recipe": config.recipe.name, **closed("after")} | _no_gap(prepared, found)
     summary["baselines"] = {
-        n: closed(n) | {"train_seconds": results[n]["train_seconds"]} for n in config.evaluation.baselines
+        n: closed(n) | {"train_seconds": trained[n]["train_seconds"]} for n in config.evaluation.baselines
     }
-    summary["train_seconds"] = results["after"]["train_seconds"]
-    summary["movement"] = results["after"]["movement"]
+    summary["train_seconds"] = trained["after"]["train_seconds"]
+    summary["movement"] = trained["after"]["movement"]
     summary["accuracy"], summary["tasks"] = accuracy, tasks
     summary["harness"] = _harness(found)
     if prepared.inputs.heldout:
@@ -155,7 +159,7 @@ def _samples(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     """Add each step's seconds and peak memory to metrics.json; the totals count every step once, baselines apart."""
-    metrics = read_json(run.metrics, "evaluate")
+    metrics = read_json(run.metrics, "evaluate", results.Metrics)
     generated = {"generate": run.generated} if config.data.is_generated else {}
     files = generated | {
         "attribute": run.scores,
@@ -166,13 +170,13 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     files |= {f"train {n}": run.training(n) / "train.json" for n in config.evaluation.baselines} | {
         "evaluate": run.metrics
     }
-    results = {name: read_json(path, name) for name, path in files.items()}
+    found = {name: read_json(path, name, results.Costs) for name, path in files.items()}
     # Where the costs were added before, the peak in metrics.json is the run's, and evaluate's own stands among the steps.
-    results |= {s["name"]: s for s in metrics.get("steps", ()) if s["name"] == "evaluate"}
+    found |= {s["name"]: s for s in metrics.get("steps", ()) if s["name"] == "evaluate"}
     steps = [
         {"name": name}
-        | {k: found[k] for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & found.keys()))}
-        for name, found in results.items()
+        | {k: costs[k] for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & costs.keys()))}
+        for name, costs in found.items()
     ]
     metrics["steps"] = steps
     metrics["wall_seconds"] = round(sum(s["seconds"] for s in steps), 3)

@@ -54,7 +54,7 @@ def check_answers(
     programs: dict[int, Program] = {}
     for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
         if _check_of(row)["kind"] == "python":
-            _require_permission(row, allow_code_execution)
+            require_permission(row, allow_code_execution)
             code = extract_code(
                 completion, str(_check_of(row)["entry"]), str(_check_of(row).get("prefix", ""))
             )
@@ -82,8 +82,9 @@ def _check_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return check
 
 
-def _require_permission(row: Mapping[str, Any], allowed: bool) -> None:
-    if not allowed:
+def require_permission(row: Mapping[str, Any], allowed: bool) -> None:
+    """Raises ConfigError where a row is graded by running code and that is not allowed."""
+    if _check_of(row)["kind"] == "python" and not allowed:
         raise ConfigError(
             f"Row {row.get('id')!r} is graded by running generated code, which is off: "
             "set allow_code_execution to true, or leave code tasks out."

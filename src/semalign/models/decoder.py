@@ -28,7 +28,7 @@ class Decoder:
     ) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.config = model.config.get_text_config()
-        self.layout, self.shape = layout_of(self.config, name), shape_of(self.config)
+        self.layout, self.shape = layout_of(self.config, name), shape_of(self.config, name)
         self.body: Any = model.base_model
         self.layers: list[nn.Module] = list(getattr(self.body, self.layout.layers))
         self.final_norm: Any = getattr(self.body, self.layout.norm)

@@ -10,8 +10,11 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from semalign import reading
 from semalign.errors import ModelError
 from semalign.run.plugins import gathered
 
@@ -117,8 +120,37 @@ class Shape:
     """c where logits are c tanh(logits / c)."""
 
 
-def shape_of(config: Any) -> Shape:
-    """The shape that transformers' configuration of a text model states."""
+class _Sizes(reading.Shape):
+    """The ranges in which a configuration's sizes must lie: what is beyond them would only be found out by its allocation."""
+
+    layers: reading.Place
+    width: Annotated[int, Field(ge=1, le=1 << 17)]
+    heads: Annotated[int, Field(ge=1, le=1 << 12)]
+    key_heads: Annotated[int, Field(ge=1, le=1 << 12)]
+    head_dim: Annotated[int, Field(ge=1, le=1 << 14)]
+    vocabulary: Annotated[int, Field(ge=1, le=1 << 24)]
+    positions: Annotated[int, Field(ge=1, le=1 << 40)] | None
+    logit_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    logit_softcap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+
+
+def shape_of(config: Any, name: str = "model") -> Shape:
+    """The shape that transformers' configuration of a text model states.
+
+    Raises:
+        ModelError: a size is missing, of another type, or beyond any model's.
+    """
+    try:
+        shape = _shape_of(config)
+        reading.check_shape(_Sizes, vars(shape))
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
+        raise ModelError(
+            f"{name}: its configuration states sizes that no model has ({error}); mend config.json."
+        ) from error
+    return shape
+
+
+def _shape_of(config: Any) -> Shape:
     heads = int(config.num_attention_heads)
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     return Shape(

@@ -22,7 +22,7 @@ from transformers import (
 
 from semalign import embedded
 from semalign.config import ModelConfig
-from semalign.errors import ModelError, require
+from semalign.errors import ModelError, SemAlignError, require
 from semalign.models.decoder import Decoder
 from semalign.models.layouts import Shape, layout_of, layouts, shape_of
 
@@ -83,7 +83,22 @@ def load_shape(config: ModelConfig) -> Shape:
     Raises:
         ModelError: the checkpoint cannot be read, or its architecture is not supported.
     """
-    return shape_of(_load_config(config))
+    with _reading(config):
+        return _bounded(config, shape_of(_load_config(config), config.model_name_or_path))
+
+
+def _bounded(config: ModelConfig, shape: Shape) -> Shape:
+    """The shape, if the weights' files are large enough for it: a model is allocated before they are read."""
+    folder = Path(locate(config)[0])
+    files = [p for kind in ("*.safetensors", "*.bin") for p in folder.glob(kind)] if folder.is_dir() else []
+    # At least embedding, queries and outputs, at two bits a weight.
+    least = shape.width * (shape.vocabulary + 2 * shape.layers * shape.heads * shape.head_dim) // 4
+    if files and least > (there := sum(p.stat().st_size for p in files)):
+        raise ModelError(
+            f"{config.model_name_or_path}: expected weights for the sizes in config.json, at least {least} bytes, got files of {there}; "
+            "config.json and weights are of different models."
+        )
+    return shape
 
 
 def random_model(config: ModelConfig) -> PreTrainedModel:
@@ -130,7 +145,10 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer."""
     where, extra = locate(config)
     with _reading(config):
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+        # What is wrong in its files may show first when it is used.
+        tokenizer.decode(tokenizer("0")["input_ids"])
+        return tokenizer
 
 
 @contextmanager
@@ -138,9 +156,16 @@ def _reading(config: ModelConfig) -> Iterator[None]:
     """Whatever goes wrong in the libraries that read a checkpoint becomes one sentence about that checkpoint."""
     try:
         yield
-    except ModelError:
+    except SemAlignError:
         raise
-    except Exception as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelError(
+            f"{config.model_name_or_path}: does not fit into memory; see offload, load_in_8bit and load_in_4bit."
+        ) from error
+    except BaseException as error:
+        # A panic inside the tokenizers' native code is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         name = config.model_name_or_path
         advice = (
@@ -195,7 +220,12 @@ def load(config: ModelConfig | str, *, device: str | None = None) -> Decoder:
     """Load, check every weight for NaN and infinity, and run the self-test; a string is a model_name_or_path."""
     if isinstance(config, str):
         config = ModelConfig(config)
-    _load_config(config)
+    with _reading(config):
+        return _load(config, device)
+
+
+def _load(config: ModelConfig, device: str | None) -> Decoder:
+    load_shape(config)
     where, extra = locate(config)
     is_gguf = "gguf_file" in extra
     if config.load_in_8bit or config.load_in_4bit:

@@ -7,17 +7,18 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from semalign.config import ModelConfig
-from semalign.errors import ConfigError
+from semalign.errors import ConfigError, sentence
 from semalign.models.loading import locate
+from semalign.reading import MOST_YAML_BYTES, UnreadableError, yaml_of
 
 FRONT_MATTER = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
 FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+MOST_HEAD = 1 << 20  # bytes of a text, or values of an array, in the head of a GGUF file
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -68,8 +69,8 @@ def _named(card: str | None) -> tuple[str | None, str | None]:
     """`license` and `license_name` of a card's metadata."""
     found = FRONT_MATTER.search(card or "")
     try:
-        metadata = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+        metadata = yaml_of(found[1][:MOST_YAML_BYTES].encode(), is_plain=False) if found else None
+    except UnreadableError:
         metadata = None
     if not isinstance(metadata, dict):
         return None, None
@@ -83,20 +84,25 @@ def _gguf_license(path: Path) -> str | None:
     The head is: magic, version (4 bytes), counts of tensors and of entries (8 bytes each), then entries of key, type
     and value; those of `general.` come first.
     """
-    with path.open("rb") as file:
-        magic, _, _, count = struct.unpack("<4sIQQ", file.read(24))
-        for _ in range(count if magic == b"GGUF" else 0):
-            key = _text(file)
-            if not key.startswith("general."):
-                break
-            value = _value(file)
-            if key == "general.license":
-                return str(value)
+    try:
+        with path.open("rb") as file:
+            magic, _, _, count = struct.unpack("<4sIQQ", file.read(24))
+            for _ in range(count if magic == b"GGUF" else 0):
+                key = _text(file)
+                if not key.startswith("general."):
+                    break
+                value = _value(file)
+                if key == "general.license":
+                    return sentence(value)
+    except (struct.error, ValueError, RecursionError):
+        pass  # cut off or damaged: loading it says so
     return None
 
 
 def _text(file: BinaryIO) -> str:
     (length,) = struct.unpack("<Q", file.read(8))
+    if length > MOST_HEAD:
+        raise ValueError(f"a text of {length} bytes")
     return file.read(length).decode("utf-8", errors="replace")
 
 
@@ -108,6 +114,8 @@ def _value(file: BinaryIO, kind: int | None = None) -> Any:
         return _text(file)
     if kind == 9:
         inner, length = struct.unpack("<IQ", file.read(12))
+        if length > MOST_HEAD:
+            raise ValueError(f"an array of {length} values")
         return [_value(file, inner) for _ in range(length)]
     return file.read({0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1}.get(kind, 8))
 

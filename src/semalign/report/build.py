@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import jinja2
-import yaml
 
+from semalign.reading import UnreadableError, yaml_of
 from semalign.report import geometry, outcome, process, tokens, top, words
 from semalign.report.blocks import Report
-from semalign.report.files import Json, RunFiles, read_run
+from semalign.report.files import RunFiles, read_run
 from semalign.report.words import recipe_name
 from semalign.run.files import write_atomic
 
@@ -65,12 +66,21 @@ def render(report: Report) -> str:
     return environment.get_template("page.jinja").render(report=report)
 
 
+def options_of(config_text: str | None) -> dict[str, Any]:
+    """The options in a run's config; none where it is missing or damaged."""
+    try:
+        config = yaml_of((config_text or "").encode("utf-8", errors="replace"))
+    except UnreadableError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def model_names(config_text: str | None) -> dict[str, str]:
     """Names of teacher and student from the config; of a local path only the last part."""
+    config = options_of(config_text)
     try:
-        config: Json = yaml.safe_load(config_text or "") or {}
         found = {role: str(config[role]["model_name_or_path"]) for role in ("teacher", "student")}
-    except (yaml.YAMLError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return {"teacher": "teacher", "student": "student"}
     local = ("/", "./", "../", "~", "\\")
     return {

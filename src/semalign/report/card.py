@@ -9,15 +9,16 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from semalign.config import RecipeConfig, TrainConfig
+from semalign.config import RecipeConfig, TrainConfig, plain
 from semalign.data.samples import lines_of
 from semalign.maths.pairing import LayerPair
 from semalign.methods import resolve
 from semalign.methods.formula import formula
 from semalign.methods.recipe import Recipe
 from semalign.models.origin import HUB_ID
-from semalign.parsing import read_yaml
-from semalign.report.words import CLOSENESS, figure_name
+from semalign.parsing import parse_config, read_yaml
+from semalign.report.words import CLOSENESS, figure_name, finite
+from semalign.run import results
 from semalign.run.files import find_json, write_atomic
 from semalign.run.folder import RunFolder
 
@@ -29,7 +30,7 @@ def write_card(run: RunFolder) -> None:
     """Write README.md, and the student's LICENSE where its own files have one, beside the saved weights."""
     student = run.training() / "student"
     card = render_card(run)
-    license_text = find_json(run.models).get("student", {}).get("license_text")
+    license_text = (find_json(run.models, results.Origins).get("student") or {}).get("license_text")
     if license_text:
         write_atomic(student / "LICENSE", license_text)
     write_atomic(student / "README.md", card)
@@ -37,7 +38,7 @@ def write_card(run: RunFolder) -> None:
 
 def render_card(run: RunFolder) -> str:
     """The card, metadata first; results are left out as long as there are none."""
-    config = read_yaml(run.config)
+    config = plain(parse_config(read_yaml(run.config)))
     models = {side: _model(run, config, side) for side in ("teacher", "student")}
     metrics, name = _metrics(run), run.root.resolve().name
     sections = (
@@ -75,18 +76,25 @@ def eval_results(config: Json, metrics: Json) -> list[EvalResult]:
     """The trained student's figures: accuracy per task, closeness to the teacher on held-out rows."""
     found = []
     tasks = _short(config["evaluation"]["tasks"] or "")
-    for task, entry in metrics.get("tasks", {}).items():
-        found.append(_result(tasks, task, "accuracy", entry["after"]["accuracy"]))
-    for entry in metrics.get("harness", ()):
-        found.append(_result(entry["task"], entry["task"], entry["metric"], entry["after"]["value"]))
-    near = metrics.get("closeness", {})
+    for task, entry in (metrics.get("tasks") or {}).items():
+        found.append(_result(tasks, task, "accuracy", _figure(entry, "after", "accuracy")))
+    for entry in metrics.get("harness") or ():
+        found.append(_result(entry["task"], entry["task"], entry["metric"], _figure(entry, "after", "value")))
     rows = _short(config["data"]["heldout_name"] or ", ".join(_weights(config)))
-    for measure in CLOSENESS if "after" in near else ():
-        found.append(_result(rows, "held-out rows", measure.title, near["after"][measure.key]))
-    return found
+    for m in CLOSENESS:
+        value = _figure(metrics.get("closeness") or {}, "after", m.key)
+        found.append(_result(rows, "held-out rows", m.title, value))
+    return [result for result in found if result is not None]
 
 
-def _result(dataset: str, name: str, metric: str, value: float) -> EvalResult:
+def _figure(entry: Json, name: str, key: str) -> float | None:
+    """A figure of one of the models; None where it was not measured."""
+    return finite((entry.get(name) or {}).get(key))
+
+
+def _result(dataset: str, name: str, metric: str, value: float | None) -> EvalResult | None:
+    if value is None:
+        return None
     return EvalResult(
         task_type="text-generation",
         dataset_type=dataset,
@@ -98,7 +106,7 @@ def _result(dataset: str, name: str, metric: str, value: float) -> EvalResult:
 
 
 def _summary(metrics: Json) -> str:
-    shares = {"accuracy": metrics.get("accuracy_gap_closed"), "KL": metrics.get("kl_gap_closed")}
+    shares = {kind: finite(metrics.get(f"{kind.lower()}_gap_closed")) for kind in ("accuracy", "KL")}
     told = [f"{100 * share:.0f}% of the {kind} gap" for kind, share in shares.items() if share is not None]
     if not told:
         return "A student trained by SemAlign; nothing was measured yet."
@@ -127,7 +135,11 @@ def _license(model: Json) -> str:
 
 def _training(run: RunFolder, config: Json) -> str:
     recipe = resolve(RecipeConfig(**config["recipe"]))
-    result, plan, train = find_json(run.root / "train.json"), find_json(run.pairs), config["train"]
+    result, plan, train = (
+        find_json(run.root / "train.json", results.Trained),
+        find_json(run.pairs, results.Plan),
+        config["train"],
+    )
     chosen = plan.get("heads" if recipe.interface == "head" else "pairs", ())
     pairs = ", ".join(LayerPair.from_json(p).label for p in chosen)
     moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())
@@ -156,9 +168,9 @@ def _formula(recipe: Recipe) -> str:
 
 
 def _data(run: RunFolder, config: Json) -> str:
-    counts = find_json(run.data)
+    counts = find_json(run.data, results.Data)
     lines = ["| dataset | weight | training rows | held-out rows |", "|---|---|---|---|"]
-    for name, s in counts.get("sources", {}).items():
+    for name, s in (counts.get("sources") or {}).items():
         lines.append(f"| {_short(name)} | {s['weight']:.3g} | {s['train']} | {s['heldout']} |")
     total = f"{counts.get('training_rows', '?')} training rows with {counts.get('supervised_tokens', '?')} supervised tokens"
     made = " (answers written by the teacher)" if config["data"]["completions"] == "teacher" else ""
@@ -169,29 +181,34 @@ def _data(run: RunFolder, config: Json) -> str:
 def _results(metrics: Json) -> str:
     if not metrics:
         return "Not measured yet."
-    names = ["before", *metrics["baselines"], "after", "teacher"]
+    names = ["before", *(metrics.get("baselines") or {}), "after", "teacher"]
     lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for task, entry in metrics["tasks"].items():
-        lines.append(f"| {task} (n={entry['n']}) | {' | '.join(_accuracy(entry.get(n)) for n in names)} |")
-    for entry in metrics.get("harness", ()):
-        cells = [f"{entry[n]['value']:.3f}" if n in entry else "" for n in names]
+    for task, entry in (metrics.get("tasks") or {}).items():
+        lines.append(f"| {task} (n={entry.get('n')}) | {' | '.join(_accuracy(entry, n) for n in names)} |")
+    for entry in metrics.get("harness") or ():
+        cells = [_shown(_figure(entry, n, "value")) for n in names]
         lines.append(f"| {entry['task']} {figure_name(entry)} (n={entry['n']}) | {' | '.join(cells)} |")
-    near = metrics.get("closeness", {})
+    near = metrics.get("closeness") or {}
     for m in CLOSENESS:
-        cells = [f"{near[n][m.key]:.3f}" if m.key in near.get(n, {}) else "" for n in names]
+        cells = [_shown(_figure(near, n, m.key)) for n in names]
         if any(cells):
             lines.append(f"| {m.title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n\nBrackets: 95% Wilson intervals. One run, one seed."
 
 
-def _accuracy(entry: Json | None) -> str:
-    if entry is None:
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _accuracy(entry: Json, name: str) -> str:
+    value, low, high = (_figure(entry, name, key) for key in ("accuracy", "low", "high"))
+    if value is None or low is None or high is None:
         return ""
-    return f"{100 * entry['accuracy']:.1f}% [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+    return f"{100 * value:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _reproduce(run: RunFolder, config: Json) -> str:
-    environment = find_json(run.environment)
+    environment = find_json(run.environment, results.Environment)
     versions = ", ".join(f"{name} {environment[name]}" for name in VERSIONS if name in environment)
     text = yaml.safe_dump(_without_paths(config), sort_keys=False, allow_unicode=True)
     return (
@@ -221,11 +238,13 @@ def _weights(config: Json) -> Json:
 def _model(run: RunFolder, config: Json, side: str) -> Json:
     name = _short(config[side]["model_name_or_path"])
     unknown = {"name": name, **dict.fromkeys(("hub_id", "license", "license_name", "license_text"))}
-    return find_json(run.models).get(side, unknown)
+    return find_json(run.models, results.Origins).get(side) or unknown
 
 
 def _metrics(run: RunFolder) -> Json:
     """What was measured of this very student; figures of an earlier one are not its own."""
-    metrics, trained = find_json(run.metrics), find_json(run.root / "train.json")
-    known = metrics.get("fingerprint", {}).get("students", {}).get("after")
+    metrics = find_json(run.metrics, results.Metrics)
+    trained = find_json(run.root / "train.json", results.Trained)
+    students = metrics.get("fingerprint", {}).get("students")
+    known = students.get("after") if isinstance(students, Mapping) else None
     return metrics if known == trained.get("fingerprint") else {}

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 
 from semalign.config import differences
 from semalign.errors import ConfigError
 from semalign.report import plots, words
 from semalign.report.blocks import Cell, Panel, Panels, Report, Row, Section, Table
-from semalign.report.build import model_names, render, write_page
+from semalign.report.build import model_names, options_of, render, write_page
 from semalign.report.files import RunFiles, read_run
 from semalign.report.outcome import accuracy, task_name
 from semalign.report.plots import Bar
@@ -144,7 +143,7 @@ def _figures(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
 
 def _options(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
     """The options in which runs differ from the first one."""
-    configs = [yaml.safe_load(run.config_text or "") or {} for run in runs]
+    configs = [options_of(run.config_text) for run in runs]
     lines = [line for config in configs[1:] for line in differences(configs[0], config)]
     changed = dict.fromkeys(line.split(": ")[0] for line in lines)
     rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from semalign.data.check import QUANTILES
-from semalign.report.words import CLOSENESS, GAPS, MEND, setback
+from semalign.report.words import CLOSENESS, GAPS, MEND, finite, percent, percent_1, setback
 from semalign.data.samples import lines_of
 
 
@@ -17,44 +18,50 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
     """Before, baselines, after and teacher side by side, with the shares of the gaps closed."""
     from semalign.report.words import figure_name
 
-    names = ["before", *metrics["baselines"], "after", "teacher"]
+    baselines = metrics.get("baselines") or {}
+    names = ["before", *baselines, "after", "teacher"]
     # Names of recipes, baselines and tasks are the user's: what looks like markup in them is none.
-    table = Table(title=escape(f"recipe {metrics['recipe']}"), title_justify="left")
+    table = Table(title=escape(f"recipe {metrics.get('recipe')}"), title_justify="left")
     for column in ("", *map(escape, names)):
         table.add_column(column, justify="left" if not column else "right")
-    for task, entry in metrics["tasks"].items():
+    tasks: dict[str, Any] = metrics.get("tasks") or {}
+    for task, entry in tasks.items():
         table.add_row(
-            escape(f"{task} (n={entry['n']})"), *(f"{100 * entry[n]['accuracy']:.1f}%" for n in names)
+            escape(f"{task} (n={entry.get('n')})"), *(_shown(entry, n, "accuracy", percent_1) for n in names)
         )
-    for entry in metrics["harness"]:
+    for entry in metrics.get("harness") or ():
         label = f"{entry['task']} {figure_name(entry)} (n={entry['n']})"
-        table.add_row(escape(label), *(f"{entry[n]['value']:.3f}" if n in entry else "-" for n in names))
-    if metrics["tasks"]:
-        table.add_row(
-            "average accuracy", *(f"{100 * metrics['accuracy'][n]:.1f}%" for n in names), style="bold"
-        )
-    near = metrics.get("closeness", {})
+        table.add_row(escape(label), *(_shown(entry, n, "value") for n in names))
+    if tasks:
+        means = {"mean": metrics.get("accuracy") or {}}
+        table.add_row("average accuracy", *(_shown(means, "mean", n, percent_1) for n in names), style="bold")
+    near = metrics.get("closeness") or {}
     for m in CLOSENESS if near else ():
-        table.add_row(
-            m.title, *(f"{near[n][m.key]:.3f}" if n in near and m.key in near[n] else "-" for n in names)
-        )
-    closed = {**metrics["baselines"], "after": metrics}
+        table.add_row(m.title, *(_shown(near, n, m.key) for n in names))
+    closed = {**baselines, "after": metrics}
     for key, label in GAPS:
-        table.add_row(label, *(_share(closed[n][key]) if n in closed else "-" for n in names), style="bold")
+        table.add_row(label, *(_shown(closed, n, key, percent) for n in names), style="bold")
     if (worse := setback(metrics)) is not None:
         console.print(f"{worse.sentence} {MEND}", style="bold red", markup=False, soft_wrap=True)
     console.print(table)
     if reason := metrics.get("no_gap"):
         console.print(f"no gap to close: {reason}", style="yellow")
-    seconds, memory = metrics["wall_seconds"], metrics["peak_rss_bytes"] / 2**30
-    gpu = f", {metrics['peak_gpu_bytes'] / 2**30:.2f} GiB on the GPU" if "peak_gpu_bytes" in metrics else ""
-    console.print(
-        f"{seconds:.0f} s in all, training {metrics['train_seconds']:.0f} s, peak memory {memory:.2f} GiB{gpu}"
-    )
+    gpu = f", {_gib(metrics, 'peak_gpu_bytes')} GiB on the GPU" if "peak_gpu_bytes" in metrics else ""
+    wall, training = (f"{finite(metrics.get(key)) or 0:.0f}" for key in ("wall_seconds", "train_seconds"))
+    memory = _gib(metrics, "peak_rss_bytes")
+    console.print(f"{wall} s in all, training {training} s, peak memory {memory} GiB{gpu}")
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f}%"
+def _shown(
+    entry: Mapping[str, Any], name: str, key: str, shown: Callable[[float | None], str] = "{:.3f}".format
+) -> str:
+    """A figure of one of the models, a dash where it was not measured."""
+    value = finite((entry.get(name) or {}).get(key))
+    return "-" if value is None else shown(value).replace("−", "-")
+
+
+def _gib(metrics: Mapping[str, Any], key: str) -> str:
+    return f"{(finite(metrics.get(key)) or 0) / 2**30:.2f}"
 
 
 SHOWN = 20  # findings of a kind; --json has them all

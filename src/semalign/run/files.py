@@ -22,6 +22,7 @@ from torch import Tensor
 
 from semalign.errors import CacheError
 from semalign.run.secrets import redacted
+from semalign.reading import Object, UnreadableError, bytes_of, check_shape, json_of
 
 Record = dict[str, Tensor]
 
@@ -138,60 +139,75 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, step: str) -> Any:
-    """A result file, or one sentence naming the step that writes it."""
+def read_json(path: Path, step: str, kind: Any = Any) -> Any:
+    """A result file of a declared shape (see `semalign.run.results`), or one sentence naming the step that writes it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json_of(bytes_of(path))
+        check_shape(kind, value)
     except FileNotFoundError:
         raise CacheError(f"{path}: not there yet; run `semalign {step}` first.") from None
-    except ValueError as error:  # JSON's and UTF-8's errors are both of this kind
+    except (OSError, UnreadableError) as error:
         raise CacheError(
-            f"{path}: not valid JSON ({error}); mend it, or delete it and run `semalign {step}`."
+            f"{path}: not valid JSON of its kind ({_reason(error)}); mend it, or delete it and run `semalign {step}`."
         ) from None
+    return value
 
 
-def find_json(path: Path) -> dict[str, Any]:
+def find_json(path: Path, kind: Any = Object) -> dict[str, Any]:
     """The object in a result file; empty where there is no file.
 
     Raises:
-        CacheError: the file is there and does not hold one.
+        CacheError: the file is there and does not hold one of the kind.
     """
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON's and UTF-8's errors are both of this kind
+        value = json_of(bytes_of(path))
+        check_shape(kind, value)
+    except (OSError, UnreadableError) as error:
         raise CacheError(
-            f"{path}: expected a JSON object, but {error}; run the step that writes it again."
-        ) from error
-    if not isinstance(value, dict):
-        raise CacheError(
-            f"{path}: expected a JSON object, got a {type(value).__name__}; run the step that writes it again."
-        )
+            f"{path}: not valid JSON of its kind ({_reason(error)}); run the step that writes it again."
+        ) from None
     return value
 
 
-def read_lines(path: Path, step: str) -> list[Any]:
+def read_lines(path: Path, step: str, kind: Any = Any) -> list[Any]:
     """The values in a file of JSON lines, none where there is no file; a last line that was cut off is left out.
 
     Raises:
-        CacheError: another line cannot be read.
+        CacheError: another line cannot be read, or is not of the kind.
     """
     if not path.is_file():
         return []
-    # Only at line feeds: a text may hold any other character that ends a line.
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
     values = []
+    try:
+        # Only at line feeds: a text may hold any other character that ends a line.
+        lines = [line for line in bytes_of(path).split(b"\n") if line.strip()]
+    except (OSError, UnreadableError) as error:
+        raise CacheError(f"{path}: cannot be read ({_reason(error)}); run `semalign {step}` again.") from None
     for number, line in enumerate(lines, start=1):
         try:
-            values.append(json.loads(line))
-        except ValueError as error:
+            value = json_of(line)
+        except UnreadableError as error:
             if number == len(lines):
                 break
-            raise CacheError(
-                f"{path}:{number}: expected one JSON value, but {error}; run `semalign {step}` again."
-            ) from error
+            raise _bad_line(path, number, step, error) from None
+        try:
+            check_shape(kind, value)
+        except UnreadableError as error:
+            raise _bad_line(path, number, step, error) from None
+        values.append(value)
     return values
+
+
+def _bad_line(path: Path, number: int, step: str, error: UnreadableError) -> CacheError:
+    return CacheError(
+        f"{path}:{number}: expected one JSON value of its kind, but {error}; run `semalign {step}` again."
+    )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
@@ -225,16 +241,18 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def kept_lines(part: Path, wanted: Mapping[str, Any]) -> list[Any]:
-    """What an earlier try with the same inputs wrote, without a last line that was cut off."""
+def kept_lines(part: Path, wanted: Mapping[str, Any], kind: Any = Any) -> list[Any]:
+    """What an earlier try with the same inputs wrote, up to the first line that is damaged or cut off."""
     # Only at line feeds: a text may hold any other character that ends a line.
-    lines = part.read_text(encoding="utf-8", errors="replace").split("\n") if part.exists() else []
-    whole = []
+    lines = part.read_bytes().split(b"\n") if part.exists() else []
+    whole: list[Any] = []
     for line in lines[:-1]:
         try:
-            whole.append(json.loads(line))
-        except ValueError:
+            value = json_of(line)
+            check_shape(kind if whole else Object, value)
+        except UnreadableError:
             break  # damaged: what comes after it is made again
+        whole.append(value)
     done = whole[1:] if whole and whole[0] == wanted else []
     write_atomic(part, "".join(map(json_line, [dict(wanted), *done])))
     return done

@@ -13,6 +13,7 @@ from semalign.errors import CacheError
 from semalign.run import ranks
 from semalign.run.files import read_json, write_json
 from semalign.run.lock import locked
+from semalign.run.results import Result
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def is_done(path: Path, wanted: Mapping[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
-        return read_json(path, "")["fingerprint"] == wanted
+        return read_json(path, "", Result)["fingerprint"] == wanted
     except (CacheError, KeyError, TypeError):
         return False
 

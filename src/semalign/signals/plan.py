@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from semalign.errors import ConfigError
 from semalign.maths.pairing import LayerPair
+from semalign.reading import UnreadableError, check_shape
+from semalign.run import results
 from semalign.run.files import read_json
 from semalign.run.folder import RunFolder
 
@@ -34,13 +35,14 @@ def read_plan(run: RunFolder) -> Plan:
     """The plan as it stands in the file, checked like any user's input."""
     plan = read_json(run.pairs, "pair")
     try:
-        pairs, heads = (tuple(_pair(p) for p in plan.get(key, ())) for key in ("pairs", "heads"))
-        trained = tuple(sorted({int(k) for k in plan["trained_layers"]}))
-        depths = plan["teacher_layers"], plan["student_layers"]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        check_shape(results.Plan, plan)
+    except UnreadableError as error:
         raise ConfigError(
-            f"{run.pairs}: expected pairs of teacher, student and fraction and a list trained_layers, got {error}; mend or delete it."
+            f"{run.pairs}: expected pairs of teacher, student and fraction and a list trained_layers, but {error}; mend or delete it."
         ) from error
+    pairs, heads = (tuple(LayerPair(**p) for p in plan.get(key, ())) for key in ("pairs", "heads"))
+    trained = tuple(sorted(set(plan["trained_layers"])))
+    depths = plan["teacher_layers"], plan["student_layers"]
     for p in (*pairs, *heads):
         if not (
             1 <= p.student <= depths[1]
@@ -50,7 +52,7 @@ def read_plan(run: RunFolder) -> Plan:
             raise ConfigError(
                 f"{run.pairs}: pair {p.label} is out of range; student layers are 1 to {depths[1]}, teacher layers 1 to {depths[0]}."
             )
-    if not trained or not set(trained) <= set(range(1, depths[1] + 1)):
+    if not trained or max(trained) > depths[1]:
         raise ConfigError(
             f"{run.pairs}: trained_layers {list(trained)} must name layers between 1 and {depths[1]}; mend the list."
         )
@@ -63,13 +65,3 @@ def read_plan(run: RunFolder) -> Plan:
             f"{run.pairs}: expected heads with teacher_head and student_head, a student's head once; mend the list heads."
         )
     return Plan(pairs, trained, heads)
-
-
-def _pair(row: Any) -> LayerPair:
-    """A pair as its user may have edited it."""
-    known = {f.name for f in fields(LayerPair)}
-    wrong = [name for name, value in row.items() if name not in known or isinstance(value, str)]
-    wrong += [name for name in ("teacher", "student") if not isinstance(row[name], int)]
-    if wrong:
-        raise ValueError(f"{wrong[0]}: {row.get(wrong[0])!r}")
-    return LayerPair(**row)

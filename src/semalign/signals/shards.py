@@ -19,11 +19,23 @@ from safetensors import safe_open
 
 from semalign.config import differences
 from semalign.errors import CacheError
+from semalign.reading import Shape, UnreadableError, check_shape, json_of
 from semalign.run import ranks
 from semalign.run.files import Record, digest, write_json, write_tensors
+from semalign.run.results import Index, Shard
 from semalign.signals.remote import Remote
 
 KINDS = ("tokens", "positions")
+
+
+def _found(texts: Mapping[str, bytes], name: str, kind: type[Shape]) -> dict[str, Any]:
+    """The object in a file; empty where there is none or it is damaged, so that what it is about is made again."""
+    try:
+        value = json_of(texts[name])
+        check_shape(kind, value)
+    except (KeyError, UnreadableError):
+        return {}
+    return value
 
 
 class ShardStore:
@@ -52,23 +64,25 @@ class ShardStore:
         """Read again which shards lie there, for those that other processes wrote."""
         self._sizes, texts = self._listing()
         # A changed input makes every shard stale; they are rebuilt one by one under the same names.
-        index = json.loads(texts.get("index.json", "{}"))
+        index = _found(texts, "index.json", Index)
         self._written_for = index.get("fingerprint")
         # Indexes from before each shard had an entry of its own hold the entries themselves.
         listed = index.get("shards", {}) if self._written_for == self.fingerprint else {}
-        self._entries: dict[int, dict[str, Any]] = {int(number): entry for number, entry in listed.items()}
+        self._entries: dict[int, dict[str, Any]] = {
+            int(number): entry for number, entry in listed.items() if number.isdecimal()
+        }
         for number in range(len(self.plan)):
-            entry = json.loads(texts.get(self._path(number).with_suffix(".json").name, "{}"))
+            entry = _found(texts, self._path(number).with_suffix(".json").name, Shard)
             if entry.get("made_from") == self._made_from:
                 self._entries[number] = entry
 
-    def _listing(self) -> tuple[dict[str, int], dict[str, str]]:
+    def _listing(self) -> tuple[dict[str, int], dict[str, bytes]]:
         """Sizes of all files by name, and the contents of those in JSON."""
         if self.remote is not None:
             sizes = self.remote.sizes()
             return sizes, self.remote.texts([name for name in sizes if name.endswith(".json")])
         files = list(self.folder.glob("[!.]*.*")) if self.folder.exists() else []
-        texts = {p.name: p.read_text(encoding="utf-8") for p in files if p.suffix == ".json"}
+        texts = {p.name: p.read_bytes() for p in files if p.suffix == ".json"}
         return {}, texts
 
     def stale_fields(self) -> list[str]:

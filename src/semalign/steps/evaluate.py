@@ -13,6 +13,7 @@ from semalign.evaluation.summary import summarise, trained_model, trainings
 from semalign.evaluation.tokens import token_view
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load
+from semalign.run import results
 from semalign.run.files import hash_of, read_json
 from semalign.run.folder import fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
@@ -27,7 +28,10 @@ def evaluate(prepared: Prepared) -> None:
         inputs=prepared.inputs.fingerprint,
         evaluation=to_dict(config.evaluation),
         items=hash_of(task_rows(config)),
-        students={n: read_json(f / "train.json", "train")["fingerprint"] for n, f in folders.items()},
+        students={
+            n: read_json(f / "train.json", "train", results.Trained)["fingerprint"]
+            for n, f in folders.items()
+        },
     )
     if is_done(run.metrics, wanted):
         return

@@ -147,7 +147,7 @@ def _answers(
     wanted: Mapping[str, Any],
 ) -> list[str | None]:
     """The teacher's answer to each prompt, None where it does not end; kept in `part` batch by batch."""
-    done = kept_lines(part, wanted)[: len(prompts)]
+    done = kept_lines(part, wanted, str | None)[: len(prompts)]
     size = config.evaluation.batch_size
     if len(done) == len(prompts):
         return done

@@ -24,6 +24,7 @@ from semalign.maths.similarity import cka_matrix, unit_gram
 from semalign.methods import resolve
 from semalign.models.capture import Point
 from semalign.models.decoder import Decoder
+from semalign.run import results
 from semalign.run.files import read_json
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
@@ -141,11 +142,11 @@ def _head_grams(decoder: Decoder, rows: Sequence[Sample], layer: int) -> Tensor:
 
 def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     """Write pairs.json, unless it is there for the same scores and options (then any edit in it is kept)."""
-    scores_file = read_json(run.scores, "attribute")
+    scores_file = read_json(run.scores, "attribute", results.Scores)
     scores = [entry["score"] for entry in scores_file["layers"]]
     is_measured = config.pairing.match != "depth" or config.pairing.heads > 0
     heads: dict[int, list[float]] = {}
-    for entry in scores_file["heads"]:
+    for entry in scores_file.get("heads", ()):
         heads.setdefault(entry["layer"], []).append(entry["score"])
     wanted = fingerprint(
         pairing=asdict(config.pairing),

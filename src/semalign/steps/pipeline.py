@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import lru_cache, partial
 from pathlib import Path
 
-from semalign.config import TransferConfig, differences, plain
+from semalign.config import EvaluationConfig, TransferConfig, differences, plain
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError
+from semalign.evaluation.readiness import check_evaluation
 from semalign.evaluation.summary import add_costs
 from semalign.models.origin import origin
 from semalign.parsing import read_yaml
@@ -30,7 +32,12 @@ from semalign.steps.pair import pair
 from semalign.steps.train import train
 
 STEPS = ("generate", "attribute", "pair", "cache", "train", "evaluate", "report")
-NOT_THE_RUN = ("output_dir", "push_to_hub", "hub_")  # fields that may change from one call to the next
+# Fields that may change from one call to the next. Of what is measured only the baselines, which are trained, and the rows whose
+# teacher's streams are cached belong to the run; what depends on the others is made again.
+NOT_THE_RUN = (
+    *("output_dir", "push_to_hub", "hub_"),
+    *(f"evaluation.{f.name}" for f in fields(EvaluationConfig) if f.name not in ("baselines", "cka_rows")),
+)
 SHARED_STEPS = (
     "cache",
     "train",
@@ -87,6 +94,8 @@ def transfer(
     """
     run = RunFolder(Path(config.output_dir))
     ranks.start()
+    if "evaluate" in steps and ranks.is_main():
+        check_evaluation(config)
     with run.lock():
         if ranks.is_main():
             open_run(config)

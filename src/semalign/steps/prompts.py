@@ -73,7 +73,7 @@ def by_teacher(
         )
     is_new, count = _novelty(config.data, known), config.data.variants * given
     found: list[Chat] = []
-    done = kept_lines(part, wanted)
+    done = kept_lines(part, wanted, list[str])
     most = -(-PATIENCE * count // PROMPTS_A_CONTEXT)
     at_once = max(1, config.evaluation.batch_size // PROMPTS_A_CONTEXT)
     shown = [

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from semalign.errors import SemAlignError
-from semalign.run import ranks
+from semalign.run import ranks, results
 from semalign.run.files import append, json_line, read_lines, write_atomic
 from semalign.run.meter import free_memory
 from semalign.run.signals import Interrupted, handled, interrupt
@@ -38,7 +38,7 @@ class LineLog(TrainerCallback):
         if not state.is_world_process_zero:
             return
         known = self.earlier + state.global_step
-        lines = read_lines(self.path, "train") if known else []
+        lines = read_lines(self.path, "train", results.LogLine) if known else []
         write_atomic(self.path, "".join(json_line(line) for line in lines if line["step"] <= known))
 
     def on_log(

@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from semalign.config import TransferConfig
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
-from semalign.run import ranks
+from semalign.run import ranks, results
 from semalign.run.files import Record, read_json, read_tensors, write_tensors
 from semalign.run.folder import is_done, save_result
 from semalign.run.progress import LossProgress
@@ -105,7 +105,7 @@ class Training:
             for name, tensor in read_tensors(folder / "weights.safetensors").items():
                 parameters[name].data.copy_(tensor)
             self.cut, self.prefixes = plan.cut if store else self.cut, store
-            return read_json(folder / "stage.json", "train")
+            return read_json(folder / "stage.json", "train", results.Stage)
         if store is not None and store is not before:
             self._extend(store, plan.cut)
             if before is not None and before is not self.stores.student and ranks.is_main():

@@ -12,7 +12,7 @@ from semalign.data.inputs import Inputs
 from semalign.methods import starts
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
-from semalign.run import ranks
+from semalign.run import ranks, results
 from semalign.run.files import Record, json_line, read_json, read_tensors, write_atomic, write_tensors
 from semalign.run.folder import is_done, save_result
 from semalign.run.meter import free_memory
@@ -43,7 +43,7 @@ def make_start(
         del teacher, made
         free_memory()
     ranks.wait()
-    found = read_json(facts, "train")
+    found = read_json(facts, "train", results.Start)
     told = {"start_seconds": found["start_seconds"]}
     if losses := found.get("losses"):
         lines = "".join(json_line({"step": n, "loss": loss}) for n, loss in enumerate(losses, 1))

@@ -1,0 +1,34 @@
+"""Whether everything is there that the evaluate step will ask for, found out before a model is loaded or trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from semalign.config import TransferConfig
+from semalign.data.drawing import task_rows
+from semalign.errors import ConfigError, require
+from semalign.evaluation.harness import check_harness
+from semalign.evaluation.tasks import require_permission
+from semalign.signals.request import recipes_of
+
+
+def check_evaluation(config: TransferConfig) -> None:
+    """Read the items, resolve the methods, find the packages.
+
+    Raises:
+        DataError: an item that cannot be answered or graded.
+        ConfigError: generated code would run without permission, a method or a harness task is unknown.
+        SemAlignError: the package of the engine or of the harness is not installed.
+    """
+    options = config.evaluation
+    recipes_of(config)
+    for row in task_rows(config):
+        require_permission(row, options.allow_code_execution)
+    if options.engine == "vllm":
+        require("vllm", "vllm")
+    if options.harness_path is not None and not Path(options.harness_path).is_dir():
+        raise ConfigError(
+            f"evaluation.harness_path: expected a folder of task files, found none at {options.harness_path}; mend the path."
+        )
+    if options.harness:
+        check_harness(options)
