@@ -26,8 +26,8 @@ from semalign.parsing import Parser, Root, UsageError, build_config, check_argum
 from semalign.report.tables import final_table
 from semalign.report.words import MEND, setback
 from semalign.run import ranks
-from semalign.run.signals import handled
 from semalign.run.faults import faults
+from semalign.run.signals import handled
 
 STEP_HELP = {
     "generate": "let the teacher answer the prompts, if the config asks for it",

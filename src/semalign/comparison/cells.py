@@ -25,9 +25,9 @@ from semalign.evaluation.summary import trained_model
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load, load_tokenizer, random_model
+from semalign.run import results
 from semalign.run.files import LOCK, read_json, replacing_folder, saving
 from semalign.run.folder import RunFolder, is_done, save_result
-from semalign.run import results
 from semalign.run.meter import free_memory
 from semalign.signals.prepared import Prepared
 from semalign.steps.attribute import attribute

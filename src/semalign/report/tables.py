@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from semalign.data.check import QUANTILES
-from semalign.report.words import CLOSENESS, GAPS, MEND, finite, percent, percent_1, setback
 from semalign.data.samples import lines_of
+from semalign.report.words import CLOSENESS, GAPS, MEND, finite, percent, percent_1, setback
 
 
 def final_table(metrics: dict[str, Any], console: Console) -> None:

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semalign.errors import CacheError
-from semalign.run.secrets import redacted
 from semalign.reading import Object, UnreadableError, bytes_of, check_shape, json_of
+from semalign.run.secrets import redacted
 
 Record = dict[str, Tensor]
 

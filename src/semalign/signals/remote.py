@@ -13,8 +13,8 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from semalign.errors import CacheError, ConfigError
-from semalign.run.secrets import redacted
 from semalign.run.files import FULL, replacing
+from semalign.run.secrets import redacted
 
 
 def is_remote(folder: str) -> bool:
