@@ -118,9 +118,9 @@ ROWS = [
 
 
 def mutant(random_: random.Random) -> str:
-    """A template with one to four places cut out, doubled, exchanged or filled with something odd."""
+    """A template with one or two places cut out, doubled, exchanged or filled with something odd."""
     text = random_.choice(REAL)
-    for _ in range(random_.randint(1, 4)):
+    for _ in range(random_.randint(1, 2)):
         a, b = sorted(random_.randrange(len(text) + 1) for _ in "ab")
         b = min(b, a + random_.choice((1, 5, 40)))
         match random_.randrange(4):
@@ -151,8 +151,14 @@ def test_a_mutated_template_gives_a_rendering_or_one_sentence(little_time: None)
     for _ in range(count(200, 10_000)):
         tokenizer.chat_template = mutant(random_)
         for use in (
-            lambda: prepare(ROWS, tokenizer, max_length=999, thinking=random_.choice((None, "keep", "drop"))),
-            lambda: prepare(ROWS, tokenizer, max_length=999, supervise="all"),
+            lambda: prepare(
+                ROWS,
+                tokenizer,
+                max_length=999,
+                max_dropped=1.0,
+                thinking=random_.choice((None, "keep", "drop")),
+            ),
+            lambda: prepare(ROWS, tokenizer, max_length=999, max_dropped=1.0, supervise="all"),
             lambda: encode_prompt({"messages": turns, "tools": TOOLS}, tokenizer),
             lambda: encode_next_turn(turns, tokenizer),
         ):
@@ -167,4 +173,4 @@ def test_a_mutated_template_gives_a_rendering_or_one_sentence(little_time: None)
                     (isinstance(one, Sample) and one.supervised) or isinstance(one, int) for one in found
                 )
         assert templates_agree(tokenizer, tokenizer, ROWS) in (True, False)
-    assert good > bad / 9 and bad > good / 9, "both happen often"
+    assert min(good, bad) > 0.05 * (good + bad), "both happen often"

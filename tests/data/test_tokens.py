@@ -90,15 +90,12 @@ def test_string_pairs_are_joined_and_end_with_eos(tokenizer):
         assert tok.decode(sample.input_ids) == start + "The answer is: B.\n</s>"
 
 
-@pytest.mark.parametrize("adds", ["", "<s> ", " </s>", "<s>  </s>"])
+@pytest.mark.parametrize("adds", ["$A", "<s> $A", "$A </s>", "<s> $A </s>"])
 @pytest.mark.parametrize("after", ["", "\n"])
 def test_a_row_that_was_rendered_already_gets_no_second_bos_or_eos(tokenizer, adds, after):
     tok = copy.deepcopy(tokenizer("none"))
-    before, _, behind = adds.partition(" ")
     special = [(token, tok.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
-    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        f"{before} $A {behind}".strip(), special_tokens=special
-    )
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(adds, special_tokens=special)
     text = f"<s><|user|>Is it B?<|assistant|> B</s>{after}"
     prompt, answer = text.split(" B</s>")[0], f" B</s>{after}"
     for row in ({"text": text}, {"prompt": prompt, "completion": answer}):

@@ -39,9 +39,10 @@ def _without_repeated(ids: list[int], text: str, tokenizer: PreTrainedTokenizerB
     has_bos = bool(tokenizer.bos_token) and text.lstrip().startswith(str(tokenizer.bos_token))
     if not (has_bos or _ends(text, tokenizer)):
         return slice(None)
-    plain = len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
-    start = int(has_bos and ids[0] == tokenizer.bos_token_id and len(ids) > plain)
-    is_ended = _ends(text, tokenizer) and ids[-1] == tokenizer.eos_token_id and len(ids) - start > plain
+    plain = list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+    before = next((n for n in range(len(ids)) if ids[n : n + len(plain)] == plain), 0)
+    start = int(has_bos and before > 0 and ids[0] == tokenizer.bos_token_id)
+    is_ended = _ends(text, tokenizer) and before + len(plain) < len(ids) and ids[-1] == tokenizer.eos_token_id
     return slice(start, len(ids) - is_ended)
 
 

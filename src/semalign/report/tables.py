@@ -79,6 +79,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     _show_duplicates(found, console)
     _list("dropped", [f"{d['place']}: {d['reason']}" for d in found["dropped"]], console)
     _list("errors", [f"{e['place']}: {e['reason']}" for e in found["errors"]], console, style="red")
+    for line in lines_of(found["tokens"] or {}):
+        console.print(line, style="red", soft_wrap=True)
 
 
 def _show_tokens(found: dict[str, Any], console: Console) -> None:
@@ -90,8 +92,6 @@ def _show_tokens(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     console.print(f"{tokens['total_supervised']} supervised tokens in all")
     _list(f"cut at {tokens['max_length']} tokens", tokens["cut"], console)
-    for line in lines_of(tokens):
-        console.print(line, style="red")
     _list("rows of which the chat template leaves something out", tokens["unseen"], console)
     if found["sample"]:
         console.print("one row, supervised part in brackets:")
