@@ -8,6 +8,7 @@ declared a second time elsewhere.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -550,4 +551,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def resolve_path(name: str, base: Path) -> str:
     """A path in a config file counts from that file's folder when it exists there; other names stay."""
     candidate = base / name
-    return str(candidate) if not Path(name).is_absolute() and candidate.exists() else name
+    # os.path, unlike pathlib, answers a name that no file can have with no.
+    return str(candidate) if not Path(name).is_absolute() and os.path.exists(candidate) else name

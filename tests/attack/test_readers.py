@@ -99,6 +99,22 @@ def attack(seed: int, path: Path, valid: list[bytes], read: Callable[[], object]
         path.unlink() if kept is None else path.write_bytes(kept)
 
 
+def test_what_the_mutants_are_made_of_is_read(tmp_path: Path, evaluated: Path, model: Path) -> None:
+    for name, valid, read in TEXTS.values():
+        for data in valid:
+            (tmp_path / name).write_bytes(data)
+            read(tmp_path / name)
+    (tmp_path / "pairs.json").write_bytes(as_bytes(PLAN))
+    assert read_plan(RunFolder(tmp_path)).heads
+    assert len(read_comparison(write_comparison(tmp_path)).configs) == 4
+    build_report(evaluated)
+    render_card(RunFolder(evaluated))
+    final_table(find_json(evaluated / "metrics.json", results.Metrics), Console(file=StringIO()))
+    config = ModelConfig(str(model))
+    assert load_shape(config).layers == 2 and load_tokenizer(config).chat_template
+    assert origin(config)["license_name"] == "mine"
+
+
 def tasks_of(path: Path) -> TransferConfig:
     models = ModelConfig("t"), ModelConfig("s")
     return TransferConfig(*models, DataConfig("x"), "out", evaluation=EvaluationConfig(tasks=str(path)))
@@ -122,8 +138,6 @@ MANY = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-FEWER = settings(MANY, max_examples=count(60, 10_000))
-"""For readers that also draw or load."""
 seeds = st.integers(0, 2**48)
 
 
@@ -135,7 +149,7 @@ def test_a_text_is_a_value_or_one_sentence(tmp_path: Path, kind: str, seed: int)
     attack(seed, tmp_path / name, valid, lambda: read(tmp_path / name))
 
 
-@FEWER
+@MANY
 @given(seed=seeds)
 def test_a_comparison_is_a_plan_or_one_sentence(tmp_path: Path, seed: int) -> None:
     path = write_comparison(tmp_path)
@@ -200,7 +214,7 @@ DRAWN = (
 )
 
 
-@FEWER
+@MANY
 @given(seed=seeds, name=st.sampled_from(DRAWN))
 def test_a_page_is_drawn_or_one_sentence(evaluated: Path, seed: int, name: str) -> None:
     attack(seed, evaluated / name, [(evaluated / name).read_bytes()], lambda: build_report(evaluated))
@@ -217,7 +231,7 @@ WRITTEN = (
 )
 
 
-@FEWER
+@MANY
 @given(seed=seeds, name=st.sampled_from(WRITTEN))
 def test_a_card_is_written_or_one_sentence(evaluated: Path, seed: int, name: str) -> None:
     attack(
@@ -225,7 +239,7 @@ def test_a_card_is_written_or_one_sentence(evaluated: Path, seed: int, name: str
     )
 
 
-@FEWER
+@MANY
 @given(seed=seeds)
 def test_a_table_is_shown_or_one_sentence(evaluated: Path, seed: int) -> None:
     path = evaluated / "metrics.json"
@@ -256,7 +270,7 @@ READ = (
 )
 
 
-@FEWER
+@MANY
 @given(seed=seeds, name=st.sampled_from(READ))
 def test_a_model_folder_is_read_or_one_sentence(model: Path, seed: int, name: str) -> None:
     config = ModelConfig(str(model))

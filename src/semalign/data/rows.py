@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,12 +44,13 @@ def entries(name: str, config: str | None = None, split: str = "train") -> Itera
     Raises:
         DataError: nothing is found under the name.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    # os.path, unlike pathlib, answers a name that no file can have with no.
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         return numbered(name, _saved(path, split))
     if path.suffix in SUFFIXES:
         return read_jsonl(path)
-    if path.exists():
+    if os.path.exists(path):
         raise DataError(
             f"{name}: expected a file of JSON Lines ({', '.join(SUFFIXES)}), got {path.suffix or 'no suffix'}"
         )

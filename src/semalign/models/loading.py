@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,24 +39,26 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
             known = ", ".join(f"embedded:{m}" for m in embedded.MODELS)
             raise ModelError(f"{name}: expected one of {known}; choose one.")
         return str(embedded.model_path(model)), {}
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    # os.path, unlike pathlib, answers a name that no file can have with no.
+    path = Path(os.path.expanduser(name))
+    is_folder = os.path.isdir(path)
     if name.endswith(".gguf"):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelError(
                 f"{name}: expected a GGUF file, found none; give the path of the downloaded file."
             )
         require("gguf", "gguf")
         return str(path.parent), {"gguf_file": path.name}
-    if name.startswith((".", "/", "~")) and not path.is_dir():
+    if name.startswith((".", "/", "~")) and not is_folder:
         raise ModelError(
             f"{name}: expected a model folder, found none; give a folder with config.json, or a hub id."
         )
-    if path.is_dir() and (path / "adapter_config.json").is_file():
+    if is_folder and (path / "adapter_config.json").is_file():
         raise ModelError(
             f"{name}: expected a model, but the folder also holds an adapter (adapter_config.json), which would be loaded into it; "
             "merge it with peft's merge_and_unload and save the result, or give a folder without it."
         )
-    if path.is_dir() and not (path / "config.json").is_file():
+    if is_folder and not (path / "config.json").is_file():
         raise ModelError(
             f"{name}: expected config.json in the folder, found none; give the folder that holds the model."
         )
@@ -170,7 +173,7 @@ def _reading(config: ModelConfig) -> Iterator[None]:
         name = config.model_name_or_path
         advice = (
             "its files are damaged, incomplete or of an unknown form, so copy or download the model again"
-            if Path(name).expanduser().exists() or name.startswith("embedded:")
+            if os.path.exists(os.path.expanduser(name)) or name.startswith("embedded:")
             else f"without a network fetch it before with: hf download {name}"
         )
         raise ModelError(f"{name}: cannot be loaded ({reason}); {advice}.") from error
