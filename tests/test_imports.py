@@ -16,6 +16,7 @@ ORDER = (
     "errors",
     "config",
     "parsing",
+    "jail",
     "run",
     "maths",
     "models",

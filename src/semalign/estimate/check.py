@@ -13,11 +13,12 @@ from rich.table import Table
 
 from semalign.config import TransferConfig
 from semalign.data import render_example, templates_agree
-from semalign.data.drawing import split_rows
+from semalign.data.drawing import split_rows, task_rows
 from semalign.data.inputs import Inputs, is_to_answer, load_inputs
 from semalign.errors import CacheError
 from semalign.estimate.cost import estimate
 from semalign.estimate.probe import Costs, Shown, probe_student, probe_teacher
+from semalign.evaluation.tasks import require_permission
 from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
 from semalign.maths.similarity import mean_cosine
 from semalign.models.head import Head
@@ -33,6 +34,7 @@ from semalign.steps.pair import pair_layers
 
 def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     """Print and return the findings; raises the error that the run itself would meet."""
+    jail = require_permission(task_rows(config), config.evaluation.allow_code_execution)
     inputs = load_inputs(config)
     plan, is_provisional = _plan(config, inputs)
     console.rule("[bold]rows", align="left")
@@ -57,6 +59,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         console.print("one row, supervised part in brackets:")
         example = render_example(inputs.train[0], inputs.tokenizer)
         console.print(example, markup=False, highlight=False, style="dim")
+    if jail is not None:
+        console.print(f"generated code runs in: {jail}")
     request, wanted = request_of(config, plan)
     shown = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True)
     costs = Costs()
@@ -66,6 +70,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     teacher = probe_teacher(config, inputs, shown, student, costs)
     found: dict[str, Any] = {
         **counts,
+        "jail": None if jail is None else jail.as_json(),
         "shared_vocabulary": inputs.vocabulary,
         "templates_agree": agree,
         "pairs": [p.as_json() for p in plan.pairs],

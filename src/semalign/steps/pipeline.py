@@ -7,9 +7,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from semalign.config import TransferConfig, differences, plain
+from semalign.data.drawing import task_rows
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError
 from semalign.evaluation.summary import add_costs
+from semalign.evaluation.tasks import require_permission
 from semalign.models.origin import origin
 from semalign.parsing import read_yaml
 from semalign.report import build_report
@@ -86,6 +88,8 @@ def transfer(
     """
     run = RunFolder(Path(config.output_dir))
     ranks.start()
+    if "evaluate" in steps:
+        require_permission(task_rows(config), config.evaluation.allow_code_execution)
     with run.lock():
         if ranks.is_main():
             open_run(config)
