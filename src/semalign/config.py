@@ -436,8 +436,9 @@ class EvaluationConfig:
     baselines: tuple[str, ...] | dict[str, dict[str, Any]] = ()
     """Further methods that are trained and measured on the same rows for comparison: a list of names, or names with recipe fields of
     their own."""
-    allow_code_execution: bool = False
-    """Allow generated code to run in the sandbox; tasks that check code need this."""
+    allow_code_execution: bool | Literal["unsafe"] = False
+    """Allow generated code to run in a jail that the kernel makes; tasks that check code need this. With unsafe it runs even where this
+    machine offers no jail, and can then read and change what you can."""
     harness: tuple[str, ...] | dict[str, dict[str, Any]] = ()
     """Tasks of lm-evaluation-harness such as gsm8k and mmlu, zero-shot: a list of names, or names with fields that replace the
     task's own."""

@@ -35,7 +35,7 @@ from semalign.steps.pair import pair_layers
 
 def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     """Print and return the findings; raises the error that the run itself would meet."""
-    check_evaluation(config)
+    jail = check_evaluation(config)
     inputs = load_inputs(config)
     plan, is_provisional = _plan(config, inputs)
     console.rule("[bold]rows", align="left")
@@ -62,6 +62,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         console.print("one row, supervised part in brackets:")
         example = render_example(inputs.train[0], inputs.tokenizer)
         console.print(example, markup=False, highlight=False, style="dim")
+    if jail is not None:
+        console.print(f"generated code runs in: {jail}")
     request, wanted = request_of(config, plan)
     shown = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True)
     costs = Costs()
@@ -71,6 +73,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     teacher = probe_teacher(config, inputs, shown, student, costs)
     found: dict[str, Any] = {
         **counts,
+        "jail": None if jail is None else jail.as_json(),
         "shared_vocabulary": inputs.vocabulary,
         "templates_agree": agree,
         "pairs": [p.as_json() for p in plan.pairs],
