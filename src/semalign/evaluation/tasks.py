@@ -102,8 +102,6 @@ def _check_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return check
 
 
-
-
 def _check_text(check: Mapping[str, Any], completion: str) -> Verdict:
     if check["kind"] == "letter":
         found: str | float | None = extract_letter(completion, len(check.get("options", "ABCD")))
