@@ -64,8 +64,8 @@ def test_a_row_that_does_not_end_is_named_among_those_of_its_chunk(monkeypatch: 
     monkeypatch.setattr(templates, "_ALONE", set())
     tokenizer = copy.copy(build("chatml"))
     tokenizer.chat_template = (
-        "{% if 'slow' in messages[0].content %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
-        + tokenizer.chat_template
+        "{% if 'slow' in messages[0].content %}{% for a in range(99999) %}{% for b in range(99999) %}"
+        "{% endfor %}{% endfor %}{% endif %}" + tokenizer.chat_template
     )
     rows = [chat("slow" if n == 5 else "quick", "A") for n in range(9)]
     with pytest.raises(

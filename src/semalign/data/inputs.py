@@ -140,6 +140,13 @@ def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, 
     length = min(
         effective_max_length(tokenizer, m.shape.positions, config.data.max_length) for m in (teacher, student)
     )
+    for name, limit in (("teacher", teacher.shape.rope_limit), ("student", student.shape.rope_limit)):
+        if limit is not None and limit < config.data.max_length:
+            logger.warning(
+                "the %s's rotary embedding changes for a whole batch beyond %d tokens, so no row may be longer",
+                name,
+                limit,
+            )
     options: dict[str, Any] = {
         "max_length": length,
         "supervise": config.data.supervise,

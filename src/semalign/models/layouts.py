@@ -118,6 +118,8 @@ class Shape:
     """Factor on the logits."""
     logit_softcap: float | None
     """c where logits are c tanh(logits / c)."""
+    rope_limit: int | None = None
+    """See `rope_limit`."""
 
 
 class _Sizes(reading.Shape):
@@ -163,22 +165,31 @@ def _shape_of(config: Any) -> Shape:
         positions=positions_of(config),
         logit_scale=scale / float(getattr(config, "logits_scaling", None) or 1.0),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
+        rope_limit=rope_limit(config),
     )
 
 
 def positions_of(config: Any) -> int | None:
-    """Positions of a model, up to where its rotary embedding goes over to other frequencies.
+    """Positions of a model, up to where its rotary embedding goes over to other frequencies."""
+    limits = getattr(config, "max_position_embeddings", None), rope_limit(config)
+    return min((int(limit) for limit in limits if limit), default=None)
 
-    LongRoPE and dynamic NTK choose the frequencies of all rows of a batch by its longest one, so beyond that place a row's signals
-    would depend on its neighbours.
+
+def rope_limit(config: Any) -> int | None:
+    """Positions beyond which a rotary embedding changes for all rows of a batch; None for one that never does.
+
+    LongRoPE and dynamic NTK choose the frequencies by the longest row of a batch, so that beyond this a row's signals would depend
+    on its neighbours.
     """
-    limits = [getattr(config, "max_position_embeddings", None)]
     ropes = getattr(config, "rope_parameters", None) or {}
     # Where layers differ in it, the parameters are by the kind of layer.
-    for rope in [ropes, *(r for r in ropes.values() if isinstance(r, Mapping))]:
-        if rope.get("rope_type") in ("longrope", "dynamic"):
-            own = getattr(config, "original_max_position_embeddings", None)
-            limits.append(rope.get("original_max_position_embeddings") or own)
+    kinds = [ropes, *(rope for rope in ropes.values() if isinstance(rope, Mapping))]
+    limits = [
+        rope.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        for rope in kinds
+        if rope.get("rope_type") in ("longrope", "dynamic")
+    ]
     return min((int(limit) for limit in limits if limit), default=None)
 
 
