@@ -21,6 +21,7 @@ from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, linear_names, lora_modules, share_vocabulary
 from semalign.report.hub import push
 from semalign.run.meter import free_memory
+from semalign.run.sums import write_sums
 from semalign.signals.plan import Plan
 from semalign.signals.prepared import Prepared
 from semalign.signals.supervision import cached_supervision
@@ -163,6 +164,7 @@ class SemAlignTrainer(SuffixTrainer):
         self.save_model(str(run.training() / "student"))
         if not self.is_world_process_zero():
             return None
+        write_sums(run.training() / "student")
         found = push(run, self.args.hub_model_id, private=self.args.hub_private_repo, is_dry=False)
         return found["uploaded"]
 

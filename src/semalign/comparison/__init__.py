@@ -13,7 +13,8 @@ from semalign.comparison.figures import figures
 from semalign.comparison.page import write_page
 from semalign.comparison.plan import read_comparison
 from semalign.comparison.run import environment_of, run_comparison
-from semalign.run.files import write_json
+from semalign.run.digests import record
+from semalign.run.files import read_sealed, write_json
 
 __all__ = ["compare"]
 
@@ -35,11 +36,12 @@ def compare(
     found = figures(lines) | {"output_dir": str(comparison.root)}
     environment = environment_of(comparison)
     found["this_run_seconds"] = round(time.perf_counter() - start, 1)
-    write_json(comparison.root / "figures.json", found)
+    made_of = [comparison.root / "results.jsonl", *(comparison.root / "cells").rglob("cell.json")]
+    write_json(comparison.root / "figures.json", found | {"files": record(comparison.root, made_of)})
     write_page(
         found,
         comparison.root / "page.html",
-        (comparison.root / "compare.yaml").read_text(encoding="utf-8"),
+        read_sealed(comparison.root / "compare.yaml", "compare"),
         version=environment["semalign"],
         started=environment["started"],
     )

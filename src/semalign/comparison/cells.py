@@ -25,9 +25,10 @@ from semalign.evaluation.summary import trained_model
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load, load_tokenizer, random_model
-from semalign.run.files import read_json
-from semalign.run.folder import is_done, save_result
+from semalign.run.files import read_json, say_once, write_json
+from semalign.run.folder import check_files, is_done, save_result
 from semalign.run.meter import free_memory
+from semalign.run.sums import agrees_with_sums, write_sums
 from semalign.signals.prepared import Prepared
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
@@ -63,14 +64,18 @@ class CellJob:
 
 def make_random_teacher(teacher: ModelConfig, target: Path) -> None:
     """A teacher of the same sizes with fresh weights, as its architecture initialises them; always the same ones."""
-    if (target / "config.json").exists():
+    if agrees_with_sums(target):
         return
+    if target.exists():
+        say_once(f"{target}: not as it was saved; made again")
+        shutil.rmtree(target)
     torch.manual_seed(0)
     model = random_model(teacher)
     part = target.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
     load_tokenizer(teacher).save_pretrained(part)
+    write_sums(part)
     part.rename(target)
 
 
@@ -122,12 +127,22 @@ def run_cell(job: CellJob) -> None:
     if job.source is not None:
         assert job.recipe is not None
         about = train(job, job.source, job.recipe)
+        check_files(job.folder / "train.json", "compare")
         model = trained_model(job.config.student, job.folder)
     found = measure(load(model), job)
+    _let_go(job.folder / "train.json")
     save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found})
     for part in ("student", "adapter"):
         shutil.rmtree(job.folder / part, ignore_errors=True)
     free_memory()
+
+
+def _let_go(trained: Path) -> None:
+    """Take the student, which is about to be deleted, off what its training records."""
+    if trained.exists():
+        result = read_json(trained, "compare")
+        files = {n: f for n, f in result["files"].items() if not n.startswith(("student/", "adapter/"))}
+        write_json(trained, result | {"files": files})
 
 
 def key_of(cell: Cell) -> Line:
@@ -173,7 +188,10 @@ def preparation_seconds(source: Source, recipe: Recipe) -> float:
         written = read_json(run.generated, "generate")
         seconds = written["seconds"] - written["heldout_seconds"]
     if reads_teacher or config.pairing.selection == "attribution":
-        seconds += sum(read_json(path, "pair")["seconds"] for path in (run.scores, run.pairs))
+        seconds += sum(
+            read_json(path, "pair", may_be_edited=path == run.pairs)["seconds"]
+            for path in (run.scores, run.pairs)
+        )
     if reads_teacher:
         return seconds + stored["seconds"] - stored["heldout_seconds"]
     reads_prefix = (

@@ -19,7 +19,7 @@ from semalign.config import ModelConfig, to_dict, without_names
 from semalign.data.drawing import split_rows
 from semalign.models.loading import identity
 from semalign.run.environment import environment
-from semalign.run.files import hash_of, json_line, read_json, write_atomic, write_json, write_yaml
+from semalign.run.files import hash_of, json_line, keep_once, read_json, write_atomic, write_yaml
 from semalign.run.folder import RunFolder, fingerprint, is_done
 from semalign.run.progress import bar
 
@@ -146,7 +146,8 @@ class _Fingerprints:
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
-        self.identity = functools.cache(identity)
+        memory = RunFolder(comparison.root).digests
+        self.identity = functools.cache(lambda model: identity(model, memory))
         self.rows = functools.cache(lambda data: hash_of([list(part) for part in split_rows(data)]))
         references = {t: comparison.reference(t).config for t in comparison.options.tasks}
         self.measured = {
@@ -221,8 +222,7 @@ def result_lines(
 def environment_of(comparison: Comparison) -> dict[str, Any]:
     """Versions and machine, as they were when the comparison began."""
     path = RunFolder(comparison.root).environment
-    if not path.exists():
-        write_json(path, environment())
+    keep_once(path, environment)
     return read_json(path, "compare")
 
 

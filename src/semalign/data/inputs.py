@@ -29,8 +29,9 @@ from semalign.errors import CacheError, DataError
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.layouts import Shape
 from semalign.models.loading import Checkpoint, check_pair, named
-from semalign.run.files import hash_of, read_lines
-from semalign.run.folder import RunFolder
+from semalign.run.digests import damage
+from semalign.run.files import find_json, hash_of, read_lines
+from semalign.run.folder import RunFolder, verified
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +89,33 @@ def _generated(data: DataConfig, drawn: Drawn, run: RunFolder | None) -> Drawn:
         # For an estimate: as many rows of the same lengths, and answers still to come as long as they may be.
         train, heldout = (_with_stand_ins(data, rows) for rows in (drawn.train, drawn.heldout))
         return replace(drawn, train=train * (data.variants + 1), heldout=heldout)
+    check_unedited(run)
     for path in (run.rows, run.heldout):
         if not path.exists():
             raise CacheError(f"{path}: not there yet; run `semalign generate` first.")
+        verified(run.generated, path.name, "generate")
     # Line by line: of a mixture they may be of several kinds.
     heldout = read_lines(run.heldout, "generate")
     return replace(drawn, train=load_rows(str(run.rows)), heldout=heldout)
+
+
+def check_unedited(run: RunFolder) -> None:
+    """Refuse rows that are not those which the teacher answered; making them again would lose what somebody wrote.
+
+    Raises:
+        DataError: rows.jsonl or heldout.jsonl has changed.
+    """
+    try:
+        files = find_json(run.generated, "generate").get("files", {})
+    except CacheError:
+        return  # the generate step makes it again
+    for name, entry in files.items():
+        path = run.root / name
+        if path.exists() and damage(run.root, {name: entry}):
+            raise DataError(
+                f"{path}: edited or damaged since `semalign generate` wrote it; to train on it as it is, copy it elsewhere and "
+                "give that as data.dataset_name of a new run; to have it made again, delete it and run `semalign generate`."
+            )
 
 
 def is_to_answer(data: DataConfig, row: dict[str, Any]) -> bool:
@@ -112,7 +134,9 @@ def load_inputs(config: TransferConfig, run: RunFolder | None = None) -> Inputs:
     Args:
         run: folder of the generate step's rows, where `data` asks for the teacher's answers.
     """
-    teacher, student = named(config.teacher), named(config.student)
+    memory = None if run is None else run.digests
+    # An estimate keeps nothing, and so has no need to know what it was made from.
+    teacher, student = (named(m, memory, is_known=run is not None) for m in (config.teacher, config.student))
     drawn = draw_rows(config.data)
     if config.data.is_generated:
         drawn = _generated(config.data, drawn, run)
@@ -127,6 +151,11 @@ def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, 
     """Two models and rows as every step wants them; `data` says how rows become tokens."""
     check_pair(teacher.shape, student.shape, allow_smaller_teacher=config.allow_smaller_teacher)
     tokenizer = student.tokenizer
+    if "strftime_now" in str(tokenizer.chat_template):
+        logger.warning(
+            "the chat template writes the date or time (strftime_now): rows change with the clock, and with them everything "
+            "that was made from them is made again; write a fixed date into the template to keep results"
+        )
     shared = shared_vocabulary(
         teacher.tokenizer, tokenizer, teacher.shape.vocabulary, student.shape.vocabulary
     )

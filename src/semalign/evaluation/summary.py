@@ -155,7 +155,10 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     files |= {f"train {n}": run.training(n) / "train.json" for n in config.evaluation.baselines} | {
         "evaluate": run.metrics
     }
-    results = {name: read_json(path, name) for name, path in files.items()}
+    results = {
+        name: read_json(path, name.split()[0], may_be_edited=path == run.pairs)
+        for name, path in files.items()
+    }
     # Where the costs were added before, the peak in metrics.json is the run's, and evaluate's own stands among the steps.
     results |= {s["name"]: s for s in metrics.get("steps", ()) if s["name"] == "evaluate"}
     steps = [

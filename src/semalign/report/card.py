@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from semalign.config import RecipeConfig
+from semalign.errors import CacheError
 from semalign.maths.pairing import LayerPair
 from semalign.methods import resolve
 from semalign.methods.formula import formula
@@ -19,19 +20,28 @@ from semalign.parsing import read_yaml
 from semalign.report.words import CLOSENESS, figure_name
 from semalign.run.files import find_json, write_atomic
 from semalign.run.folder import RunFolder
+from semalign.run.sums import read_sums, write_sums
 
 Json = Mapping[str, Any]
 VERSIONS = ("semalign", "torch", "transformers", "peft", "accelerate", "python")
 
 
 def write_card(run: RunFolder) -> None:
-    """Write README.md, and the student's LICENSE where its own files have one, beside the saved weights."""
+    """Write README.md, and the student's LICENSE where its own files have one, beside the saved weights, and SHA256SUMS anew."""
     student = run.training() / "student"
     card = render_card(run)
     license_text = find_json(run.models).get("student", {}).get("license_text")
     if license_text:
         write_atomic(student / "LICENSE", license_text)
     write_atomic(student / "README.md", card)
+    trained = find_json(run.root / "train.json", "train").get("files")
+    # What was recorded when the weights were saved, never what lies there now.
+    known = (
+        {n.removeprefix("student/"): f["sha256"] for n, f in trained.items()}
+        if trained
+        else read_sums(student)
+    )
+    write_sums(student, {name: sha for name, sha in known.items() if name not in ("README.md", "LICENSE")})
 
 
 def render_card(run: RunFolder) -> str:
@@ -120,19 +130,23 @@ def _models(models: Json) -> str:
     return "\n".join(lines) + f"\n\n{note}"
 
 
+def _plan(run: RunFolder) -> Json:
+    return find_json(run.pairs, "pair", may_be_edited=True)
+
+
 def _license(model: Json) -> str:
     return model["license_name"] or model["license"] or "not stated in its files"
 
 
 def _training(run: RunFolder, config: Json) -> str:
     recipe = resolve(RecipeConfig(**config["recipe"]))
-    result, plan, train = find_json(run.root / "train.json"), find_json(run.pairs), config["train"]
+    result, plan, train = find_json(run.root / "train.json", "train"), _plan(run), config["train"]
     chosen = plan.get("heads" if recipe.interface == "head" else "pairs", ())
     pairs = ", ".join(LayerPair.from_json(p).label for p in chosen)
     moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())
     layers = ", ".join(map(str, moved))
     rank = train["lora_r"] if recipe.lora_r is None else recipe.lora_r
-    adapter = find_json(run.training() / "student" / "adapter_config.json")
+    adapter = find_json(run.training() / "student" / "adapter_config.json", "train", is_sealed=False)
     kind = f"LoRA, rank {rank}, merged" if rank else "full weights"
     kind = f"a LoRA adapter of rank {adapter.get('r')}" if adapter else kind
     rows = {
@@ -224,6 +238,10 @@ def _model(run: RunFolder, config: Json, side: str) -> Json:
 
 def _metrics(run: RunFolder) -> Json:
     """What was measured of this very student; figures of an earlier one are not its own."""
-    metrics, trained = find_json(run.metrics), find_json(run.root / "train.json")
+    try:
+        metrics = find_json(run.metrics, "evaluate")
+    except CacheError:
+        return {}  # the evaluate step makes them again, and the card after them
+    trained = find_json(run.root / "train.json", "train")
     known = metrics.get("fingerprint", {}).get("students", {}).get("after")
     return metrics if known == trained.get("fingerprint") else {}

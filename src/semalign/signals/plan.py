@@ -32,7 +32,7 @@ class Plan:
 
 def read_plan(run: RunFolder) -> Plan:
     """The plan as it stands in the file, checked like any user's input."""
-    plan = read_json(run.pairs, "pair")
+    plan = read_json(run.pairs, "pair", may_be_edited=True)
     try:
         pairs, heads = (tuple(_pair(p) for p in plan.get(key, ())) for key in ("pairs", "heads"))
         trained = tuple(sorted({int(k) for k in plan["trained_layers"]}))

@@ -65,7 +65,7 @@ class Remote:
             entries = self._store.ls(self._root, detail=True)
         return {e["name"].rsplit("/", 1)[-1]: int(e["size"] or 0) for e in entries if e["type"] == "file"}
 
-    def texts(self, names: list[str]) -> dict[str, str]:
+    def texts(self, names: list[str]) -> dict[str, bytes]:
         """Contents of small files by name, fetched together."""
         with self._named("read"):
             paths = {name: f"{self._root}/{name}" for name in names}
@@ -73,7 +73,7 @@ class Remote:
         # One path alone comes back without its name.
         found = {next(iter(paths.values())): found} if isinstance(found, bytes) else found
         contents: dict[str, bytes] = {path.rsplit("/", 1)[-1]: data for path, data in found.items()}
-        return {name: contents[name].decode() for name in names}
+        return {name: contents[name] for name in names}
 
     def remove(self) -> None:
         """Delete the folder and all in it."""

@@ -19,7 +19,7 @@ from semalign.signals.remote import Remote, is_remote
 from semalign.signals.request import request_of
 from semalign.signals.shards import ShardStore
 
-SCHEMA = 2  # of the cache's files; a change makes older caches stale
+SCHEMA = 3  # of the cache's files; a change makes older caches stale
 Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
 
@@ -82,6 +82,12 @@ class Stores:
         shutil.rmtree(self.targets / "raw", ignore_errors=True)
         if self.remote is not None:
             self.remote.child("raw").remove()
+
+    @property
+    def shards(self) -> dict[str, int]:
+        """How many shards each store has."""
+        stores = {"student": self.student, "teacher": self.teacher, "heldout": self.heldout}
+        return {name: len(store.plan) for name, store in stores.items()}
 
     @property
     def bytes(self) -> int:

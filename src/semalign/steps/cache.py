@@ -33,6 +33,8 @@ from semalign.signals.shards import ShardStore
 from semalign.signals.stores import Source, Stores, fill
 
 logger = logging.getLogger(__name__)
+BESIDE = ("maps.safetensors", "teacher_head.safetensors", "cka.safetensors")
+"""What lies beside the shards."""
 
 
 def cache(prepared: Prepared) -> None:
@@ -60,6 +62,7 @@ def cache(prepared: Prepared) -> None:
         "student_seconds": own["seconds"],
         "heldout_seconds": round(heldout_seconds, 3),
         "bytes": stores.bytes,
+        "shards": stores.shards,
         "samples": len(inputs.train),
         "tokens": sum(len(s.input_ids) for s in inputs.train),
         "supervised_tokens": sum(s.supervised for s in inputs.train),
@@ -67,7 +70,8 @@ def cache(prepared: Prepared) -> None:
         "alignment": alignment,
         "prefix_error": _prefix_error(stores, inputs),
     }
-    save_result(run.manifest, stores.fingerprint, result)
+    beside = [run.targets / name for name in BESIDE if (run.targets / name).exists()]
+    save_result(run.manifest, stores.fingerprint, result, beside)
     stores.publish()
 
 

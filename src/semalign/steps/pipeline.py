@@ -8,7 +8,7 @@ from pathlib import Path
 
 from semalign.config import TransferConfig, differences, plain
 from semalign.data.inputs import Inputs, load_inputs
-from semalign.errors import ConfigError
+from semalign.errors import CacheError, ConfigError
 from semalign.evaluation.summary import add_costs
 from semalign.models.origin import origin
 from semalign.parsing import read_yaml
@@ -16,8 +16,9 @@ from semalign.report import build_report
 from semalign.report.card import write_card
 from semalign.report.hub import push
 from semalign.run import ranks
+from semalign.run.digests import seal_of
 from semalign.run.environment import environment
-from semalign.run.files import write_json, write_yaml
+from semalign.run.files import keep_once, say_once, write_json, write_yaml
 from semalign.run.folder import RunFolder
 from semalign.signals.prepared import Prepared
 from semalign.signals.remote import Remote, is_remote
@@ -41,7 +42,10 @@ def open_run(config: TransferConfig) -> RunFolder:
     """The run folder with its config and environment written; another config in the same folder stops with a diff."""
     run = RunFolder(Path(config.output_dir))
     new = plain(config)
-    if run.config.exists():
+    _check_version(run)
+    if run.config.exists() and seal_of(run.config.read_bytes(), ".yaml") != "whole":
+        say_once(f"{run.config}: damaged or edited since it was written; written again from the given config")
+    elif run.config.exists():
         old = read_yaml(run.config)
         if changed := [line for line in differences(old, new) if not line.startswith(NOT_THE_RUN)]:
             raise ConfigError(
@@ -49,9 +53,18 @@ def open_run(config: TransferConfig) -> RunFolder:
             )
     _place_cache(config, run)
     write_yaml(run.config, new)
-    if not run.environment.exists():
-        write_json(run.environment, environment())
+    keep_once(run.environment, environment)
     return run
+
+
+def _check_version(run: RunFolder) -> None:
+    """Refuse a folder from before files had seals: nothing in it can be verified, and its plan may have been edited."""
+    files = {path: path.suffix for path in (run.config, run.environment)}
+    if all(path.exists() and seal_of(path.read_bytes(), kind) == "none" for path, kind in files.items()):
+        raise CacheError(
+            f"{run.root}: holds a run of an earlier version, whose files have no digests to verify them by; choose another "
+            "output_dir, or delete the folder to run it again."
+        )
 
 
 def _place_cache(config: TransferConfig, run: RunFolder) -> None:
@@ -96,8 +109,9 @@ def transfer(
         inputs = load_inputs(config, run)
         if ranks.is_main():
             write_json(run.data, inputs.counts())
-            if not run.models.exists():
-                write_json(run.models, {"teacher": origin(config.teacher), "student": origin(config.student)})
+            keep_once(
+                run.models, lambda: {"teacher": origin(config.teacher), "student": origin(config.student)}
+            )
         prepared = lru_cache(partial(Prepared.read, config, run, inputs))
         for step in (s for s in STEPS if s in steps and s != "generate"):
             if ranks.is_main():
