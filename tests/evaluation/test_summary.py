@@ -13,6 +13,7 @@ from in_memory import HEADS, cached, config_of, prepared
 from semalign.config import DataConfig, EvaluationConfig, ModelConfig, RecipeConfig
 from semalign.errors import CacheError
 from semalign.evaluation.summary import SAMPLES_SHOWN, add_costs, summarise, trained_model, trainings
+from semalign.run.files import write_json
 from semalign.run.folder import RunFolder, is_done
 from semalign.signals.prepared import Prepared
 
@@ -20,8 +21,7 @@ MOVED = [{"layer": 3, "relative_change": 0.1}]
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values))
+    write_json(path, values)
 
 
 def trained(run: RunFolder, *baselines: str) -> None:

@@ -26,7 +26,7 @@ def test_what_an_earlier_try_wrote_is_kept_if_its_inputs_were_the_same(tmp_path:
     with part.open("a") as file:
         file.write("cut o")
     content = part.read_bytes()
-    journal = Journal(part, dict(reversed(WANTED.items())) | WANTED)
+    journal = Journal(part, WANTED)
     assert journal.values == kept and part.read_bytes() == content.removesuffix(b"cut o")
     journal.add([1])
     assert Journal(part, WANTED).values == [*kept, 1] == journal.values

@@ -12,7 +12,7 @@ from rich.console import Console
 from semalign.comparison.figures import figures
 from semalign.comparison.page import write_page
 from semalign.comparison.plan import read_comparison
-from semalign.comparison.run import environment_of, run_comparison
+from semalign.comparison.run import environment_of, made_from, run_comparison
 from semalign.run.digests import record
 from semalign.run.files import read_sealed, write_json
 
@@ -36,8 +36,9 @@ def compare(
     found = figures(lines) | {"output_dir": str(comparison.root)}
     environment = environment_of(comparison)
     found["this_run_seconds"] = round(time.perf_counter() - start, 1)
-    made_of = [comparison.root / "results.jsonl", *(comparison.root / "cells").rglob("cell.json")]
-    write_json(comparison.root / "figures.json", found | {"files": record(comparison.root, made_of)})
+    write_json(
+        comparison.root / "figures.json", found | {"files": record(comparison.root, made_from(comparison))}
+    )
     write_page(
         found,
         comparison.root / "page.html",

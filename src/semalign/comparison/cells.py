@@ -118,7 +118,7 @@ def prepared_of(source: Source) -> Prepared:
 def run_cell(job: CellJob) -> None:
     """Train, measure, write cell.json, and delete the student's weights."""
     path = job.folder / "cell.json"
-    if is_done(path, job.fingerprint):
+    if is_done(path, job.fingerprint, ()):
         return
     # From the start: the rest of an interrupted training would pass for all of its seconds.
     shutil.rmtree(job.folder, ignore_errors=True)
@@ -131,7 +131,8 @@ def run_cell(job: CellJob) -> None:
         model = trained_model(job.config.student, job.folder)
     found = measure(load(model), job)
     _let_go(job.folder / "train.json")
-    save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found})
+    logs = [p for p in (job.folder / "train.json", job.folder / "train.jsonl") if p.exists()]
+    save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found}, logs)
     for part in ("student", "adapter"):
         shutil.rmtree(job.folder / part, ignore_errors=True)
     free_memory()

@@ -48,7 +48,7 @@ def run_comparison(
 
 
 def _is_done(job: CellJob) -> bool:
-    return is_done(job.folder / "cell.json", job.fingerprint)
+    return is_done(job.folder / "cell.json", job.fingerprint, ())
 
 
 def _run(comparison: Comparison, cells: Mapping[str, CellJob], say: Say) -> dict[str, str]:
@@ -224,6 +224,14 @@ def environment_of(comparison: Comparison) -> dict[str, Any]:
     path = RunFolder(comparison.root).environment
     keep_once(path, environment)
     return read_json(path, "compare")
+
+
+def made_from(comparison: Comparison) -> list[Path]:
+    """The records and results that figures are made from, of this and of earlier calls."""
+    root = comparison.root
+    names = ("sources/*/*.json", "sources/*/targets/manifest.json", "cells/**/cell.json")
+    found = [path for name in names for path in root.glob(name) if path.name != "digests.json"]
+    return [root / "results.jsonl", root / "compare.yaml", root / "environment.json", *sorted(found)]
 
 
 def _short(model: ModelConfig) -> str:

@@ -172,5 +172,7 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     if on_gpu := [s["peak_gpu_bytes"] for s in steps if "peak_gpu_bytes" in s]:
         metrics["peak_gpu_bytes"] = max(on_gpu)
     wanted = metrics.pop("fingerprint")
-    save_result(run.metrics, wanted, metrics)
+    # What the figures and the report are made from; none of it makes measuring again necessary by itself.
+    made_from = [path for path in (*run.about, *files.values()) if path != run.metrics and path.exists()]
+    save_result(run.metrics, wanted, metrics, made_from)
     return metrics

@@ -53,6 +53,11 @@ class RunFolder:
         return self.root / "data.json"
 
     @property
+    def about(self) -> tuple[Path, ...]:
+        """What says how the run was made: its config, machine, rows and models."""
+        return self.config, self.environment, self.data, self.models
+
+    @property
     def scores(self) -> Path:
         """Attribution scores of the teacher's layers."""
         return self.root / "scores.json"

@@ -112,10 +112,6 @@ def _listed(folder: Path) -> Files:
 
 def _named(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     """Files with records of their own that a result needs beside it."""
-    if name == "manifest.json":
-        for store, count in result.get("shards", {}).items():
-            yield from ([f"{store}/index.json"] if count else [])
-            yield from (f"{store}/shard-{number:05d}.json" for number in range(count))
     if name == "metrics.json":
         yield from (f"baselines/{baseline}/train.json" for baseline in result.get("baselines", {}))
     if name == "train.json" and any(file.startswith("student/") for file in result.get("files", {})):

@@ -57,8 +57,9 @@ class ShardStore:
         self._entries: dict[int, dict[str, Any]] = {}
         for number in range(len(self.plan)):
             entry = self._sealed(texts, self._path(number).with_suffix(".json").name)
-            if entry.get("made_from") == self._made_from:
-                self._entries[number] = entry["files"][self._path(number).name]
+            files = entry.get("files", {})
+            if entry.get("made_from") == self._made_from and self._path(number).name in files:
+                self._entries[number] = files[self._path(number).name]
 
     def _sealed(self, texts: Mapping[str, bytes], name: str) -> dict[str, Any]:
         """The object in a small file; empty where it is not there, or not as it was written: its shard is then made again."""

@@ -84,15 +84,14 @@ class Stores:
             self.remote.child("raw").remove()
 
     @property
-    def shards(self) -> dict[str, int]:
-        """How many shards each store has."""
-        stores = {"student": self.student, "teacher": self.teacher, "heldout": self.heldout}
-        return {name: len(store.plan) for name, store in stores.items()}
+    def all(self) -> tuple[ShardStore, ...]:
+        """The three."""
+        return self.student, self.teacher, self.heldout
 
     @property
     def bytes(self) -> int:
         """Size of all shards."""
-        return self.student.bytes + self.teacher.bytes + self.heldout.bytes
+        return sum(store.bytes for store in self.all)
 
 
 def fill(

@@ -16,9 +16,9 @@ from semalign.report import build_report
 from semalign.report.card import write_card
 from semalign.report.hub import push
 from semalign.run import ranks
-from semalign.run.digests import seal_of
+from semalign.run.digests import damage, seal_of
 from semalign.run.environment import environment
-from semalign.run.files import keep_once, say_once, write_json, write_yaml
+from semalign.run.files import find_json, keep_once, say_once, write_json, write_yaml
 from semalign.run.folder import RunFolder
 from semalign.signals.prepared import Prepared
 from semalign.signals.remote import Remote, is_remote
@@ -53,8 +53,25 @@ def open_run(config: TransferConfig) -> RunFolder:
             )
     _place_cache(config, run)
     write_yaml(run.config, new)
+    _drop_foreign(run)
     keep_once(run.environment, environment)
     return run
+
+
+def _drop_foreign(run: RunFolder) -> None:
+    """Delete what says of the run how it was made and is another run's; it is written again."""
+    try:
+        files = find_json(run.metrics, "evaluate").get("files", {})
+    except CacheError:
+        return  # the evaluate step makes it again
+    for path in (run.environment, run.models):
+        if (
+            path.exists()
+            and path.name in files
+            and (wrong := damage(run.root, {path.name: files[path.name]}))
+        ):
+            say_once(f"{run.root}: {wrong}; written again")
+            path.unlink()
 
 
 def _check_version(run: RunFolder) -> None:

@@ -159,7 +159,8 @@ class Vouch(TrainerCallback):
         ranks.wait()
         folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.is_world_process_zero:
-            save_result(folder / self.LIST, self.made_from, {}, folder.iterdir())
+            saved = [path for path in folder.iterdir() if path.name != self.LIST]
+            save_result(folder / self.LIST, self.made_from, {}, saved)
 
 
 def complete_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> str | None:
