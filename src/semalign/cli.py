@@ -43,7 +43,7 @@ HELP = {
     "compare": "train and compare methods on several tasks with several seeds, with intervals",
     "demo": "transfer between the two models that ship with the package, with baselines",
     "data": "check a file of rows: form, lengths, masks, duplicates and overlap",
-    "verify": "compare every file of a run, a comparison or a student with what was recorded when it was written",
+    "verify": "say which files of a run, a comparison or a student are damaged or missing",
     "push": "list what would be uploaded to the hub, and upload it with --yes",
     "completion": "print a script that completes commands and options in your shell",
 }

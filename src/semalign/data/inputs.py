@@ -128,15 +128,15 @@ def _with_stand_ins(data: DataConfig, rows: list[dict[str, Any]]) -> list[dict[s
     return [answered(row, answer) if is_to_answer(data, row) else row for row in rows]
 
 
-def load_inputs(config: TransferConfig, run: RunFolder | None = None) -> Inputs:
+def load_inputs(config: TransferConfig, run: RunFolder | None = None, *, identified: bool = True) -> Inputs:
     """Read configurations, tokenizers and rows; check that the models go together.
 
     Args:
         run: folder of the generate step's rows, where `data` asks for the teacher's answers.
+        identified: whether all bytes of the models are hashed; an estimate, which keeps nothing, has no need of it.
     """
     memory = None if run is None else run.digests
-    # An estimate keeps nothing, and so has no need to know what it was made from.
-    teacher, student = (named(m, memory, is_known=run is not None) for m in (config.teacher, config.student))
+    teacher, student = (named(m, memory, identified=identified) for m in (config.teacher, config.student))
     drawn = draw_rows(config.data)
     if config.data.is_generated:
         drawn = _generated(config.data, drawn, run)

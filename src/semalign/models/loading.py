@@ -173,9 +173,9 @@ class Checkpoint:
     open: Callable[[], Decoder]
 
 
-def named(config: ModelConfig, memory: Path | None = None, *, is_known: bool = True) -> Checkpoint:
+def named(config: ModelConfig, memory: Path | None = None, *, identified: bool = True) -> Checkpoint:
     """A model that is read whenever it is needed; where nothing is kept of it, its files need not be hashed."""
-    known = identity(config, memory) if is_known else {}
+    known = identity(config, memory) if identified else {}
     return Checkpoint(load_shape(config), load_tokenizer(config), known, partial(load, config))
 
 

@@ -39,7 +39,7 @@ class Journal:
     def _lines(self, values: Iterable[Any]) -> str:
         lines = ""
         for value in values:
-            text = json.dumps(value, ensure_ascii=False)
+            text = json.dumps(value)
             self._last = _chained(self._last, text)
             lines += f"{self._last} {text}\n"
         return lines
@@ -61,4 +61,4 @@ def read_journal(path: Path) -> tuple[list[Any], bool]:
 
 
 def _chained(last: str, text: str) -> str:
-    return hashlib.sha256(f"{last} {text}".encode(errors="surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(f"{last} {text}".encode()).hexdigest()[:16]
