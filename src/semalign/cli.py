@@ -319,16 +319,8 @@ def _verify(options: Any) -> dict[str, Any]:
     from semalign.run.verify import verify
 
     found = verify(Path(options.folder))
-    if not options.json:
-        for name in ("damaged", "missing", "unknown"):
-            for file in getattr(found, name):
-                Console().print(f"{name}: {file}", markup=False, highlight=False, soft_wrap=True)
-        Console().print(
-            f"{options.folder}: {len(found.whole)} files whole, {len(found.damaged)} damaged, {len(found.missing)} missing, "
-            f"{len(found.unknown)} not recorded",
-            markup=False,
-            soft_wrap=True,
-        )
+    for line in found.lines() if not options.json else ():
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
     return vars(found) | {"exit_code": 0 if found.is_sound else CacheError.exit_code}
 
 

@@ -18,6 +18,7 @@ from semalign.report.build import render, view
 from semalign.report.files import RunFiles, read_run
 from semalign.run.digests import sealed
 from semalign.run.files import write_atomic, write_json
+from semalign.run.folder import save_result
 
 from .pages import Checker, Edit, RunMaker, page_of, section
 
@@ -202,6 +203,7 @@ def test_numbers_that_are_not_finite_are_left_out(make_run: RunMaker, edit_json:
     edit_json(run / "metrics.json", spoil)
     with (run / "train.jsonl").open("a", encoding="utf-8") as log:
         log.write('{"step": 91, "epoch": 3.0, "loss": NaN}\n')
+    save_result(run / "train.json", {}, {}, [run / "train.jsonl"])
     text = Checker(page_of(run)).text
     assert not re.search(r"\bnan\b|\binf\b|None", text)
 

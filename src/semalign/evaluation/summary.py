@@ -173,6 +173,6 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
         metrics["peak_gpu_bytes"] = max(on_gpu)
     wanted = metrics.pop("fingerprint")
     # What the figures and the report are made from; none of it makes measuring again necessary by itself.
-    made_from = [path for path in (*run.about, *files.values()) if path != run.metrics and path.exists()]
+    made_from = [path for path in (*run.about(), *files.values()) if path != run.metrics and path.exists()]
     save_result(run.metrics, wanted, metrics, made_from)
     return metrics

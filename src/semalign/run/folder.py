@@ -52,7 +52,6 @@ class RunFolder:
         """How many rows each dataset gave."""
         return self.root / "data.json"
 
-    @property
     def about(self) -> tuple[Path, ...]:
         """What says how the run was made: its config, machine, rows and models."""
         return self.config, self.environment, self.data, self.models

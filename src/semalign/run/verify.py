@@ -47,6 +47,14 @@ class Verdict:
         """Whether nothing is damaged or missing."""
         return not (self.damaged or self.missing)
 
+    def lines(self) -> Iterator[str]:
+        """A line for every file that is not whole, and one of counts."""
+        counts = []
+        for name, files in vars(self).items():
+            counts.append(f"{len(files)} {name}")
+            yield from (f"{name}: {file}" for file in files if name != "whole")
+        yield f"files: {', '.join(counts)}"
+
 
 def verify(folder: Path) -> Verdict:
     """Read every file below a folder and compare it with what was recorded when it was written.
