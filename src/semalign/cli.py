@@ -21,7 +21,7 @@ from rich.markup import escape
 
 import semalign
 from semalign.config import TransferConfig
-from semalign.errors import ConfigError, RankError, SemAlignError, require
+from semalign.errors import CacheError, ConfigError, RankError, SemAlignError, require
 from semalign.parsing import Parser, Root, UsageError, build_config, check_arguments, load_config
 from semalign.report.tables import final_table
 from semalign.report.words import MEND, setback
@@ -47,6 +47,7 @@ HELP = {
     "compare": "train and compare methods on several tasks with several seeds, with intervals",
     "demo": "transfer between the two models that ship with the package, with baselines",
     "data": "check a file of rows: form, lengths, masks, duplicates and overlap",
+    "verify": "say which files of a run, a comparison or a student are damaged or missing",
     "push": "list what would be uploaded to the hub, and upload it with --yes",
     "completion": "print a script that completes commands and options in your shell",
 }
@@ -68,6 +69,7 @@ def parser() -> Root:
         "compare": _compare_parser,
         "demo": _demo_parser,
         "data": lambda: Parser(usage="semalign data check FILE [OPTIONS]"),
+        "verify": _verify_parser,
         "push": _push_parser,
         "completion": _completion_parser,
     }
@@ -139,6 +141,13 @@ def _data_check_parser() -> Parser:
     sub.add_argument("--model", type=str | None, help="the model whose tokenizer and chat template are used")
     sub.add_argument("--against", type=str | None, help="evaluation rows that must not be trained on")
     sub.add_argument("--max_length", type=int, default=1024, help="tokens a row may have")
+    return sub
+
+
+def _verify_parser() -> Parser:
+    sub = _common("verify FOLDER")
+    sub.description = "Says which files are damaged, missing or not recorded; the exit code is 6 if any is damaged or missing."
+    sub.add_argument("folder", type=str, help="a run folder, a comparison's folder, or a saved student alone")
     return sub
 
 
@@ -238,6 +247,8 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         return _compare(options, console)
     if command == "push":
         return _push(options)
+    if command == "verify":
+        return _verify(options)
     if command == "completion":
         return _completion(options)
     if command == "data":
@@ -301,9 +312,12 @@ def _report(options: Any, console: Console) -> dict[str, Any]:
 
 def _push(options: Any) -> dict[str, Any]:
     from semalign.report.hub import push, show
+    from semalign.run.files import read_sealed
     from semalign.run.folder import RunFolder
 
     run = RunFolder(Path(options.run))
+    if run.config.is_file():
+        read_sealed(run.config, "transfer")
     config = load_config(run.config)
     name = options.hub_model_id or config.hub_model_id
     if name is None:
@@ -313,6 +327,15 @@ def _push(options: Any) -> dict[str, Any]:
     if not options.json:
         show(found, Console())
     return found
+
+
+def _verify(options: Any) -> dict[str, Any]:
+    from semalign.run.verify import verify
+
+    found = verify(Path(options.folder))
+    for line in found.lines() if not options.json else ():
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    return vars(found) | {"exit_code": 0 if found.is_sound else CacheError.exit_code}
 
 
 def _completion(options: Any) -> dict[str, Any]:

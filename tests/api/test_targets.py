@@ -20,6 +20,7 @@ from semalign.api.targets import open_student
 from semalign.config import ModelConfig, PairingConfig, plain
 from semalign.errors import ConfigError, DataError, ModelError
 from semalign.models.decoder import Decoder
+from semalign.run.files import find_json
 from semalign.signals.prepared import Prepared
 
 from .small import HELDOUT, TRAIN, arguments, made, models
@@ -143,7 +144,7 @@ def test_the_folder_says_what_it_was_made_from(prepared: Prepared) -> None:
     counts = json.loads(run.data.read_text())
     assert (counts["training_rows"], counts["heldout_rows"]) == (len(TRAIN), len(HELDOUT))
     assert counts["sources"]["rows"] == {"weight": 1.0, "available": 20, "train": 20, "heldout": 8}
-    assert set(json.loads(run.models.read_text())) == {"teacher", "student"}
+    assert set(find_json(run.models)) == {"teacher", "student"}
     assert run.environment.exists() and run.pairs.exists() and run.manifest.exists()
     with run.lock():
         pass  # the folder is free again

@@ -32,6 +32,7 @@ from semalign.errors import ConfigError, DataError
 from semalign.methods import method
 from semalign.models.loading import load
 from semalign.run.files import read_json, write_json
+from semalign.run.folder import save_result
 
 from .small import TASKS, results, write
 
@@ -270,7 +271,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             (folder / part).mkdir(parents=True)
             (folder / part / "model.safetensors").write_text("weights")
         costs = {"steps": 4, "train_seconds": 3.0, "peak_rss_bytes": 5, "trained_parameters": 6, "loss": 0.5}
-        write_json(folder / "train.json", costs | {"seconds": 7.0, "fingerprint": {}})
+        parts = [folder / "student", folder / "adapter"]
+        save_result(folder / "train.json", {}, costs | {"seconds": 7.0}, parts)
 
     def loaded(model: ModelConfig) -> Any:
         calls.append(f"load {Path(model.model_name_or_path).name}")

@@ -22,6 +22,7 @@ from semalign.comparison.plan import Comparison, read_comparison
 from semalign.comparison.pool import Done, Job
 from semalign.comparison.run import environment_of, jobs_of, result_lines, run_comparison, workers
 from semalign.models.loading import load
+from semalign.run.files import write_json
 from semalign.run.folder import save_result
 
 from .small import METHODS, TASKS, here, results, write
@@ -340,7 +341,7 @@ def test_the_environment_is_that_of_the_beginning(tmp_path: Path) -> None:
     first = environment_of(found)
     assert first["cores"] == os.cpu_count() and first["started"]
     path = found.root / "environment.json"
-    path.write_text(json.dumps(first | {"cpu": "of then"}))
+    write_json(path, first | {"cpu": "of then"})
     assert environment_of(found)["cpu"] == "of then"
 
 

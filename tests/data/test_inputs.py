@@ -19,7 +19,7 @@ from semalign.data.inputs import Inputs, inputs_of, is_to_answer, load_inputs
 from semalign.data.mixture import Drawn
 from semalign.errors import CacheError, DataError, ModelError
 from semalign.models.loading import named
-from semalign.run.folder import RunFolder
+from semalign.run.folder import RunFolder, save_result
 from semalign.steps.pipeline import transfer
 
 
@@ -236,7 +236,13 @@ def test_the_generate_step_s_rows_take_the_place_of_the_drawn_ones(
         with pytest.raises(CacheError, match=rf"{path.name}: not there yet; run `semalign generate` first"):
             load_inputs(own, run)
         written(path, [{"prompt": f"{path.stem} {n}", "completion": " five"} for n in range(3)])
+        save_result(run.generated, {}, {}, [p for p in (run.rows, run.heldout) if p.exists()])
     found = load_inputs(own, run)
     assert [s.row["prompt"] for s in found.train] == ["rows 0", "rows 1", "rows 2"]
     assert [s.row["prompt"] for s in found.heldout] == ["heldout 0", "heldout 1", "heldout 2"]
     assert len(load_inputs(config, run).train) == 16, "where nothing is generated the drawn rows stay"
+    run.rows.write_text(run.rows.read_text().replace("rows 1", "rows 9"))
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl: edited or damaged since .* delete it and run `semalign generate`"
+    ):
+        load_inputs(own, run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from in_memory import HEADS, cached, config_of, prepared
 from semalign.config import DataConfig, EvaluationConfig, ModelConfig, RecipeConfig
 from semalign.errors import CacheError
 from semalign.evaluation.summary import SAMPLES_SHOWN, add_costs, summarise, trained_model, trainings
+from semalign.run.files import read_json, write_json
 from semalign.run.folder import RunFolder, is_done
 from semalign.signals.prepared import Prepared
 
@@ -21,8 +21,7 @@ MOVED = [{"layer": 3, "relative_change": 0.1}]
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values))
+    write_json(path, values)
 
 
 def trained(run: RunFolder, *baselines: str) -> None:
@@ -288,7 +287,9 @@ def test_metrics_stay_valid_and_costs_are_not_added_twice(tmp_path: Path) -> Non
     finished(run)
     first = add_costs(run, config)
     assert is_done(run.metrics, {"a": 1})
-    assert json.loads(run.metrics.read_text()) == first | {"fingerprint": {"a": 1}}
+    written = read_json(run.metrics, "evaluate")
+    assert {k: v for k, v in written.items() if k != "files"} == first | {"fingerprint": {"a": 1}}
+    assert set(written["files"]) >= {"scores.json", "pairs.json", "train.json"}
     again = add_costs(run, config)
     for key in ("wall_seconds", "peak_rss_bytes", "accuracy"):
         assert again[key] == first[key]

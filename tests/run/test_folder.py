@@ -12,7 +12,8 @@ import pytest
 
 from semalign.cli import main
 from semalign.errors import CacheError
-from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+from semalign.run.files import read_json
+from semalign.run.folder import RunFolder, check_files, fingerprint, is_done, save_result, verified
 
 
 def test_a_folder_in_use_names_the_owner(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +86,7 @@ def test_a_result_is_done_for_the_inputs_that_it_was_made_from(tmp_path: Path) -
     path, wanted = tmp_path / "scores.json", fingerprint(rows=3, layers=(1, 2))
     assert not is_done(path, wanted)
     save_result(path, wanted, {"scores": [0.5], "fingerprint": "not the result's to say"})
-    assert json.loads(path.read_text()) == {"scores": [0.5], "fingerprint": wanted}
+    assert read_json(path, "attribute") == {"scores": [0.5], "fingerprint": wanted}
     assert is_done(path, wanted)
     assert not is_done(path, wanted | {"rows": 4}) and not is_done(path, wanted | {"new": None})
 
@@ -98,3 +99,34 @@ def test_a_result_that_is_damaged_or_of_unknown_inputs_is_not_done(tmp_path: Pat
     path.write_text(content)
     wanted: dict[str, Any] = {}
     assert not is_done(path, wanted)
+
+
+def test_a_result_is_not_done_once_a_file_of_it_is_not_as_it_was_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result, wanted = tmp_path / "train.json", {"seed": 0}
+    (tmp_path / "student").mkdir()
+    for name in ("student/model.safetensors", "train.jsonl"):
+        (tmp_path / name).write_text(name)
+    save_result(result, wanted, {}, [tmp_path / "student", tmp_path / "train.jsonl"])
+    assert is_done(result, wanted) and check_files(result, "train")["fingerprint"] == wanted
+    assert verified(result, "train.jsonl", "train") == tmp_path / "train.jsonl"
+    assert not caplog.records
+    (tmp_path / "student/model.safetensors").write_text("student/model.safetensorz")
+    assert not is_done(result, wanted) and is_done(result, wanted, ["train.jsonl"])
+    said = "student/model.safetensors is damaged (its SHA-256 is not the one that was recorded)"
+    assert [r.message for r in caplog.records] == [f"{result}: {said}; it is made again"]
+    with pytest.raises(CacheError, match=r"model\.safetensors is damaged .*; run `semalign train` again"):
+        check_files(result, "train")
+    assert verified(result, "train.jsonl", "train"), "the others are whole"
+    with pytest.raises(CacheError, match="other is not recorded; run `semalign train` again"):
+        verified(result, "other", "train")
+
+
+def test_why_a_stale_result_is_made_again_is_said_with_what_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_result(tmp_path / "scores.json", {"teacher": {"files": {"pytorch_model.bin": "a"}}}, {})
+    assert not is_done(tmp_path / "scores.json", {"teacher": {"files": {"pytorch_model.bin": "b"}}})
+    (record,) = caplog.records
+    assert "stale (teacher.files.pytorch_model.bin: 'a' -> 'b'); it is made again" in record.message

@@ -24,6 +24,7 @@ from semalign.training.callbacks import (
     LineLog,
     RisingLoss,
     StopOnSignal,
+    Vouch,
     complete_checkpoint,
 )
 
@@ -60,16 +61,27 @@ def test_lines_without_a_loss_and_of_other_processes_are_left_out(tmp_path: Path
     assert not callback.path.exists()
 
 
-def test_a_resumed_training_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path) -> None:
+def resumed(step: int) -> TrainerState:
+    """The state in a checkpoint, which knows its own lines."""
+    history = [{"loss": 1.0, "epoch": 0.5, "step": n} for n in range(1, step + 1)]
+    return TrainerState(global_step=step, log_history=[*history, {"train_runtime": 1.0, "step": step}])
+
+
+@pytest.mark.parametrize("damaged", ["", '{"step": 1, "loss": 9.0}\n', "no JSON\n\n"])
+def test_a_resumed_training_has_its_lines_from_its_checkpoint_and_not_from_the_log(
+    tmp_path: Path, damaged: str
+) -> None:
     path = tmp_path / "train.jsonl"
     for step in range(1, 6):
         log(LineLog(path), step)
-    with path.open("a") as file:
-        file.write('{"step": 6, "lo')
-    LineLog(path).on_train_begin(ARGUMENTS, state(3), TrainerControl())
+    whole = path.read_text()
+    path.write_text(damaged + '{"step": 6, "lo')
+    callback = LineLog(path)
+    callback.on_train_begin(ARGUMENTS, resumed(3), TrainerControl())
     assert steps(path) == [1, 2, 3]
-    log(LineLog(path), 4)
-    assert steps(path) == [1, 2, 3, 4]
+    log(callback, 4)
+    log(callback, 5)
+    assert path.read_text() == whole
 
 
 def test_a_training_that_starts_anew_starts_its_log_anew(tmp_path: Path) -> None:
@@ -81,12 +93,12 @@ def test_a_training_that_starts_anew_starts_its_log_anew(tmp_path: Path) -> None
 
 def test_a_later_stage_counts_on_from_the_stages_before_it(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
-    for step in range(1, 9):
-        log(LineLog(path), step)
-    callback = LineLog(path, earlier=4)
-    callback.on_train_begin(ARGUMENTS, state(2), TrainerControl())
+    earlier = [{"step": step, "loss": 2.0} for step in range(1, 5)]
+    callback = LineLog(path, earlier, steps=4)
+    callback.on_train_begin(ARGUMENTS, resumed(2), TrainerControl())
     log(callback, 3)
     assert steps(path) == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["step"] for line in callback.lines] == steps(path)
 
 
 def test_another_process_leaves_the_log_alone(tmp_path: Path) -> None:
@@ -94,15 +106,6 @@ def test_another_process_leaves_the_log_alone(tmp_path: Path) -> None:
     log(LineLog(path), 1)
     LineLog(path).on_train_begin(ARGUMENTS, state(0, main=False), TrainerControl())
     assert steps(path) == [1]
-
-
-def test_a_damaged_line_of_an_earlier_step_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
-    path.write_text('{"step": 1}\nno JSON\n{"step": 3}\n')
-    with pytest.raises(
-        CacheError, match=r"train\.jsonl:2: expected one JSON value of its kind.*run `semalign train` again"
-    ):
-        LineLog(path).on_train_begin(ARGUMENTS, state(2), TrainerControl())
 
 
 def checked(change: Callable[[nn.Module], None], callback: GradientCheck | None = None) -> None:
@@ -221,31 +224,65 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     assert seen == [(before, False)]
 
 
-def checkpoint(folder: Path, step: int, text: str | None = "{}") -> Path:
+MADE_FROM = {"seed": 0}
+SAVED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "trainer_state.json")
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    """As the Trainer leaves it, and with the list that the callback writes then."""
     path = folder / f"checkpoint-{step}"
     path.mkdir()
-    if text is not None:
-        (path / "trainer_state.json").write_text(text)
+    for name in SAVED:
+        (path / name).write_text(f"{name} of step {step}")
+    arguments = TrainingArguments(output_dir=str(folder), use_cpu=True)
+    Vouch(MADE_FROM).on_save(arguments, state(step), TrainerControl())
     return path
 
 
 def test_the_newest_checkpoint_by_number_is_resumed_from(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         checkpoint(tmp_path, step)
-    assert complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
+    assert complete_checkpoint(tmp_path, MADE_FROM) == str(tmp_path / "checkpoint-100")
 
 
-@pytest.mark.parametrize("text", [None, "", '{"global_step": 4'], ids=["no state", "empty", "cut off"])
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path, text: str | None) -> None:
-    whole = checkpoint(tmp_path, 2)
-    checkpoint(tmp_path, 4, text)
-    assert complete_checkpoint(tmp_path) == str(whole)
+@pytest.mark.parametrize("name", [*SAVED, Vouch.LIST])
+@pytest.mark.parametrize("change", ["deleted", "truncated", "a bit", "of another step"])
+def test_a_checkpoint_of_which_one_file_is_damaged_is_passed_over_and_named(
+    tmp_path: Path, name: str, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, damaged = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4) / name
+    content = damaged.read_bytes()
+    if change == "deleted":
+        damaged.unlink()
+    elif change == "of another step":
+        damaged.write_bytes((whole / name).read_bytes())
+    else:
+        damaged.write_bytes(content[:-1] if change == "truncated" else b"~" + content[1:])
+    assert complete_checkpoint(tmp_path, MADE_FROM) == str(whole)
+    (said,) = [r.message for r in caplog.records]
+    assert "checkpoint-4" in said and "passed over" in said
+
+
+def test_a_checkpoint_of_another_training_is_passed_over(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 4)
+    assert complete_checkpoint(tmp_path, MADE_FROM | {"seed": 1}) is None
+
+
+def test_a_checkpoint_that_is_saved_again_counts(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 4)
+    (path / "optimizer.pt").write_text("other")
+    assert complete_checkpoint(tmp_path, MADE_FROM) is None
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    Vouch(MADE_FROM).on_save(arguments, state(4), TrainerControl())
+    assert complete_checkpoint(tmp_path, MADE_FROM) == str(path)
+    Vouch(MADE_FROM).on_save(arguments, state(4, main=False), TrainerControl())
 
 
 def test_without_a_whole_checkpoint_training_starts_at_the_beginning(tmp_path: Path) -> None:
-    assert complete_checkpoint(tmp_path) is None
-    checkpoint(tmp_path, 4, None)
-    assert complete_checkpoint(tmp_path) is None and complete_checkpoint(tmp_path / "nothing") is None
+    assert complete_checkpoint(tmp_path, MADE_FROM) is None
+    (checkpoint(tmp_path, 4) / Vouch.LIST).unlink()
+    assert complete_checkpoint(tmp_path, MADE_FROM) is None
+    assert complete_checkpoint(tmp_path / "nothing", MADE_FROM) is None
 
 
 RATE = TrainingArguments(output_dir="unused", learning_rate=1e-3)

@@ -173,7 +173,7 @@ def training(of: Prepared, folder: Path) -> Iterator[Training]:
     folder.mkdir(exist_ok=True)
     # The Trainer's collection of garbage takes longer than a stage.
     with trainable(student, of.plan, of.config), patch("gc.collect"):
-        yield Training(of, FRONTIER_COSINE, student, folder)
+        yield Training(of, FRONTIER_COSINE, student, folder, {"seed": 0})
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +335,7 @@ def test_a_run_reads_its_cached_streams_where_all_that_it_trains_lies_above_them
     of = cached(tmp_path / "run", train=TRAIN, recipe="cross_entropy")
     recipe, student = method("cross_entropy"), of.inputs.load_student()
     with trainable(student, PAIRS, of.config), patch("gc.collect"):
-        made = Training(of, recipe, student, tmp_path)
+        made = Training(of, recipe, student, tmp_path, {})
         assert (made.cut, made.prefixes) == (0, None)
         made.run([PAIRS])
         assert (made.cut, made.prefixes) == (1, of.stores.student)
@@ -344,6 +344,6 @@ def test_a_run_reads_its_cached_streams_where_all_that_it_trains_lies_above_them
         trainable(student, trained_plan(PAIRS, method("cross_entropy_all"), 3), of.config),
         patch("gc.collect"),
     ):
-        made = Training(of, method("cross_entropy_all"), student, tmp_path / "all")
+        made = Training(of, method("cross_entropy_all"), student, tmp_path / "all", {})
         made.run([trained_plan(PAIRS, made.recipe, 3)])
         assert (made.cut, made.prefixes) == (0, None), "a recipe that trains every layer computes them"

@@ -24,6 +24,7 @@ from semalign.models.decoder import Decoder, is_transposed, linear_names, lora_m
 from semalign.report.hub import push
 from semalign.run.files import saving, write_yaml
 from semalign.run.meter import free_memory
+from semalign.run.sums import write_sums
 from semalign.signals.plan import Plan
 from semalign.signals.prepared import Prepared
 from semalign.signals.supervision import cached_supervision
@@ -172,6 +173,7 @@ class SemAlignTrainer(SuffixTrainer):
         # The card says what the trainer was given, which the targets need not have known.
         given = replace(config.train, learning_rate=self.args.learning_rate)
         write_yaml(run.config, plain(replace(config, train=given)))
+        write_sums(run.training() / "student")
         found = push(run, self.args.hub_model_id, private=self.args.hub_private_repo, is_dry=False)
         return found["uploaded"]
 

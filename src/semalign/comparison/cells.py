@@ -26,9 +26,10 @@ from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load, load_tokenizer, random_model
 from semalign.run import results
-from semalign.run.files import LOCK, read_json, replacing_folder, saving
-from semalign.run.folder import RunFolder, is_done, save_result
+from semalign.run.files import LOCK, read_json, replacing_folder, saving, say_once, write_json
+from semalign.run.folder import RunFolder, check_files, is_done, save_result
 from semalign.run.meter import free_memory
+from semalign.run.sums import agrees_with_sums, write_sums
 from semalign.signals.prepared import Prepared
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
@@ -65,14 +66,18 @@ class CellJob:
 
 def make_random_teacher(teacher: ModelConfig, target: Path) -> None:
     """A teacher of the same sizes with fresh weights, as its architecture initialises them; always the same ones."""
-    if (target / "config.json").exists():
+    if agrees_with_sums(target):
         return
+    if target.exists():
+        say_once(f"{target}: not as it was saved; made again")
+        shutil.rmtree(target)
     torch.manual_seed(0)
     model = random_model(teacher)
     tokenizer = load_tokenizer(teacher)
     with replacing_folder(target) as part, saving(target):
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        write_sums(part)
 
 
 def prepare(source: Source) -> None:
@@ -115,7 +120,7 @@ def run_cell(job: CellJob) -> None:
     """Train, measure, write cell.json, and delete the student's weights."""
     path = job.folder / "cell.json"
     with RunFolder(job.folder).lock(PATIENCE):
-        if not is_done(path, job.fingerprint):
+        if not is_done(path, job.fingerprint, ()):
             _run(job, path)
 
 
@@ -131,12 +136,23 @@ def _run(job: CellJob, path: Path) -> None:
     if job.source is not None:
         assert job.recipe is not None
         about = train(job, job.source, job.recipe)
+        check_files(job.folder / "train.json", "compare")
         model = trained_model(job.config.student, job.folder)
     found = measure(load(model), job)
-    save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found})
-    for name in ("student", "adapter"):
-        shutil.rmtree(job.folder / name, ignore_errors=True)
+    _let_go(job.folder / "train.json")
+    logs = [p for p in (job.folder / "train.json", job.folder / "train.jsonl") if p.exists()]
+    save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found}, logs)
+    for part in ("student", "adapter"):
+        shutil.rmtree(job.folder / part, ignore_errors=True)
     free_memory()
+
+
+def _let_go(trained: Path) -> None:
+    """Take the student, which is about to be deleted, off what its training records."""
+    if trained.exists():
+        result = read_json(trained, "compare")
+        files = {n: f for n, f in result["files"].items() if not n.startswith(("student/", "adapter/"))}
+        write_json(trained, result | {"files": files})
 
 
 def key_of(cell: Cell) -> Line:
@@ -182,7 +198,10 @@ def preparation_seconds(source: Source, recipe: Recipe) -> float:
         written = read_json(run.generated, "generate", results.Generated)
         seconds = written["seconds"] - written["heldout_seconds"]
     if reads_teacher or config.pairing.selection == "attribution":
-        seconds += sum(read_json(path, "pair", results.Costs)["seconds"] for path in (run.scores, run.pairs))
+        seconds += sum(
+            read_json(path, "pair", results.Costs, may_be_edited=path == run.pairs)["seconds"]
+            for path in (run.scores, run.pairs)
+        )
     if reads_teacher:
         return seconds + stored["seconds"] - stored["heldout_seconds"]
     reads_prefix = (

@@ -36,7 +36,7 @@ from semalign.steps.pair import pair_layers
 def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     """Print and return the findings; raises the error that the run itself would meet."""
     jail = check_evaluation(config)
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, identified=False)
     plan, is_provisional = _plan(config, inputs)
     console.rule("[bold]rows", align="left")
     first = split_rows(config.data)[0][:8]

@@ -170,7 +170,10 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     files |= {f"train {n}": run.training(n) / "train.json" for n in config.evaluation.baselines} | {
         "evaluate": run.metrics
     }
-    found = {name: read_json(path, name, results.Costs) for name, path in files.items()}
+    found = {
+        name: read_json(path, name.split()[0], results.Costs, may_be_edited=path == run.pairs)
+        for name, path in files.items()
+    }
     # Where the costs were added before, the peak in metrics.json is the run's, and evaluate's own stands among the steps.
     found |= {s["name"]: s for s in metrics.get("steps", ()) if s["name"] == "evaluate"}
     steps = [
@@ -184,5 +187,7 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     if on_gpu := [s["peak_gpu_bytes"] for s in steps if "peak_gpu_bytes" in s]:
         metrics["peak_gpu_bytes"] = max(on_gpu)
     wanted = metrics.pop("fingerprint")
-    save_result(run.metrics, wanted, metrics)
+    # What the figures and the report are made from; none of it makes measuring again necessary by itself.
+    made_from = [path for path in (*run.about(), *files.values()) if path != run.metrics and path.exists()]
+    save_result(run.metrics, wanted, metrics, made_from)
     return metrics

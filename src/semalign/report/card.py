@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from semalign.config import RecipeConfig, TrainConfig, plain
 from semalign.data.samples import lines_of
+from semalign.errors import CacheError
 from semalign.maths.pairing import LayerPair
 from semalign.methods import resolve
 from semalign.methods.formula import formula
@@ -21,19 +22,28 @@ from semalign.report.words import CLOSENESS, figure_name, finite
 from semalign.run import results
 from semalign.run.files import find_json, write_atomic
 from semalign.run.folder import RunFolder
+from semalign.run.sums import read_sums, write_sums
 
 Json = Mapping[str, Any]
 VERSIONS = ("semalign", "torch", "transformers", "peft", "accelerate", "python")
 
 
 def write_card(run: RunFolder) -> None:
-    """Write README.md, and the student's LICENSE where its own files have one, beside the saved weights."""
+    """Write README.md, and the student's LICENSE where its own files have one, beside the saved weights, and SHA256SUMS anew."""
     student = run.training() / "student"
     card = render_card(run)
     license_text = (find_json(run.models, results.Origins).get("student") or {}).get("license_text")
     if license_text:
         write_atomic(student / "LICENSE", license_text)
     write_atomic(student / "README.md", card)
+    trained = find_json(run.root / "train.json", "train").get("files")
+    # What was recorded when the weights were saved, never what lies there now.
+    known = (
+        {n.removeprefix("student/"): f["sha256"] for n, f in trained.items()}
+        if trained
+        else read_sums(student)
+    )
+    write_sums(student, {name: sha for name, sha in known.items() if name not in ("README.md", "LICENSE")})
 
 
 def render_card(run: RunFolder) -> str:
@@ -129,23 +139,23 @@ def _models(models: Json) -> str:
     return "\n".join(lines) + f"\n\n{note}"
 
 
+def _plan(run: RunFolder) -> Json:
+    return find_json(run.pairs, "pair", may_be_edited=True)
+
+
 def _license(model: Json) -> str:
     return model["license_name"] or model["license"] or "not stated in its files"
 
 
 def _training(run: RunFolder, config: Json) -> str:
     recipe = resolve(RecipeConfig(**config["recipe"]))
-    result, plan, train = (
-        find_json(run.root / "train.json", results.Trained),
-        find_json(run.pairs, results.Plan),
-        config["train"],
-    )
+    result, plan, train = find_json(run.root / "train.json", results.Trained, "train"), _plan(run), config["train"]
     chosen = plan.get("heads" if recipe.interface == "head" else "pairs", ())
     pairs = ", ".join(LayerPair.from_json(p).label for p in chosen)
     moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())
     layers = ", ".join(map(str, moved))
     trained = recipe.train_of(TrainConfig(**train))
-    adapter = find_json(run.training() / "student" / "adapter_config.json")
+    adapter = find_json(run.training() / "student" / "adapter_config.json", step="train", is_sealed=False)
     kind = f"LoRA, rank {trained.lora_r}, merged" if trained.lora_r else "full weights"
     kind = f"a LoRA adapter of rank {adapter.get('r')}" if adapter else kind
     rows = {
@@ -243,8 +253,11 @@ def _model(run: RunFolder, config: Json, side: str) -> Json:
 
 def _metrics(run: RunFolder) -> Json:
     """What was measured of this very student; figures of an earlier one are not its own."""
-    metrics = find_json(run.metrics, results.Metrics)
-    trained = find_json(run.root / "train.json", results.Trained)
+    try:
+        metrics = find_json(run.metrics, results.Metrics, "evaluate")
+    except CacheError:
+        return {}  # the evaluate step makes them again, and the card after them
+    trained = find_json(run.root / "train.json", results.Trained, "train")
     students = metrics.get("fingerprint", {}).get("students")
     known = students.get("after") if isinstance(students, Mapping) else None
     return metrics if known == trained.get("fingerprint") else {}

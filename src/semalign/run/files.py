@@ -6,11 +6,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,7 +24,9 @@ from torch import Tensor
 from semalign.errors import CacheError
 from semalign.reading import Object, UnreadableError, bytes_of, check_shape, json_of
 from semalign.run.secrets import redacted
+from semalign.run.digests import seal_of, sealed, unsealed
 
+logger = logging.getLogger(__name__)
 Record = dict[str, Tensor]
 
 
@@ -134,41 +137,87 @@ def append(file: TextIO, text: str) -> None:
         file.flush()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Atomic, readable JSON."""
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Atomic, readable JSON with a seal."""
+    text = json.dumps({k: v for k, v in value.items() if k != "seal"}, indent=1, ensure_ascii=False)
+    write_atomic(path, sealed(text.encode(), ".json"))
 
 
-def read_json(path: Path, step: str, kind: Any = Any) -> Any:
-    """A result file of a declared shape (see `semalign.run.results`), or one sentence naming the step that writes it."""
-    try:
-        value = json_of(bytes_of(path))
-        check_shape(kind, value)
-    except FileNotFoundError:
-        raise CacheError(f"{path}: not there yet; run `semalign {step}` first.") from None
-    except (OSError, UnreadableError) as error:
-        raise CacheError(
-            f"{path}: not valid JSON of its kind ({_reason(error)}); mend it, or delete it and run `semalign {step}`."
-        ) from None
-    return value
+def read_json(path: Path, step: str, kind: Any = Object, *, may_be_edited: bool = False) -> Any:
+    """A result file of a declared shape (see `semalign.run.results`) as it was written, or one sentence naming the step that
+    writes it."""
+    if not path.is_file():
+        raise CacheError(f"{path}: not there yet; run `semalign {step}` first.")
+    return find_json(path, kind, step, may_be_edited=may_be_edited)
 
 
-def find_json(path: Path, kind: Any = Object) -> dict[str, Any]:
-    """The object in a result file; empty where there is no file.
+def find_json(
+    path: Path,
+    kind: Any = Object,
+    step: str = "transfer",
+    *,
+    may_be_edited: bool = False,
+    is_sealed: bool = True,
+) -> dict[str, Any]:
+    """The object in a result file; empty where there is no file. A change of one that may be edited is said.
+
+    Args:
+        kind: its declared shape.
+        step: what writes it.
+        is_sealed: whether SemAlign wrote it; other libraries' files have no seal.
 
     Raises:
-        CacheError: the file is there and does not hold one of the kind.
+        CacheError: the file does not hold one of that shape, or is not as it was written.
     """
     if not path.is_file():
         return {}
     try:
-        value = json_of(bytes_of(path))
+        data = bytes_of(path)
+        value = json_of(data)
         check_shape(kind, value)
     except (OSError, UnreadableError) as error:
+        advice = "mend it, or delete it and run" if may_be_edited else "run"
         raise CacheError(
-            f"{path}: not valid JSON of its kind ({_reason(error)}); run the step that writes it again."
+            f"{path}: not valid JSON of its kind ({_reason(error)}); {advice} `semalign {step}` again."
         ) from None
-    return value
+    is_whole = not is_sealed or seal_of(data, ".json") == "whole"
+    if not is_whole and not may_be_edited:
+        raise CacheError(f"{path}: {NOT_AS_WRITTEN}; run `semalign {step}` again.")
+    if not is_whole:
+        say_once(f"{path}: was edited since it was written; what it says now is followed")
+    return {k: v for k, v in value.items() if k != "seal"}
+
+
+NOT_AS_WRITTEN = "damaged, edited, or of an earlier version (it does not match the seal at its end)"
+_said: set[str] = set()
+
+
+def say_once(sentence: str) -> None:
+    """Warn, once a process."""
+    if sentence not in _said:
+        _said.add(sentence)
+        logger.warning("%s", sentence)
+
+
+def keep_once(path: Path, make: Callable[[], Mapping[str, Any]]) -> None:
+    """Write what a file is to say, unless an earlier command did and it is whole."""
+    if path.is_file() and seal_of(path.read_bytes(), ".json") == "whole":
+        return
+    if path.is_file():
+        say_once(f"{path}: {NOT_AS_WRITTEN}; written again")
+    write_json(path, make())
+
+
+def read_sealed(path: Path, step: str) -> str:
+    """The text of a sealed YAML file, without its seal.
+
+    Raises:
+        CacheError: it is not as it was written.
+    """
+    data = path.read_bytes()
+    if seal_of(data, path.suffix) != "whole":
+        raise CacheError(f"{path}: {NOT_AS_WRITTEN}; run `semalign {step}` again.")
+    return unsealed(data, path.suffix).decode("utf-8")
 
 
 def read_lines(path: Path, step: str, kind: Any = Any) -> list[Any]:
@@ -211,8 +260,9 @@ def _reason(error: Exception) -> str:
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Atomic YAML, fields in their own order, without credentials: reports show such files, and `push` uploads them."""
-    write_atomic(path, yaml.safe_dump(redacted(dict(values)), sort_keys=False, allow_unicode=True))
+    """Atomic YAML with a seal, fields in their own order, without credentials: reports show such files, and `push` uploads them."""
+    text = yaml.safe_dump(redacted(dict(values)), sort_keys=False, allow_unicode=True)
+    write_atomic(path, sealed(text.encode(), ".yaml"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -221,41 +271,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
 
 
-def read_tensors(path: Path) -> Record:
-    """All tensors of a safetensors file."""
+def read_tensors(path: Path, step: str = "cache") -> Record:
+    """All tensors of a safetensors file, or one sentence naming the step that writes it."""
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise CacheError(f"{path}: cannot be read ({error}); run `semalign cache` again.") from error
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise CacheError(f"{path}: cannot be read ({error}); run `semalign {step}` again.") from error
 
 
 def hash_of(value: Any) -> str:
     """Short hash of any JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def kept_lines(part: Path, wanted: Mapping[str, Any], kind: Any = Any) -> list[Any]:
-    """What an earlier try with the same inputs wrote, up to the first line that is damaged or cut off."""
-    # Only at line feeds: a text may hold any other character that ends a line.
-    lines = part.read_bytes().split(b"\n") if part.exists() else []
-    whole: list[Any] = []
-    for line in lines[:-1]:
-        try:
-            value = json_of(line)
-            check_shape(kind if whole else Object, value)
-        except UnreadableError:
-            break  # damaged: what comes after it is made again
-        whole.append(value)
-    done = whole[1:] if whole and whole[0] == wanted else []
-    write_atomic(part, "".join(map(json_line, [dict(wanted), *done])))
-    return done
 
 
 def json_line(value: Any) -> str:

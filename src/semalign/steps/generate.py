@@ -14,7 +14,7 @@ from typing import Any
 from semalign.config import TransferConfig, without_names
 from semalign.data.chat import answered, conversation, lacks_answer, prompt_row
 from semalign.data.drawing import split_rows, task_rows
-from semalign.data.inputs import is_to_answer
+from semalign.data.inputs import check_unedited, is_to_answer
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind, tools_of
 from semalign.errors import DataError
 from semalign.evaluation.decoding import answers
@@ -22,6 +22,7 @@ from semalign.models.decoder import Decoder
 from semalign.models.loading import identity, load
 from semalign.run.files import append, hash_of, json_line, kept_lines, write_atomic
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+from semalign.run.journal import Journal
 from semalign.run.meter import free_memory, measured
 from semalign.run.progress import bar
 from semalign.steps.prompts import Chat, by_teacher, by_words
@@ -45,13 +46,14 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     rows, heldout = split_rows(options)
     measured_on = [*heldout, *task_rows(config)]
     wanted = fingerprint(
-        teacher=identity(config.teacher),
+        teacher=identity(config.teacher, run.digests),
         rows=hash_of(rows),
         measured=hash_of(measured_on),
         data=without_names(options),
         seed=config.seed,
     )
-    if is_done(run.generated, wanted) and run.rows.exists() and run.heldout.exists():
+    check_unedited(run)
+    if is_done(run.generated, wanted):
         return
     is_teachers = options.completions == "teacher"
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
@@ -82,7 +84,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         "heldout_written": sum(map(bool, found)),
         "heldout_dropped": len(heldout) - len(kept),
     }
-    save_result(run.generated, wanted, result | counts)
+    save_result(run.generated, wanted, result | counts, [run.rows, run.heldout])
     for path in (run.rows, run.heldout, run.root / "prompts"):
         _part(path).unlink(missing_ok=True)
 
@@ -147,15 +149,15 @@ def _answers(
     wanted: Mapping[str, Any],
 ) -> list[str | None]:
     """The teacher's answer to each prompt, None where it does not end; kept in `part` batch by batch."""
-    done = kept_lines(part, wanted, str | None)[: len(prompts)]
+    journal = Journal(part, wanted, str | None)
     size = config.evaluation.batch_size
-    if len(done) == len(prompts):
-        return done
+    if len(journal.values) >= len(prompts):
+        return journal.values[: len(prompts)]
     teacher = open_teacher()
     assert teacher.tokenizer is not None
-    with bar(len(prompts), "teacher's answers") as progress, part.open("a", encoding="utf-8") as file:
-        progress.update(len(done))
-        for start in range(len(done), len(prompts), size):
+    with bar(len(prompts), "teacher's answers") as progress:
+        progress.update(len(journal.values))
+        for start in range(len(journal.values), len(prompts), size):
             batch = prompts[start : start + size]
             found = answers(
                 teacher.model,
@@ -165,8 +167,6 @@ def _answers(
                 size,
                 engine=config.evaluation.engine,
             )
-            texts = [text if has_ended and text.strip() else None for text, has_ended in found]
-            append(file, "".join(map(json_line, texts)))
-            done += texts
+            journal.add(text if has_ended and text.strip() else None for text, has_ended in found)
             progress.update(len(batch))
-    return done
+    return journal.values

@@ -22,6 +22,7 @@ from semalign.errors import DataError
 from semalign.evaluation.decoding import continuations
 from semalign.models.decoder import Decoder
 from semalign.run.files import append, json_line, kept_lines
+from semalign.run.journal import Journal
 from semalign.run.progress import bar
 
 Chat = Row
@@ -73,23 +74,21 @@ def by_teacher(
         )
     is_new, count = _novelty(config.data, known), config.data.variants * given
     found: list[Chat] = []
-    done = kept_lines(part, wanted, list[str])
+    journal = Journal(part, wanted, list[str])
     most = -(-PATIENCE * count // PROMPTS_A_CONTEXT)
     at_once = max(1, config.evaluation.batch_size // PROMPTS_A_CONTEXT)
     shown = [
         random.Random(f"{config.seed} {number}").sample(rows, min(ROWS_SHOWN, len(rows)))
         for number in range(most)
     ]
-    with bar(count, "teacher's prompts") as progress, part.open("a", encoding="utf-8") as file:
+    with bar(count, "teacher's prompts") as progress:
         for number in range(most):
-            if number == len(done):
+            if number == len(journal.values):
                 missing = -(-(count - len(found)) // PROMPTS_A_CONTEXT)
                 contexts = shown[number : number + min(at_once, missing)]
-                texts = _next_turns(open_teacher(), contexts, config, number)
-                append(file, "".join(map(json_line, texts)))
-                done += texts
+                journal.add(_next_turns(open_teacher(), contexts, config, number))
             head = _head(shown[number])
-            users = [{"role": "user", "content": text} for text in done[number]]
+            users = [{"role": "user", "content": text} for text in journal.values[number]]
             chats = [{**head, "messages": [*head["messages"], user]} for user in users]
             new = [chat for chat in chats if is_new(chat)][: count - len(found)]
             found += new

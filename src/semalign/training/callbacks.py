@@ -6,40 +6,44 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from semalign.errors import SemAlignError
 from semalign.run import ranks, results
-from semalign.run.files import append, json_line, read_lines, write_atomic
+from semalign.run.files import append, json_line, read_lines, say_once, write_atomic
+from semalign.run.folder import is_done, save_result
 from semalign.run.meter import free_memory
 from semalign.run.signals import Interrupted, handled, interrupt
 
 logger = logging.getLogger(__name__)
 
+Line = dict[str, Any]
+
 
 class LineLog(TrainerCallback):
-    """One line of train.jsonl per logged step; lines after the step that is resumed from are dropped.
+    """One line of train.jsonl per logged step.
 
-    `earlier` steps were made by stages before this one.
+    The file is never read again: what comes before the first step are the lines of stages before this one, and those that the
+    checkpoint which is resumed from knows.
     """
 
-    def __init__(self, path: Path, earlier: int = 0) -> None:
-        self.path, self.earlier = path, earlier
+    def __init__(self, path: Path, earlier: Sequence[Line] = (), steps: int = 0) -> None:
+        self.path, self.lines, self.steps = path, list(earlier), steps
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep the lines that the checkpoint knows about."""
-        if not state.is_world_process_zero:
-            return
-        known = self.earlier + state.global_step
-        lines = read_lines(self.path, "train", results.LogLine) if known else []
-        write_atomic(self.path, "".join(json_line(line) for line in lines if line["step"] <= known))
+        """Write what is known already."""
+        known = [line for line in state.log_history if "loss" in line]
+        self.lines += [{"step": self.steps + line["step"], **_without_step(line)} for line in known]
+        if state.is_world_process_zero:
+            write_atomic(self.path, "".join(map(json_line, self.lines)))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -47,8 +51,13 @@ class LineLog(TrainerCallback):
         """Append."""
         logs = kwargs.get("logs") or {}
         if "loss" in logs and state.is_world_process_zero:
+            self.lines.append({"step": self.steps + state.global_step, **logs})
             with self.path.open("a", encoding="utf-8") as file:
-                append(file, json_line({"step": self.earlier + state.global_step, **logs}))
+                append(file, json_line(self.lines[-1]))
+
+
+def _without_step(line: Line) -> Line:
+    return {key: value for key, value in line.items() if key != "step"}
 
 
 class GradientCheck(TrainerCallback):
@@ -178,13 +187,33 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint whose last-written file is there and readable."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+class Vouch(TrainerCallback):
+    """Writes the list of a checkpoint's files with their digests, once all of them are there; without it a checkpoint does not count."""
+
+    LIST = "files.json"
+
+    def __init__(self, made_from: Mapping[str, Any]) -> None:
+        self.made_from = dict(made_from)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Wait for the other processes, whose states of chance are among the files."""
+        ranks.wait()
+        folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.is_world_process_zero:
+            saved = [path for path in folder.iterdir() if path.name != self.LIST]
+            save_result(folder / self.LIST, self.made_from, {}, saved)
+
+
+def complete_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> str | None:
+    """The newest checkpoint of the same training whose files are all as they were written; one that is passed over is named."""
+    found = sorted(
+        folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True
+    )
     for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text())
+        if not (path / Vouch.LIST).exists():
+            say_once(f"{path}: passed over, it was not saved to its end")
+        elif is_done(path / Vouch.LIST, made_from, doing="the checkpoint is passed over"):
             return str(path)
-        except (OSError, json.JSONDecodeError):
-            continue
     return None
