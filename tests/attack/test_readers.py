@@ -35,8 +35,9 @@ from semalign.report import build_report
 from semalign.report.card import render_card
 from semalign.report.tables import final_table
 from semalign.run import results
-from semalign.run.files import find_json, kept_lines, read_json, read_lines
+from semalign.run.files import find_json, read_json, read_lines
 from semalign.run.folder import RunFolder
+from semalign.run.journal import Journal
 from semalign.signals.plan import read_plan
 from semalign.signals.shards import ShardStore
 
@@ -130,7 +131,7 @@ TEXTS: dict[str, tuple[str, list[bytes], Read]] = {
     "items": ("items.jsonl", [lines(ITEMS)], read_items),
     "log": ("train.jsonl", [lines([{"step": 1, "loss": 0.1, "epoch": 1}] * 3)], lambda p: read_lines(p, "train", results.LogLine)),
     "cell": ("cell.json", [as_bytes(CELL)], lambda p: read_json(p, "compare", results.Cell)),
-    "part": ("rows.part", [lines([{"a": 1}, "x", None])], lambda p: kept_lines(p, {"a": 1}, str | None)),
+    "part": ("rows.part", [lines([{"a": 1}, "x", None])], lambda p: Journal(p, {"a": 1}, str | None).values),
 }  # fmt: skip
 MANY = settings(
     max_examples=count(200, 10_000),

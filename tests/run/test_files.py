@@ -181,7 +181,7 @@ def test_a_file_that_holds_no_object_is_named(tmp_path: Path, content: bytes, sa
     path = tmp_path / "x.json"
     path.write_bytes(content)
     with pytest.raises(CacheError) as caught:
-        find_json(path, "cache")
+        find_json(path, step="cache")
     assert f"x.json: {said}" in str(caught.value)
     assert str(caught.value).endswith("run `semalign cache` again.")
 

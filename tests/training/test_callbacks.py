@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from semalign.errors import CacheError, SemAlignError
+from semalign.errors import SemAlignError
 from semalign.run.signals import Interrupted
 from semalign.training import callbacks
 from semalign.training.callbacks import (

@@ -142,8 +142,8 @@ def _run(job: CellJob, path: Path) -> None:
     _let_go(job.folder / "train.json")
     logs = [p for p in (job.folder / "train.json", job.folder / "train.jsonl") if p.exists()]
     save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found}, logs)
-    for part in ("student", "adapter"):
-        shutil.rmtree(job.folder / part, ignore_errors=True)
+    for name in ("student", "adapter"):
+        shutil.rmtree(job.folder / name, ignore_errors=True)
     free_memory()
 
 

@@ -31,9 +31,9 @@ from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.layouts import Shape
 from semalign.models.loading import Checkpoint, check_pair, named
 from semalign.reading import Object
+from semalign.run.digests import damage
 from semalign.run.files import find_json, hash_of, read_lines
 from semalign.run.folder import RunFolder, verified
-from semalign.run.digests import damage
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def check_unedited(run: RunFolder) -> None:
         DataError: rows.jsonl or heldout.jsonl has changed.
     """
     try:
-        files = find_json(run.generated, "generate").get("files", {})
+        files = find_json(run.generated, step="generate").get("files", {})
     except CacheError:
         return  # the generate step makes it again
     for name, entry in files.items():

@@ -36,7 +36,7 @@ def write_card(run: RunFolder) -> None:
     if license_text:
         write_atomic(student / "LICENSE", license_text)
     write_atomic(student / "README.md", card)
-    trained = find_json(run.root / "train.json", "train").get("files")
+    trained = find_json(run.root / "train.json", results.Trained, "train").get("files")
     # What was recorded when the weights were saved, never what lies there now.
     known = (
         {n.removeprefix("student/"): f["sha256"] for n, f in trained.items()}
@@ -140,7 +140,7 @@ def _models(models: Json) -> str:
 
 
 def _plan(run: RunFolder) -> Json:
-    return find_json(run.pairs, "pair", may_be_edited=True)
+    return find_json(run.pairs, results.Plan, "pair", may_be_edited=True)
 
 
 def _license(model: Json) -> str:
@@ -149,7 +149,11 @@ def _license(model: Json) -> str:
 
 def _training(run: RunFolder, config: Json) -> str:
     recipe = resolve(RecipeConfig(**config["recipe"]))
-    result, plan, train = find_json(run.root / "train.json", results.Trained, "train"), _plan(run), config["train"]
+    result, plan, train = (
+        find_json(run.root / "train.json", results.Trained, "train"),
+        _plan(run),
+        config["train"],
+    )
     chosen = plan.get("heads" if recipe.interface == "head" else "pairs", ())
     pairs = ", ".join(LayerPair.from_json(p).label for p in chosen)
     moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())

@@ -46,7 +46,7 @@ def push(
         raise CacheError(
             f"{folder}: not as it was saved ({SUMS} does not agree with it); save the student again."
         )
-    find_json(run.metrics, "evaluate")  # a card must not leave out figures because they are damaged
+    find_json(run.metrics, step="evaluate")  # a card must not leave out figures because they are damaged
     write_card(run)
     files = [{"name": str(p.relative_to(folder)), "bytes": p.stat().st_size} for p in _files(folder)]
     return {

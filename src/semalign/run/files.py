@@ -23,8 +23,8 @@ from torch import Tensor
 
 from semalign.errors import CacheError
 from semalign.reading import Object, UnreadableError, bytes_of, check_shape, json_of
-from semalign.run.secrets import redacted
 from semalign.run.digests import seal_of, sealed, unsealed
+from semalign.run.secrets import redacted
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Tensor]
@@ -178,7 +178,7 @@ def find_json(
     except (OSError, UnreadableError) as error:
         advice = "mend it, or delete it and run" if may_be_edited else "run"
         raise CacheError(
-            f"{path}: not valid JSON of its kind ({_reason(error)}); {advice} `semalign {step}` again."
+            f"{path}: not valid JSON of its kind ({_told(error)}); {advice} `semalign {step}` again."
         ) from None
     is_whole = not is_sealed or seal_of(data, ".json") == "whole"
     if not is_whole and not may_be_edited:
@@ -255,7 +255,7 @@ def _bad_line(path: Path, number: int, step: str, error: UnreadableError) -> Cac
     )
 
 
-def _reason(error: Exception) -> str:
+def _told(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 

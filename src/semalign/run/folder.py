@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semalign.config import differences
 from semalign.errors import CacheError
 from semalign.run import ranks
+from semalign.run.digests import damage, record
 from semalign.run.files import NOT_AS_WRITTEN, read_json, say_once, write_json
 from semalign.run.lock import locked
 from semalign.run.results import Result
-import psutil
-from semalign.config import differences
-from semalign.run.digests import damage, record
 
 
 @dataclass(frozen=True)

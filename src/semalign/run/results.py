@@ -6,6 +6,7 @@ only for people. Paths are in `semalign.run.folder`.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
@@ -309,7 +310,7 @@ class TokenRow(Shape):
     @model_validator(mode="after")
     def _lengths(self) -> TokenRow:
         students = [s for s in (self.before, self.after) if s is not None and s.model_fields_set]
-        lists = [self.teacher.top, self.teacher.p]
+        lists: list[Sized] = [self.teacher.top, self.teacher.p]
         for student in students:
             lists += [student.top, student.kl, *student.lens]
         if any(len(values) != len(self.expected) for values in lists):

@@ -21,9 +21,9 @@ from semalign.config import differences
 from semalign.errors import CacheError
 from semalign.reading import Shape, UnreadableError, check_shape, json_of
 from semalign.run import ranks
-from semalign.run.files import NOT_AS_WRITTEN, Record, digest, say_once, write_json, write_tensors
-from semalign.run.results import Index, Shard
 from semalign.run.digests import damage, digest, record, seal_of
+from semalign.run.files import NOT_AS_WRITTEN, Record, say_once, write_json, write_tensors
+from semalign.run.results import Index, Shard
 from semalign.signals.remote import Remote
 
 KINDS = ("tokens", "positions")

@@ -13,7 +13,6 @@ from semalign.evaluation.summary import summarise, trained_model, trainings
 from semalign.evaluation.tokens import token_view
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load
-from semalign.run import results
 from semalign.run.files import hash_of, read_json
 from semalign.run.folder import check_files, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured

@@ -20,7 +20,7 @@ from semalign.errors import DataError
 from semalign.evaluation.decoding import answers
 from semalign.models.decoder import Decoder
 from semalign.models.loading import identity, load
-from semalign.run.files import append, hash_of, json_line, kept_lines, write_atomic
+from semalign.run.files import hash_of, json_line, write_atomic
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.journal import Journal
 from semalign.run.meter import free_memory, measured

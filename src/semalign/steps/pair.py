@@ -191,7 +191,7 @@ def _is_planned(run: RunFolder, wanted: dict[str, Any]) -> bool:
     """
     if not run.pairs.exists() or seal_of(run.pairs.read_bytes(), ".json") == "whole":
         return is_done(run.pairs, wanted)
-    plan = read_json(run.pairs, "pair", may_be_edited=True)
+    plan = read_json(run.pairs, "pair", results.Plan, may_be_edited=True)
     if plan.get("fingerprint") == wanted:
         return True
     raise ConfigError(

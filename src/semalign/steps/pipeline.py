@@ -69,7 +69,7 @@ def open_run(config: TransferConfig) -> RunFolder:
 def _drop_foreign(run: RunFolder) -> None:
     """Delete what says of the run how it was made and is another run's; it is written again."""
     try:
-        files = find_json(run.metrics, "evaluate").get("files", {})
+        files = find_json(run.metrics, step="evaluate").get("files", {})
     except CacheError:
         return  # the evaluate step makes it again
     for path in (run.environment, run.models):

@@ -21,7 +21,6 @@ from semalign.embedded.keys import splits_of
 from semalign.errors import DataError
 from semalign.evaluation.decoding import continuations
 from semalign.models.decoder import Decoder
-from semalign.run.files import append, json_line, kept_lines
 from semalign.run.journal import Journal
 from semalign.run.progress import bar
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import time
@@ -15,8 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from semalign.errors import SemAlignError
-from semalign.run import ranks, results
-from semalign.run.files import append, json_line, read_lines, say_once, write_atomic
+from semalign.run import ranks
+from semalign.run.files import append, json_line, say_once, write_atomic
 from semalign.run.folder import is_done, save_result
 from semalign.run.meter import free_memory
 from semalign.run.signals import Interrupted, handled, interrupt

@@ -85,7 +85,6 @@ class Training:
         # One listener for all stages: a signal in the last step of one, or after it, stops before what comes next.
         with self.stopper.installed():
             for number, plan in enumerate(plans, 1):
-                steps = sum(stage["steps"] for stage in done)
                 chosen = {id(p) for k in plan.trained_layers for p in self.student.layers[k - 1].parameters()}
                 for parameter in trainable:
                     parameter.requires_grad_(id(parameter) in chosen)
