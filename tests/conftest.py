@@ -10,10 +10,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, settings
 from tiny import save_model, tiny_model, tiny_tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -65,6 +66,19 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     teacher = save_model(tiny_model("llama", layers=5, wide=True, seed=1), root / "teacher")
     student = save_model(tiny_model("llama", layers=3, wide=False, seed=2), root / "student")
     return teacher, student
+
+
+@pytest.fixture(scope="session")
+def talking_pair(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The tiny pair, with a teacher that soon ends its answers: the end token's row of the head is made long."""
+    folder = tmp_path_factory.mktemp("talking")
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair[0])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_pair[0])
+    with torch.no_grad():
+        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder, tiny_pair[1]
 
 
 @pytest.fixture(scope="session")

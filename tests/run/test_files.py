@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +19,11 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_model, tiny_tokenizer
 
 from semalign.errors import CacheError
 from semalign.run.files import (
+    append,
     find_json,
     hash_of,
     json_line,
@@ -24,6 +32,10 @@ from semalign.run.files import (
     read_lines,
     read_sealed,
     read_tensors,
+    replacing,
+    replacing_folder,
+    saving,
+    sweep,
     write_atomic,
     write_json,
     write_tensors,
@@ -263,3 +275,124 @@ def test_a_file_that_is_no_utf_8_is_named_and_counts_as_not_done(tmp_path: Path)
     with pytest.raises(CacheError, match=r"scores\.json: not valid JSON .* run `semalign attribute` again"):
         read_json(path, "attribute")
     assert not is_done(path, {"a": 1})
+
+
+def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "student"
+    for content in ("first", "second"):
+        with replacing_folder(place) as folder:
+            assert folder.parent == place.parent
+            (folder / content).write_text(content)
+    with pytest.raises(KeyError), replacing_folder(place) as folder:
+        (folder / "third").write_text("")
+        raise KeyError
+    assert [p.name for p in place.parent.iterdir()] == ["student"]
+    assert [p.name for p in place.iterdir()] == ["second"] and place.stat().st_mode & 0o777 == 0o755
+    (tmp_path / "file").write_text("")
+    said = r"student: cannot be written \(.+\); free space or choose another output_dir\."
+    with pytest.raises(CacheError, match=said), replacing_folder(tmp_path / "file" / "student"):
+        pytest.fail("there is no such folder")
+
+
+def test_what_was_left_half_written_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    root, outside = tmp_path / "run", tmp_path / "outside"
+    left = []
+    for folder in (root, root / "targets" / "student", root / "checkpoint-4"):
+        with replacing(folder / "x") as file, replacing_folder(folder / "y") as whole:
+            (whole / "model.safetensors").write_text("x")
+            left += [shutil.copy(file, folder / f"{file.name[:-4]}0000")]
+            left += [shutil.copytree(whole, folder / f"{whole.name[:-4]}0000")]
+        left.append(folder / ".tmpAb3dEf")  # as safetensors names what it writes
+        left[-1].write_text("")
+    (root / ".semalign-dangling").symlink_to(outside / "nothing")
+    left.append(root / ".semalign-dangling")
+    kept = [
+        root / name for name in (".lock", ".semalign", ".semalign-notes.txt", ".tmp", "my.semalign-12345678")
+    ]
+    kept += [outside / ".semalign-12345678", outside / ".tmpAb3dEf"]
+    kept += [root / "inner" / ".lock", root / "inner" / "deep" / ".semalign-12345678"]  # another one's
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (root / "link").symlink_to(outside, target_is_directory=True)
+    (root / ".semalign-87654321").symlink_to(outside, target_is_directory=True)
+    left.append(root / ".semalign-87654321")
+    assert all(os.path.lexists(path) for path in left)
+    sweep(root)
+    assert not [path for path in left if os.path.lexists(path)]
+    assert all(path.exists() for path in kept)
+
+
+def pretrained(folder: Path) -> None:
+    tiny_model("llama", layers=1, wide=False).save_pretrained(folder)
+
+
+def tokenizer_file(folder: Path) -> None:
+    tiny_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+WRITERS: dict[str, Any] = {
+    "transformers": pretrained,
+    "tokenizers": tokenizer_file,
+    "torch": lambda folder: torch.save({"a": torch.zeros(10**5)}, folder / "optimizer.pt"),
+    "safetensors": lambda folder: write_tensors(folder / "x", {"a": torch.zeros(10**5)}),
+    "own": lambda folder: write_atomic(folder / "x", bytes(10**5)),
+}
+
+
+@contextmanager
+def limited(folder: Path, kind: str) -> Iterator[Path]:
+    """A folder on a disk that is full or read-only; or no file of it may be longer than a few bytes."""
+    if kind == "too large":
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        kept = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
+        try:
+            yield folder
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, kept)
+        return
+    option = "size=4k" if kind == "full" else "ro"
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", folder], capture_output=True)
+    if done.returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("library", WRITERS)
+@pytest.mark.parametrize("kind", ["full", "read-only", "too large"])
+def test_a_disk_that_takes_nothing_is_one_sentence_whichever_library_writes(
+    tmp_path: Path, library: str, kind: str
+) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with limited(folder, kind), pytest.raises(CacheError) as caught, saving(folder / "student"):
+        WRITERS[library](folder)
+    reasons = {
+        "full": "No space left on device",
+        "read-only": "Read-only file system",
+        "too large": "File too large",
+    }
+    said = str(caught.value)
+    assert reasons[kind] in said or (library == "torch" and "torch could not write all of it" in said), said
+    assert said.endswith("free space or choose another output_dir.") and len(said) < 400
+
+
+def test_lines_that_the_disk_does_not_take_are_one_sentence() -> None:
+    with open("/dev/full", "a") as file:
+        with pytest.raises(
+            CacheError, match=r"/dev/full: cannot be written \(No space left on device\); free space"
+        ):
+            append(file, "a line\n")
+        with pytest.raises(OSError):
+            file.close()
+
+
+def test_errors_that_are_not_the_disks_stay_what_they_are() -> None:
+    for error in (KeyError("x"), RuntimeError("CUDA out of memory"), ValueError("no number")):
+        with pytest.raises(type(error)), saving(Path("x")):
+            raise error

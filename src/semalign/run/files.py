@@ -233,7 +233,7 @@ def read_lines(path: Path, step: str, kind: Any = Any) -> list[Any]:
         # Only at line feeds: a text may hold any other character that ends a line.
         lines = [line for line in bytes_of(path).split(b"\n") if line.strip()]
     except (OSError, UnreadableError) as error:
-        raise CacheError(f"{path}: cannot be read ({_reason(error)}); run `semalign {step}` again.") from None
+        raise CacheError(f"{path}: cannot be read ({_told(error)}); run `semalign {step}` again.") from None
     for number, line in enumerate(lines, start=1):
         try:
             value = json_of(line)
