@@ -161,9 +161,10 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     }
     # Where the costs were added before, the peak in metrics.json is the run's, and evaluate's own stands among the steps.
     results |= {s["name"]: s for s in metrics.get("steps", ()) if s["name"] == "evaluate"}
+    # A plan that was edited may no longer say what it cost.
     steps = [
         {"name": name}
-        | {k: found[k] for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & found.keys()))}
+        | {k: found.get(k, 0) for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & found.keys()))}
         for name, found in results.items()
     ]
     metrics["steps"] = steps
