@@ -233,8 +233,8 @@ def test_a_comparison_with_a_damaged_file_ends_the_same(
             assert untimed(out) == whole, (name, kind)
         except SemAlignError as error:
             assert "\n" not in str(error) and len(str(error)) <= 400
-            shutil.rmtree(out)
-            shutil.copytree(tmp_path / "kept", out)
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "kept", out)
 
 
 def untimed(out: Path) -> list[dict[str, Any]]:

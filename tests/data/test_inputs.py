@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,3 +247,15 @@ def test_the_generate_step_s_rows_take_the_place_of_the_drawn_ones(
         DataError, match=r"rows\.jsonl: edited or damaged since .* delete it and run `semalign generate`"
     ):
         load_inputs(own, run)
+
+
+def test_a_template_that_reads_the_clock_is_warned_of(
+    config: TransferConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_inputs(config)
+    assert "strftime_now" not in caplog.text
+    shutil.copytree(config.student.model_name_or_path, tmp_path / "student")
+    template = tmp_path / "student" / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%Y') }}" + template.read_text())
+    load_inputs(replace(config, student=ModelConfig(str(tmp_path / "student"))))
+    assert "rows change with the clock" in caplog.text

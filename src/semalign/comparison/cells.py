@@ -199,7 +199,7 @@ def preparation_seconds(source: Source, recipe: Recipe) -> float:
         seconds = written["seconds"] - written["heldout_seconds"]
     if reads_teacher or config.pairing.selection == "attribution":
         seconds += sum(
-            read_json(path, "pair", results.Costs, may_be_edited=path == run.pairs)["seconds"]
+            read_json(path, "pair", may_be_edited=path == run.pairs).get("seconds", 0)
             for path in (run.scores, run.pairs)
         )
     if reads_teacher:

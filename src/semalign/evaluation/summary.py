@@ -171,14 +171,17 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
         "evaluate": run.metrics
     }
     found = {
-        name: read_json(path, name.split()[0], results.Costs, may_be_edited=path == run.pairs)
+        name: read_json(path, name.split()[0], results.Costs)
+        if path != run.pairs
+        else read_json(path, name, may_be_edited=True)
         for name, path in files.items()
     }
     # Where the costs were added before, the peak in metrics.json is the run's, and evaluate's own stands among the steps.
     found |= {s["name"]: s for s in metrics.get("steps", ()) if s["name"] == "evaluate"}
+    # A plan that was edited may no longer say what it cost.
     steps = [
         {"name": name}
-        | {k: costs[k] for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & costs.keys()))}
+        | {k: costs.get(k, 0) for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & costs.keys()))}
         for name, costs in found.items()
     ]
     metrics["steps"] = steps

@@ -157,6 +157,11 @@ class ShardStore:
         self._entries[number] = files[self._path(number).name]
         return int(self._entries[number]["bytes"])
 
+    def mend_index(self) -> None:
+        """Write the index again where it is damaged or of other inputs, though all shards are there."""
+        if self._entries and self._written_for != self.fingerprint:
+            self._write_index()
+
     def _write_index(self) -> None:
         """Every process that finds no valid shard writes the same."""
         write_json(self.folder / "index.json", {"fingerprint": self.fingerprint})

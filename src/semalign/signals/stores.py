@@ -118,6 +118,8 @@ def fill(
             free_memory(collect=False)
     ranks.wait()
     store.refresh()
+    if ranks.is_main():
+        store.mend_index()
 
 
 def _chunks(numbers: Sequence[int], size: int) -> list[list[int]]:

@@ -83,7 +83,7 @@ def _fill(prepared: Prepared) -> None:
 
 
 def _is_cached(run: RunFolder, stores: Stores) -> bool:
-    is_whole = is_done(run.manifest, stores.fingerprint, BESIDE)
+    is_whole = is_done(run.manifest, stores.fingerprint)
     return is_whole and not any(s.missing(verify=True) for s in stores.all)
 
 
