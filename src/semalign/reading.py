@@ -226,7 +226,7 @@ EXPECTED = {
     "string_type": "expected a text",
     "bool_type": "expected true or false",
     "list_type": "expected a list",
-    "dict_type": "expected an object",
+    "dict_type": "expected names with values",
     "model_type": "expected an object",
     "mapping_type": "expected names with values",
     "extra_forbidden": "expected no such key",

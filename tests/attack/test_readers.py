@@ -65,11 +65,11 @@ ITEMS = [
     },
     {
         "task": "code",
-        "prompt": [ASKED],
-        "completion": [],
+        "messages": [ASKED],
         "check": {"kind": "python", "entry": "f", "asserts": ["assert f() == 1"]},
     },
 ]
+PAIR = {k: v for k, v in ITEMS[0].items() if k != "messages"} | {"prompt": [ASKED], "completion": []}
 CELL = {
     "fingerprint": {"a": 1},
     "cell": {"method": "kl", "seconds": 1.0, "train_seconds": 0.5, "steps": 3, "wall_seconds": 2.0},
@@ -128,7 +128,7 @@ def read_items(path: Path) -> object:
 TEXTS: dict[str, tuple[str, list[bytes], Read]] = {
     "config": ("run.yaml", [yaml.safe_dump(LEAST).encode(), as_bytes(LEAST)], load_config),
     "rows": ("rows.jsonl", [lines(ITEMS), lines([{"input_ids": [1, 2], "labels": [-100, 2]}] * 2)], lambda p: load_rows(str(p))),
-    "items": ("items.jsonl", [lines(ITEMS)], read_items),
+    "items": ("items.jsonl", [lines(ITEMS), lines([PAIR] * 2)], read_items),
     "log": ("train.jsonl", [lines([{"step": 1, "loss": 0.1, "epoch": 1}] * 3)], lambda p: read_lines(p, "train", results.LogLine)),
     "cell": ("cell.json", [as_bytes(CELL)], lambda p: read_json(p, "compare", results.Cell)),
     "part": ("rows.part", [lines([{"a": 1}, "x", None])], lambda p: Journal(p, {"a": 1}, str | None).values),
@@ -139,6 +139,8 @@ MANY = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+FEWER = settings(MANY, max_examples=count(100, 10_000))
+"""For those that read a whole config each time."""
 seeds = st.integers(0, 2**48)
 
 
@@ -150,7 +152,7 @@ def test_a_text_is_a_value_or_one_sentence(tmp_path: Path, kind: str, seed: int)
     attack(seed, tmp_path / name, valid, lambda: read(tmp_path / name))
 
 
-@MANY
+@FEWER
 @given(seed=seeds)
 def test_a_comparison_is_a_plan_or_one_sentence(tmp_path: Path, seed: int) -> None:
     path = write_comparison(tmp_path)
@@ -232,7 +234,7 @@ WRITTEN = (
 )
 
 
-@MANY
+@FEWER
 @given(seed=seeds, name=st.sampled_from(WRITTEN))
 def test_a_card_is_written_or_one_sentence(evaluated: Path, seed: int, name: str) -> None:
     attack(

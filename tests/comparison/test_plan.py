@@ -123,7 +123,7 @@ BASE = values()["base"]
         ({"seeds": 10**15}, "seeds: expected at most 1000"),
         ({"output_dir": 3}, "output_dir: expected a text, got 3"),
         ({"base": "trapmodule.X"}, "base: expected names with values"),
-        ({"base": {**BASE, "teacher": "trapmodule.X"}}, "base: .*'teacher'"),
+        ({"base": {**BASE, "teacher": "trapmodule.X"}}, "base: expected fields of a run's config, got 'teacher'"),
         ({"seeds": 0}, "seeds: expected at least 1, got 0"),
         ({"workers": "two"}, "workers: expected a whole number, got 'two'"),
         ({"method": {}}, "got 'method'; did you mean methods"),

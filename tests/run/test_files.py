@@ -185,8 +185,8 @@ def test_an_object_that_may_be_missing_is_found_or_empty(tmp_path: Path) -> None
         (b"", "not valid JSON of its kind (Expecting value, line 1, column"),
         (b'{"a": ', "not valid JSON of its kind (Expecting value, line 1, column"),
         (b'{"a": "\xff"}', "not valid JSON of its kind (not UTF-8 (byte 0xff in line 1)"),
-        (b"[1]", "not valid JSON of its kind (expected an object, got [1]);"),
-        (b"null", "not valid JSON of its kind (expected an object, got None);"),
+        (b"[1]", "not valid JSON of its kind (expected names with values, got [1]);"),
+        (b"null", "not valid JSON of its kind (expected names with values, got None);"),
     ],
 )
 def test_a_file_that_holds_no_object_is_named(tmp_path: Path, content: bytes, said: str) -> None:

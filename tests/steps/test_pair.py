@@ -87,7 +87,7 @@ def test_an_edited_plan_is_read_as_it_stands(tmp_path: Path) -> None:
         ({"pairs": [{"teacher": True, "student": 3}]}, "teacher: expected a whole number, got True"),
         (
             {"pairs": [{"teacher": 5, "student": 3, "fraction": float("inf")}]},
-            "fraction: expected at most 1, got inf",
+            "fraction: expected at most 1.0, got inf",
         ),
         (
             {"pairs": [{"teacher": 5, "student": 3, "fraction": True}]},

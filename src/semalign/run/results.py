@@ -276,9 +276,9 @@ class Heatmaps(Shape):
 
     @model_validator(mode="after")
     def _sizes(self) -> Heatmaps:
-        maps = [m for m in (self.before, self.after) if m]
-        sizes = [[len(row) for row in m] for m in maps]
-        if any(max(len(size), *size) > MOST_LAYERS for size in sizes):
+        maps: list[Matrix] = [m for m in (self.before, self.after) if m]
+        sizes: list[list[int]] = [[len(row) for row in m] for m in maps]
+        if any(max([len(size), *size]) > MOST_LAYERS for size in sizes):
             raise ValueError(f"expected at most {MOST_LAYERS} layers")
         # A ragged one is not drawn.
         whole = [size for size in sizes if len(set(size)) == 1]
