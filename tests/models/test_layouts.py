@@ -237,7 +237,9 @@ def test_positions_end_where_the_frequencies_of_a_batch_change(
     kind: str, rope: dict[str, Any] | None, positions: int
 ) -> None:
     # transformers writes into what it is given.
-    sizes = {} if kind == "gpt2" else {"max_position_embeddings": 128, "rope_parameters": copy.deepcopy(rope)}
+    sizes = {"max_position_embeddings": 128, "rope_parameters": copy.deepcopy(rope)} if rope else {}
+    if kind == "phi3":
+        sizes |= {"hidden_size": 32, "num_attention_heads": 4}
     assert shape_of(AutoConfig.for_model(kind, **sizes)).positions == positions
 
 

@@ -157,7 +157,8 @@ def render_ahead(
 ) -> list[list[str] | None]:
     """What `render_answer` needs of each conversation, asked for together; None where it has to ask alone."""
     jobs = [
-        [Job(without_nulls(list(m)), tools, prompt) for m, prompt in _needed(turns)] for turns, tools in rows
+        [Job(list(part), tools, prompt) for part, prompt in _needed(without_nulls(list(turns)))]
+        for turns, tools in rows
     ]
     return rendered_together(jobs, tokenizer)
 

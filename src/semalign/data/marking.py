@@ -9,7 +9,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from semalign.data.chat import Thinking, Tools, conversation, left_out, render, render_ahead, render_answer
-from semalign.data.kinds import CONVERSATIONS, Kind, Row, checked_kind, supervised_ids, tools_of
+from semalign.data.kinds import CONVERSATIONS, Kind, Row, checked_kind, row_kind, supervised_ids, tools_of
 from semalign.data.seen import Message, says_something, thinking_of, without_thinking
 from semalign.data.tokens import mark_all, mark_answer, mark_completion
 from semalign.errors import DataError
@@ -83,7 +83,7 @@ def mark_row(
         DataError: the row is of no known kind, or the template is missing or refuses it; `name` says which row.
     """
     try:
-        kind = checked_kind(row)
+        kind = row_kind(row) if texts else checked_kind(row)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     without = drop_of(row, kind, supervise)

@@ -207,14 +207,14 @@ def _clock(seconds: float) -> None:
 
 def _render(template: str, variables: dict[str, Any], job: dict[str, Any], most: int) -> str | dict[str, Any]:
     try:
-        texts, _ = render_jinja_template(
+        found: Any = render_jinja_template(
             conversations=[job["messages"]],
             tools=job["tools"],
             chat_template=template,
             add_generation_prompt=job["prompt"],
             **variables,
         )
-        text: str = texts[0]
+        text: str = found[0][0]
         text.encode()
     except UnicodeEncodeError:
         return asdict(Failure("it writes half of a surrogate pair, which is no character"))
