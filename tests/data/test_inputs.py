@@ -13,7 +13,7 @@ import torch
 from tiny import save_model, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from semalign.config import DataConfig, TransferConfig
+from semalign.config import DataConfig, ModelConfig, TransferConfig
 from semalign.data import prepare
 from semalign.data.drawing import split_rows
 from semalign.data.inputs import Inputs, inputs_of, is_to_answer, load_inputs
