@@ -353,7 +353,7 @@ def test_at_equal_time_the_steps_are_those_that_fit_the_defaults_median(
 
 def items_file(path: Path) -> str:
     """Items of two tasks, of which only some have an id."""
-    check = {"kind": "exact", "answer": "5"}
+    check = {"kind": "number", "answer": 2}
     messages = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
     rows = [{"task": t, "messages": messages, "check": check} for t in ("sums", "names") for _ in range(4)]
     rows[1]["id"] = "second"

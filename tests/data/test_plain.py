@@ -87,7 +87,7 @@ BAD = [
     ({"text": "\ud83d"}, "half of a surrogate pair"),
     ({"messages": tuple(chat("Q", "A")["messages"])}, "messages is tuple, expected a list"),
     (chat("Q", 5), "message 2: content is a number, expected a string"),
-    ({"input_ids": np.arange(3)}, "input_ids is not a list of integers"),
+    ({"input_ids": np.arange(3)}, "input_ids is not a list of token ids"),
     (["x"], "expected a dict, got list"),
     ("x", "expected a dict, got str"),
 ]

@@ -115,8 +115,8 @@ def test_a_program_that_is_started_meanwhile_keeps_nothing_locked(tmp_path: Path
         )
     with locked(tmp_path):
         pass
-    child.kill()
-    child.wait()
+    with child:
+        child.kill()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

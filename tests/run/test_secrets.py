@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from semalign.run.environment import environment
-from semalign.run.files import write_yaml
+from semalign.run.files import read_sealed, write_yaml
 from semalign.run.secrets import redacted
 
 SECRET = "correct-horse-battery"
@@ -42,4 +42,4 @@ def test_what_an_environment_variable_keeps_secret_is_hidden_wherever_it_stands(
     monkeypatch.setattr(sys, "argv", ["semalign", "transfer", f"--cache.folder=s3://x/{SECRET}"])
     assert environment()["command"] == "semalign transfer --cache.folder=s3://x/***"
     write_yaml(tmp_path / "config.yaml", {"cache": {"folder": SECRET}, "name": "a short one"})
-    assert (tmp_path / "config.yaml").read_text() == "cache:\n  folder: '***'\nname: a short one\n"
+    assert read_sealed(tmp_path / "config.yaml", "transfer") == "cache:\n  folder: '***'\nname: a short one\n"
