@@ -360,8 +360,7 @@ def limited(folder: Path, kind: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # Lazily: what failed may hold its file open still.
-        subprocess.run(["umount", "-l", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.mark.parametrize("library", WRITERS)

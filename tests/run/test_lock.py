@@ -110,10 +110,12 @@ def test_the_same_thread_owns_it_twice_and_gives_it_back_at_the_outer_end(tmp_pa
 
 def test_a_program_that_is_started_meanwhile_keeps_nothing_locked(tmp_path: Path) -> None:
     with locked(tmp_path):
-        child = subprocess.Popen(["sleep", "60"])
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+        )
+    with locked(tmp_path):
+        pass
     with child:
-        with locked(tmp_path):
-            pass
         child.kill()
 
 
