@@ -32,6 +32,8 @@ def test_each_step_ends_on_a_signal_and_the_same_command_goes_on(
         pytest.skip("`make attack` signals the commands of single steps too; they share the handler")
     run = tmp_path / "run"
     for number, (step, place) in enumerate(PLACES.items()):
+        if count(0, 1) == 0 and step in ("attribute", "pair", "report"):
+            continue
         if (step, of) == ("report", "step"):
             continue  # it has no config, and is asked for again by its own name
         name = ["SIGTERM", "SIGINT"][number % 2]
