@@ -37,6 +37,7 @@ from semalign.report.tables import final_table
 from semalign.run import results
 from semalign.run.files import find_json, kept_lines, read_json, read_lines
 from semalign.run.folder import RunFolder
+from semalign.run.metrics import Metrics
 from semalign.signals.plan import read_plan
 from semalign.signals.shards import ShardStore
 
@@ -109,7 +110,7 @@ def test_what_the_mutants_are_made_of_is_read(tmp_path: Path, evaluated: Path, m
     assert len(read_comparison(write_comparison(tmp_path)).configs) == 4
     build_report(evaluated)
     render_card(RunFolder(evaluated))
-    final_table(find_json(evaluated / "metrics.json", results.Metrics), Console(file=StringIO()))
+    final_table(find_json(evaluated / "metrics.json", Metrics), Console(file=StringIO()))
     config = ModelConfig(str(model))
     assert load_shape(config).layers == 2 and load_tokenizer(config).chat_template
     assert origin(config)["license_name"] == "mine"
@@ -245,7 +246,7 @@ def test_a_card_is_written_or_one_sentence(evaluated: Path, seed: int, name: str
 @given(seed=seeds)
 def test_a_table_is_shown_or_one_sentence(evaluated: Path, seed: int) -> None:
     path = evaluated / "metrics.json"
-    show = lambda: final_table(find_json(path, results.Metrics), Console(file=StringIO()))  # noqa: E731
+    show = lambda: final_table(find_json(path, Metrics), Console(file=StringIO()))  # noqa: E731
     attack(seed, path, [path.read_bytes()], show)
 
 

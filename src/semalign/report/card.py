@@ -20,6 +20,7 @@ from semalign.report.words import CLOSENESS, figure_name, finite
 from semalign.run import results
 from semalign.run.files import find_json, write_atomic
 from semalign.run.folder import RunFolder
+from semalign.run.metrics import Metrics
 
 Json = Mapping[str, Any]
 VERSIONS = ("semalign", "torch", "transformers", "peft", "accelerate", "python")
@@ -241,7 +242,7 @@ def _model(run: RunFolder, config: Json, side: str) -> Json:
 
 def _metrics(run: RunFolder) -> Json:
     """What was measured of this very student; figures of an earlier one are not its own."""
-    metrics = find_json(run.metrics, results.Metrics)
+    metrics = find_json(run.metrics, Metrics)
     trained = find_json(run.root / "train.json", results.Trained)
     students = metrics.get("fingerprint", {}).get("students")
     known = students.get("after") if isinstance(students, Mapping) else None

@@ -10,6 +10,7 @@ from typing import Any
 from semalign.errors import CacheError
 from semalign.run import results
 from semalign.run.files import find_json, read_lines
+from semalign.run.metrics import Metrics
 
 Json = Mapping[str, Any]
 
@@ -43,7 +44,7 @@ def read_run(run_dir: Path) -> RunFiles:
 
     Raises CacheError when metrics.json is missing or a file is damaged.
     """
-    metrics = find_json(run_dir / "metrics.json", results.Metrics)
+    metrics = find_json(run_dir / "metrics.json", Metrics)
     if not (run_dir / "metrics.json").is_file():
         raise CacheError(
             f"The report needs metrics.json in {run_dir}, and there is none; run the evaluate step for this folder first."
