@@ -261,8 +261,8 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         from semalign.estimate.check import check
 
         return check(config, console)
-    from semalign.run import results
     from semalign.run.files import read_json
+    from semalign.run.metrics import Metrics
     from semalign.steps.pipeline import STEPS, transfer
 
     steps = STEPS if command in ("transfer", "demo") else (command,)
@@ -270,7 +270,7 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         run = transfer(config, steps, lambda step: console.rule(f"[bold]{step}", align="left"))
     if "evaluate" not in steps or not ranks.is_main():
         return {"output_dir": str(run.root), "step": command}
-    metrics = read_json(run.metrics, "evaluate", results.Metrics)
+    metrics = read_json(run.metrics, "evaluate", Metrics)
     worse = setback(metrics)
     if not options.json:
         final_table(metrics, Console())

@@ -14,6 +14,7 @@ from semalign.maths.similarity import LEAST_KL, gap_closed, kl_gap_closed
 from semalign.run import results
 from semalign.run.files import read_json
 from semalign.run.folder import RunFolder, save_result
+from semalign.run.metrics import Metrics
 from semalign.signals.prepared import Prepared
 
 SAMPLES_SHOWN = 3  # a task
@@ -159,7 +160,7 @@ def _samples(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     """Add each step's seconds and peak memory to metrics.json; the totals count every step once, baselines apart."""
-    metrics = read_json(run.metrics, "evaluate", results.Metrics)
+    metrics = read_json(run.metrics, "evaluate", Metrics)
     generated = {"generate": run.generated} if config.data.is_generated else {}
     files = generated | {
         "attribute": run.scores,

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -191,6 +192,22 @@ def rope_limit(config: Any) -> int | None:
         if rope.get("rope_type") in ("longrope", "dynamic")
     ]
     return min((int(limit) for limit in limits if limit), default=None)
+
+
+def check_allocation(shape: Shape, folder: Path, name: str) -> None:
+    """Refuse weights that are too small for the sizes that a model is allocated by before they are read.
+
+    Raises:
+        ModelError: they are; configuration and weights are of different models.
+    """
+    files = [p for kind in ("*.safetensors", "*.bin") for p in folder.glob(kind)] if folder.is_dir() else []
+    # At least embedding, queries and outputs, at two bits a weight.
+    least = shape.width * (shape.vocabulary + 2 * shape.layers * shape.heads * shape.head_dim) // 4
+    if files and least > (there := sum(p.stat().st_size for p in files)):
+        raise ModelError(
+            f"{name}: expected weights for the sizes in config.json, at least {least} bytes, got files of {there}; "
+            "config.json and weights are of different models, or a download is not whole."
+        )
 
 
 def config_of_span(config: Any, start: int, stop: int) -> Any:

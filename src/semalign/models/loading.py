@@ -25,7 +25,7 @@ from semalign import embedded
 from semalign.config import ModelConfig
 from semalign.errors import ModelError, SemAlignError, require
 from semalign.models.decoder import Decoder
-from semalign.models.layouts import Shape, layout_of, layouts, shape_of
+from semalign.models.layouts import Shape, check_allocation, layout_of, layouts, shape_of
 from semalign.run.sums import digests
 
 _CHECKED_AT_ONCE = 1 << 24  # elements
@@ -92,21 +92,9 @@ def load_shape(config: ModelConfig) -> Shape:
         ModelError: the checkpoint cannot be read, or its architecture is not supported.
     """
     with _reading(config):
-        return _bounded(config, shape_of(_load_config(config), config.model_name_or_path))
-
-
-def _bounded(config: ModelConfig, shape: Shape) -> Shape:
-    """The shape, if the weights' files are large enough for it: a model is allocated before they are read."""
-    folder = Path(locate(config)[0])
-    files = [p for kind in ("*.safetensors", "*.bin") for p in folder.glob(kind)] if folder.is_dir() else []
-    # At least embedding, queries and outputs, at two bits a weight.
-    least = shape.width * (shape.vocabulary + 2 * shape.layers * shape.heads * shape.head_dim) // 4
-    if files and least > (there := sum(p.stat().st_size for p in files)):
-        raise ModelError(
-            f"{config.model_name_or_path}: expected weights for the sizes in config.json, at least {least} bytes, got files of {there}; "
-            "config.json and weights are of different models."
-        )
-    return shape
+        shape = shape_of(_load_config(config), config.model_name_or_path)
+        check_allocation(shape, Path(locate(config)[0]), config.model_name_or_path)
+        return shape
 
 
 def random_model(config: ModelConfig) -> PreTrainedModel:
@@ -146,8 +134,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     where, extra = locate(config)
     with _reading(config):
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
-        # What is wrong in its files may show first when it is used.
-        tokenizer.decode(tokenizer("0")["input_ids"])
+        tokenizer.decode(tokenizer("0")["input_ids"])  # what is wrong in its files may show here first
         return tokenizer
 
 
@@ -240,16 +227,15 @@ def _load(config: ModelConfig, device: str | None) -> Decoder:
         extra["device_map"] = _device_map(config, target)
     if config.attn_implementation:
         extra["attn_implementation"] = config.attn_implementation
-    with _reading(config):
-        read: Any = AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype=_dtype(config),
-            trust_remote_code=config.trust_remote_code,
-            # Listed in what is told, and refused there with both shapes.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **extra,
-        )
+    read: Any = AutoModelForCausalLM.from_pretrained(
+        where,
+        dtype=_dtype(config),
+        trust_remote_code=config.trust_remote_code,
+        # Listed in what is told, and refused there with both shapes.
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **extra,
+    )
     model, told = read
     _check_complete(config, told)
     if is_gguf:

@@ -23,6 +23,7 @@ from semalign.run import results
 from semalign.run.files import find_json, write_atomic
 from semalign.run.folder import RunFolder
 from semalign.run.sums import read_sums, write_sums
+from semalign.run.metrics import Metrics
 
 Json = Mapping[str, Any]
 VERSIONS = ("semalign", "torch", "transformers", "peft", "accelerate", "python")
@@ -258,7 +259,7 @@ def _model(run: RunFolder, config: Json, side: str) -> Json:
 def _metrics(run: RunFolder) -> Json:
     """What was measured of this very student; figures of an earlier one are not its own."""
     try:
-        metrics = find_json(run.metrics, results.Metrics, "evaluate")
+        metrics = find_json(run.metrics, Metrics, "evaluate")
     except CacheError:
         return {}  # the evaluate step makes them again, and the card after them
     trained = find_json(run.root / "train.json", results.Trained, "train")

@@ -11,6 +11,7 @@ from semalign.errors import CacheError
 from semalign.run import results
 from semalign.run.files import find_json, read_lines, read_sealed
 from semalign.run.folder import verified
+from semalign.run.metrics import Metrics
 
 Json = Mapping[str, Any]
 
@@ -46,7 +47,7 @@ def read_run(run_dir: Path) -> RunFiles:
 
     Raises CacheError when metrics.json is missing or a file is damaged.
     """
-    metrics = find_json(run_dir / "metrics.json", results.Metrics, "evaluate")
+    metrics = find_json(run_dir / "metrics.json", Metrics, "evaluate")
     if not (run_dir / "metrics.json").is_file():
         raise CacheError(
             f"The report needs metrics.json in {run_dir}, and there is none; run the evaluate step for this folder first."
