@@ -9,7 +9,6 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import equal
 
-
 # Digests of files that have times in them.
 OF_THE_TIME = ("files", "seal")
 
@@ -21,7 +20,9 @@ def metrics(run: Path) -> Any:
 
 def timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if k not in OF_THE_TIME and "seconds" not in k and "bytes" not in k}
+        kept = {
+            k: v for k, v in value.items() if k not in OF_THE_TIME and "seconds" not in k and "bytes" not in k
+        }
         return {k: timeless(v) for k, v in kept.items()}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 

@@ -52,7 +52,9 @@ def damaged(path: Path, kind: str, draw: random.Random, other: Path) -> bool:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"
+    )
 
 
 def damages(

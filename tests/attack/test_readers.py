@@ -35,9 +35,9 @@ from semalign.report import build_report
 from semalign.report.card import render_card
 from semalign.report.tables import final_table
 from semalign.run import results
+from semalign.run.digests import sealed
 from semalign.run.files import find_json, read_json, read_lines
 from semalign.run.folder import RunFolder
-from semalign.run.digests import sealed
 from semalign.run.journal import Journal
 from semalign.run.metrics import Metrics
 from semalign.signals.plan import read_plan

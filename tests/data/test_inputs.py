@@ -13,7 +13,7 @@ import torch
 from tiny import save_model, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from semalign.config import DataConfig, ModelConfig, TransferConfig
+from semalign.config import DataConfig, TransferConfig
 from semalign.data import prepare
 from semalign.data.drawing import split_rows
 from semalign.data.inputs import Inputs, inputs_of, is_to_answer, load_inputs
@@ -82,7 +82,9 @@ def test_items_that_are_trained_on_stop_the_run(
 ) -> None:
     config = tiny_config(tiny_pair, rows_file, tmp_path / "run")
     row = split_rows(config.data)[0][0]
-    (tmp_path / "items.jsonl").write_text(json.dumps({**row, "task": "t", "check": {"kind": "number", "answer": 2}}) + "\n")
+    (tmp_path / "items.jsonl").write_text(
+        json.dumps({**row, "task": "t", "check": {"kind": "number", "answer": 2}}) + "\n"
+    )
     config = replace(config, evaluation=replace(config.evaluation, tasks=str(tmp_path / "items.jsonl")))
     with pytest.raises(DataError, match="the prompts of 1 items are among the training rows"):
         load_inputs(config)
@@ -257,5 +259,7 @@ def test_a_template_that_reads_the_clock_is_warned_of(
     shutil.copytree(config.student.model_name_or_path, tmp_path / "student")
     template = tmp_path / "student" / "chat_template.jinja"
     template.write_text("{{ strftime_now('%Y') }}" + template.read_text())
-    load_inputs(replace(config, student=replace(config.student, model_name_or_path=str(tmp_path / "student"))))
+    load_inputs(
+        replace(config, student=replace(config.student, model_name_or_path=str(tmp_path / "student")))
+    )
     assert "rows change with the clock" in caplog.text

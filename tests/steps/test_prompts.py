@@ -95,7 +95,11 @@ def test_no_new_prompt_is_that_of_an_item(
 
     config = config_of(talking_pair, rows_file, tmp_path / "first", variants=2)
     new = prompts(config) - {row["messages"][0]["content"] for row in split_rows(config.data)[0]}
-    item = {"task": "t", "messages": [{"role": "user", "content": min(new)}], "check": {"kind": "number", "answer": 2}}
+    item = {
+        "task": "t",
+        "messages": [{"role": "user", "content": min(new)}],
+        "check": {"kind": "number", "answer": 2},
+    }
     (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n")
     evaluation = replace(config.evaluation, tasks=str(tmp_path / "items.jsonl"))
     config = replace(config, evaluation=evaluation, output_dir=str(tmp_path / "second"))

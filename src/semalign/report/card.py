@@ -22,8 +22,8 @@ from semalign.report.words import CLOSENESS, figure_name, finite
 from semalign.run import results
 from semalign.run.files import find_json, write_atomic
 from semalign.run.folder import RunFolder
-from semalign.run.sums import read_sums, write_sums
 from semalign.run.metrics import Metrics
+from semalign.run.sums import read_sums, write_sums
 
 Json = Mapping[str, Any]
 VERSIONS = ("semalign", "torch", "transformers", "peft", "accelerate", "python")

@@ -6,7 +6,6 @@ only for people. Paths are in `semalign.run.folder`.
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
