@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from attack.counts import count
-from attack.escapes import ALL, NETWORK, PROCESSES, READING, RESOURCES, WRITING, code_of
+from attack.escapes import ALL, RESOURCES, code_of
 
 from semalign.jail.process import Backend, Limits, probe
 from semalign.jail.programs import Program, run_programs
@@ -34,20 +34,13 @@ def backend(kind: Any) -> Backend:
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A file with a secret, a port that listens, a process that sleeps, and secrets in the environment."""
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    folder = tmp_path / "outside"
-    folder.mkdir()
-    canary = folder / "canary"
-    canary.write_text(SECRET)
-    for path in (*tmp_path.parents, tmp_path, folder, canary):
-        if path.stat().st_uid == os.getuid() and path.is_relative_to(tmp_path.parents[1]):
-            path.chmod(0o777)  # only the jail keeps others out
-    canary.chmod(0o666)
+    for path in (tmp_path.parents[1], tmp_path.parents[0], tmp_path):
+        path.chmod(0o777)  # only the jail keeps others out
     victim = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(3600)"])
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0)
         yield {
-            "canary": str(canary),
-            "folder": str(folder),
+            "root": tmp_path,
             "port": listener.getsockname()[1],
             "victim": victim.pid,
             "listener": listener,
@@ -58,7 +51,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
 
 
 def programs(places: dict[str, Any], bodies: dict[str, str]) -> list[Program]:
-    """Attacks that pass where their try succeeded."""
+    """Attacks that pass where their try succeeded, each with a file of its own to reach."""
     from seccompy import syscall_nr
 
     numbers = {}
@@ -68,20 +61,32 @@ def programs(places: dict[str, Any], bodies: dict[str, str]) -> list[Program]:
                 numbers[name] = syscall_nr(name)
             except (ValueError, KeyError, OSError):  # this architecture has none
                 numbers[name] = 2**20
-    return [
-        Program(code_of(body, places, numbers), ("assert attack()",), ("attack",)) for body in bodies.values()
-    ]
+    found = []
+    for n, body in enumerate(bodies.values()):
+        folder = places["root"] / str(n)
+        folder.mkdir()
+        folder.chmod(0o777)
+        (folder / "canary").write_text(SECRET)
+        (folder / "canary").chmod(0o666)
+        outside = {
+            "canary": str(folder / "canary"),
+            "folder": str(folder),
+            "port": places["port"],
+            "victim": places["victim"],
+        }
+        found.append(Program(code_of(body, outside, numbers), ("assert attack()",), ("attack",)))
+    return found
 
 
 def state(places: dict[str, Any]) -> dict[str, Any]:
     """All outside that an attack could have changed."""
-    folder, victim = Path(places["folder"]), places["victim"]
-    details = Path(places["canary"]).stat()
+    victim = places["victim"]
+    files = sorted(places["root"].rglob("*"))
     return {
-        "files": sorted(path.name for path in folder.iterdir()),
-        "content": (folder / "canary").read_text(),
-        "mode": (details.st_mode, details.st_uid, details.st_mtime_ns),
-        "attributes": os.listxattr(places["canary"]),
+        "files": files,
+        "contents": [path.read_text() for path in files if path.is_file()],
+        "modes": [(path.stat().st_mode, path.stat().st_uid, path.stat().st_mtime_ns) for path in files],
+        "attributes": [os.listxattr(path) for path in files],
         "lives": places["process"].poll() is None,
         "priority": os.getpriority(os.PRIO_PROCESS, victim),
         "processors": os.sched_getaffinity(victim),
@@ -137,8 +142,9 @@ def chosen() -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
 def test_no_attack_gets_out(kind: str, places: dict[str, Any]) -> None:
     bodies = chosen()
+    tries = programs(places, bodies)
     before, running = state(places), jailed()
-    outcomes = run_programs(programs(places, bodies), limits=QUICK, backend=backend(kind))
+    outcomes = run_programs(tries, limits=QUICK, backend=backend(kind))
     escaped = [name for name, outcome in zip(bodies, outcomes, strict=True) if outcome.passed]
     assert escaped == []
     assert not [o.reason for o in outcomes if SECRET in o.reason]
@@ -162,13 +168,15 @@ def test_attacks_succeed_where_there_is_no_jail(places: dict[str, Any]) -> None:
         "raw clone3", "pty", "a signal through fcntl", "shmget", "msgget", "semget", "mq_open", "shm_open", "chroot",
         "shm_open of the C library", "two thousand files", "a temporary file", "rmtree", "a file in shared memory",
     }  # fmt: skip
-    groups = READING | WRITING | PROCESSES | NETWORK
+    groups = ("reading", "writing", "processes", "network")
     bodies = {
-        n: b for n, b in groups.items() if n not in left_out and n in {k.split(": ")[1] for k in chosen()}
+        name: body
+        for name, body in chosen().items()
+        if name.split(": ")[0] in groups and name.split(": ")[1] not in left_out
     }
     outcomes = run_programs(programs(places, bodies), limits=QUICK, backend=backend("limits"), workers=1)
     works = {name for name, outcome in zip(bodies, outcomes, strict=True) if outcome.passed}
-    assert {"stat", "mkfifo"} <= works
+    assert {"reading: stat", "writing: mkfifo"} <= works
     assert len(works) >= 0.5 * len(bodies), sorted(set(bodies) - works)
 
 

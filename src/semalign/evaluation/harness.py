@@ -21,11 +21,10 @@ import yaml
 from semalign.config import EvaluationConfig, by_name
 from semalign.data import encode_prompt
 from semalign.errors import CacheError, ConfigError, require, suggestion
+from semalign.evaluation.code_eval import TASKS, graded_in_jail
 from semalign.evaluation.statistics import Z95
 from semalign.models.decoder import Decoder
 from semalign.run.files import FULL
-
-TASKS = Path(__file__).parent / "harness_tasks"
 
 
 def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[str, Any]]:
@@ -36,7 +35,8 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         value +- 1.96 standard errors, or None where the harness gives no error.
 
     Raises:
-        ConfigError: a task that the harness does not know, or that runs generated code without permission.
+        ConfigError: a task that the harness does not know, that runs generated code without permission or outside the jail, or
+            for whose code this machine offers no jail.
         SemAlignError: the harness is not installed; or a task's rows cannot be had.
     """
     manager, wanted = check_harness(options), by_name(options.harness)
@@ -56,7 +56,7 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         max_length=decoder.shape.positions,
     )
     try:
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, _quiet(), graded_in_jail(options.allow_code_execution):
             found = lm_eval.simple_evaluate(
                 model=model,
                 tasks=[_task(name, fields, manager, Path(folder)) for name, fields in wanted.items()],
@@ -64,12 +64,12 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
                 limit=options.max_items,
                 apply_chat_template=has_template,
                 task_manager=manager,
-                confirm_run_unsafe_code=options.allow_code_execution,
+                confirm_run_unsafe_code=bool(options.allow_code_execution),
                 log_samples=False,
                 bootstrap_iters=1000,
             )
     except ValueError as error:
-        if "unsafe" not in str(error):
+        if isinstance(error, ConfigError) or "unsafe" not in str(error):
             raise
         raise ConfigError(
             f"evaluation.harness: {error}; set evaluation.allow_code_execution, or leave the task out."

@@ -132,12 +132,19 @@ class Jail:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
         self._end()
 
     def run(
-        self, code: str, asserts: Sequence[str], entries: Sequence[str] = (), prefix: str = ""
+        self, code: str, asserts: Sequence[str], entries: Sequence[str], prefix: str, *, is_bare: bool
     ) -> str | None:
         """Why the program failed; None when it passed.
+
+        Args:
+            is_bare: the asserts run no code but calls of the entries, so that their checker may take the next program.
 
         Raises:
             JailError: there is no verdict, and the jail has ended.
@@ -149,7 +156,7 @@ class Jail:
         with ours:
             try:
                 with theirs:
-                    socket.send_fds(self._control, [b"p"], [theirs.fileno()])
+                    socket.send_fds(self._control, [b"b" if is_bare else b"c"], [theirs.fileno()])
                 send(ours.fileno(), program)
                 return _verdict(receive(ours.fileno(), 4096, time.monotonic() + wait))
             except EndedError:
@@ -228,7 +235,7 @@ def probe(kind: Kind) -> Backend | str:
     backend = Backend(kind)
     try:
         with Jail(backend, Limits()) as jail:
-            refused = jail.run(_PROOF, ["assert doors() == [], doors()"], ["doors"])
+            refused = jail.run(_PROOF, ["assert doors() == [], doors()"], ["doors"], "", is_bare=False)
             details = dict(jail.details)
     except (JailError, OSError) as error:
         return str(error)[:150]

@@ -14,8 +14,9 @@ as the type itself, a Counter as a dict.
 
 from __future__ import annotations
 
+import ast
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -63,20 +64,72 @@ def run_programs(
     chosen = backend or require_backend(True)
     count = max(1, min(workers, len(programs)))
     chunks = [programs[n::count] for n in range(count)]
+    if count == 1:  # in this thread: a jail ends with the thread that started it
+        return _run_chunk(programs, chosen, limits or Limits())
     with ThreadPoolExecutor(count) as pool:
         results = list(pool.map(lambda chunk: _run_chunk(chunk, chosen, limits or Limits()), chunks))
     return [results[n % count][n // count] for n in range(len(programs))]
 
 
+_KEPT: dict[tuple[str, Limits], Jail] | None = None
+
+
+@contextlib.contextmanager
+def jails_kept() -> Iterator[None]:
+    """While this is open, a single program finds the jail of the one before it running, as each costs a quarter of a second."""
+    global _KEPT
+    before, _KEPT = _KEPT, {}
+    try:
+        yield
+    finally:
+        for jail in _KEPT.values():
+            jail.close()
+        _KEPT = before
+
+
 def _run_chunk(programs: Sequence[Program], backend: Backend, limits: Limits) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    with contextlib.ExitStack() as stack:
-        jail: Jail | None = None
+    kept = _KEPT if len(programs) == 1 and _KEPT is not None else {}
+    key = (backend.kind, limits)
+    try:
         for program in programs:
             try:
-                jail = jail or stack.enter_context(Jail(backend, limits))
-                failed = jail.run(program.code, program.asserts, program.entries, program.prefix)
+                if key not in kept:
+                    kept[key] = Jail(backend, limits)
+                failed = _run(kept[key], program)
             except JailError as error:
-                jail, failed = None, f"the sandbox gave no verdict: {error}"
+                kept.pop(key, None)
+                failed = f"the sandbox gave no verdict: {error}"
             outcomes.append(Outcome(failed is None, "passed" if failed is None else failed))
+    finally:
+        if kept is not _KEPT:
+            for jail in kept.values():
+                jail.close()
     return outcomes
+
+
+def _run(jail: Jail, program: Program) -> str | None:
+    is_bare = all(_is_bare(text, program.entries) for text in program.asserts)
+    prefix = "" if is_bare else program.prefix
+    return jail.run(program.code, program.asserts, program.entries, prefix, is_bare=is_bare)
+
+
+_LITERAL = (
+    ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.unaryop, ast.expr_context,
+    ast.Compare, ast.cmpop, ast.Assert, ast.Module,
+)  # fmt: skip
+
+
+def _is_bare(text: str, entries: Sequence[str]) -> bool:
+    """Whether asserts only compare what the entries return for literals with literals, as `assert f(2) == [1]` does."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    called = [node.func for node in nodes if isinstance(node, ast.Call) and not node.keywords]
+    return all(
+        isinstance(node, _LITERAL)
+        or (isinstance(node, ast.Call) and node.func in called)
+        or (isinstance(node, ast.Name) and node.id in entries and node in called)
+        for node in nodes
+    )

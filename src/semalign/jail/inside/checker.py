@@ -126,8 +126,11 @@ def _restore(argument: Any, after: Any) -> None:
         argument.extend(after)
 
 
-def decide(job: int, channel: int, deadline: float, most: int) -> None:
-    """Read a program from the host, check its answer, and write the verdict: why it failed, or None."""
+def decide(job: int, channel: int, deadline: float, most: int) -> bool:
+    """Read a program from the host, check its answer, and write the verdict: why it failed, or None.
+
+    Returns whether the answer kept to plain data to the end.
+    """
     program = receive(job, _MOST_JOB)
     answer = Answer(channel, deadline, most)
     try:
@@ -138,7 +141,9 @@ def decide(job: int, channel: int, deadline: float, most: int) -> None:
             reason = f"{reason}: {error}" if str(error) else reason
         except Exception:  # an exception of the asserts' that has no text
             pass
-    send(job, {"failed": (answer.over or reason or "")[:300] if answer.over or reason is not None else None})
+    failed = answer.over or reason
+    send(job, {"failed": None if failed is None else failed[:300]})
+    return answer.over is None
 
 
 def _failure(program: dict[str, Any], answer: Answer) -> str | None:

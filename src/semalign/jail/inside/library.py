@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -33,14 +32,14 @@ _LEFT_OUT = {
 class Library:
     """Finds and runs modules of the standard library from their source in memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str) -> None:
         text = bytearray()
         self.places: dict[str, tuple[bool, int, int]] = {}
         """By name whether it is a package, and where its source begins and ends."""
         with contextlib.suppress(OSError):
-            for path in folder.iterdir():
-                if path.name.removesuffix(".py") in sys.stdlib_module_names - _LEFT_OUT:
-                    for name, is_package, source in _sources(path, path.stem):
+            for entry in os.scandir(folder):
+                if (own := entry.name.removesuffix(".py")) in sys.stdlib_module_names - _LEFT_OUT:
+                    for name, is_package, source in _sources(entry, own):
                         self.places[name] = is_package, len(text), len(text) + len(source)
                         text += source
         self.text = _out_of_the_way(text)
@@ -73,14 +72,19 @@ def _out_of_the_way(text: bytearray) -> Any:
         os.close(file)
 
 
-def _sources(path: Path, name: str) -> Iterator[tuple[str, bool, bytes]]:
-    if path.suffix == ".py":
-        yield name, False, path.read_bytes()
-    elif (path / "__init__.py").is_file():
-        yield name, True, (path / "__init__.py").read_bytes()
-        for inner in path.iterdir():
-            if inner.stem not in _LEFT_OUT | {"__init__"}:
-                yield from _sources(inner, f"{name}.{inner.stem}")
+def _sources(entry: os.DirEntry[str], name: str) -> Iterator[tuple[str, bool, bytes]]:
+    """A module's name, whether it is a package, and its source; of a package also those inside it."""
+    if entry.name.endswith(".py"):
+        with open(entry.path, "rb") as file:
+            yield name, False, file.read()
+    elif entry.is_dir():
+        inner = {e.name.removesuffix(".py"): e for e in os.scandir(entry.path)}
+        if "__init__" in inner:
+            for own, at in inner.items():
+                if own == "__init__":
+                    yield name, True, next(_sources(at, name))[2]
+                elif own not in _LEFT_OUT:
+                    yield from _sources(at, f"{name}.{own}")
 
 
 def keep_library() -> None:
@@ -88,7 +92,7 @@ def keep_library() -> None:
     for name in LOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Library(Path(contextlib.__file__).parent)]
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Library(os.path.dirname(contextlib.__file__))]
     sys.path[:] = []
     sys.path_hooks[:] = []
     sys.path_importer_cache.clear()

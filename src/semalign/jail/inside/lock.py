@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
 import resource
+from collections.abc import Callable
 from typing import Any
 
 NOBODY = 65534
@@ -51,8 +51,8 @@ def close_files() -> int:
     return int(version)
 
 
-def make_filter() -> Any:
-    """The filter of system calls that `load` puts on a process for ever: those that are listed, and EPERM for all others."""
+def make_filter(*more: str) -> Callable[[], Any]:
+    """What puts a filter of system calls on a process for ever: those listed and `more` may be made, all others fail with EPERM."""
     from seccompy import AUDIT_ARCH_X86_64, Action, CmpOp, Filter, audit_arch, supported
 
     if not supported():  # asked here also because the package then finds the C library, which takes files
@@ -64,24 +64,29 @@ def make_filter() -> Any:
         "mprotect": data_only,
         "prlimit64": {0: 0, 2: 0},  # one's own limits, to read
     }
-    for name in _ALLOWED + (_ALLOWED_ON_X86 if audit_arch() == AUDIT_ARCH_X86_64 else ()):
+    for name in _ALLOWED + more + (_ALLOWED_ON_X86 if audit_arch() == AUDIT_ARCH_X86_64 else ()):
         found.allow(name, args=conditions.get(name))
-    assert found.program  # compiled once, before any fork
-    return found
+    # What is made once here every child would make again: the program, and the type of an array of its length.
+    array = ctypes.c_char * len(found.program)
+    return lambda: (found.load(), array)
 
 
-def limit(limits: dict[str, Any], open_files: int) -> None:
-    """Set every limit of this process, or raise; nothing runs without them."""
-    amounts = {
-        "CPU": limits["cpu_seconds"],
-        "AS": limits["memory_bytes"],
-        "NOFILE": open_files,
-        "FSIZE": 0,
-        "NPROC": 0,
-        "CORE": 0,
-        "MEMLOCK": 0,
-        "MSGQUEUE": 0,
-    }
-    for name, amount in amounts.items():
-        with contextlib.suppress(AttributeError):  # not every system knows every limit
+def limit(memory_bytes: int) -> None:
+    """Set the limits that this process and its children share, or raise; nothing runs without them."""
+    for name, amount in (
+        ("AS", memory_bytes),
+        ("NOFILE", 128),
+        ("FSIZE", 0),
+        ("CORE", 0),
+        ("MEMLOCK", 0),
+        ("MSGQUEUE", 0),
+    ):
+        if hasattr(resource, f"RLIMIT_{name}"):  # not every system knows every limit
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (amount, amount))
+
+
+def limit_child(cpu_seconds: int | None) -> None:
+    """Set the limits of one child: no process of its own, and its time where that is bounded."""
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    if cpu_seconds is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
