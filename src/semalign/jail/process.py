@@ -116,7 +116,7 @@ class Jail:
         with theirs:
             self._process = subprocess.Popen(
                 [*_bubblewrap(backend.kind, python[0]), *python],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 env={},

@@ -118,7 +118,7 @@ class TokenRow(Shape):
     @model_validator(mode="after")
     def _lengths(self) -> TokenRow:
         students = [s for s in (self.before, self.after) if s is not None and s.model_fields_set]
-        lists = [self.teacher.top, self.teacher.p]
+        lists: list[Sized] = [self.teacher.top, self.teacher.p]
         for student in students:
             lists += [student.top, student.kl, *student.lens]
         if any(len(values) != len(self.expected) for values in lists):

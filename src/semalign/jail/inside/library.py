@@ -47,7 +47,7 @@ class Library:
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
         if name not in self.places:
             return None
-        return ModuleSpec(name, self, origin="standard library", is_package=self.places[name][0])
+        return ModuleSpec(name, self, origin="standard library", is_package=self.places[name][0])  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None
