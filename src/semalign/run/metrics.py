@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+
 from pydantic import ConfigDict, Field, model_validator
 
 from semalign.reading import MOST_LAYERS, Count, Figure, Seconds, Shape

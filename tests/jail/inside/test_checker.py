@@ -142,7 +142,9 @@ CHEATS = {
         import gc
         def f(x):
             for value in gc.get_objects():
-                if isinstance(value, (dict, list, tuple)) and any(isinstance(v, str) and v.startswith('assert f') for v in (value.values() if isinstance(value, dict) else value)): return x * x
+                inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+                if any(isinstance(v, str) and v.startswith('assert f') for v in inner):
+                    return x * x
             return 0""",
     "the asserts from files": r"""
         import glob

@@ -128,7 +128,8 @@ class _Worker:
         os.close(theirs)
         # The checker closes its end of this pipe when it is done; the host's socket is readable before only if the host is gone.
         left = max(0.0, deadline + _GRACE_SECONDS - time.monotonic())
-        is_done = done in select.select([done, self.control], [], [], left)[0]
+        waiting: list[Any] = [done, self.control]
+        is_done = done in select.select(waiting, [], [], left)[0]
         os.close(done)
         _end(answer)
         if (is_last or not is_done) and self.checker is not None:
