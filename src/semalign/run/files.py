@@ -140,7 +140,8 @@ def append(file: TextIO, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Atomic, readable JSON with a seal."""
     text = json.dumps({k: v for k, v in value.items() if k != "seal"}, indent=1, ensure_ascii=False)
-    write_atomic(path, sealed(text.encode(), ".json"))
+    # Half of a surrogate pair has no form in UTF-8, but an escape in JSON, which is what this error handler writes.
+    write_atomic(path, sealed(text.encode(errors="backslashreplace"), ".json"))
 
 
 def read_json(path: Path, step: str, kind: Any = Object, *, may_be_edited: bool = False) -> Any:
