@@ -36,7 +36,7 @@ from semalign.report.card import render_card
 from semalign.report.tables import final_table
 from semalign.run import results
 from semalign.run.digests import sealed
-from semalign.run.files import find_json, read_json, read_lines
+from semalign.run.files import find_json, read_json, read_lines, write_json, write_yaml
 from semalign.run.folder import RunFolder
 from semalign.run.journal import Journal
 from semalign.run.metrics import Metrics
@@ -95,7 +95,8 @@ def attack(seed: int, path: Path, valid: list[bytes], read: Callable[[], object]
     data = mutant(seed, valid)
     # What no seal vouches for is refused for that alone; a shape has to be looked at too.
     is_result = path.suffix == ".json" and path.parent.name not in ("model", "teacher", "student")
-    path.write_bytes(sealed(data, ".json") if is_result and seed % 4 else data)
+    is_result |= path.name == "config.yaml"
+    path.write_bytes(sealed(data, path.suffix) if is_result and seed % 4 else data)
     try:
         read()
     except SemAlignError as error:
@@ -210,8 +211,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train.json": {"seconds": 1.0, "train_seconds": 0.5, "peak_rss_bytes": 10, "movement": [{"layer": 3, "relative_change": 0.1}]},
     }  # fmt: skip
     for name, value in more.items():
-        (folder / name).write_bytes(as_bytes(value))
-    (folder / "config.yaml").write_text(yaml.safe_dump({**LEAST, "output_dir": str(folder)}))
+        write_json(folder / name, find_json(folder / name) | value)
+    write_yaml(folder / "config.yaml", {**LEAST, "output_dir": str(folder)})
     return folder
 
 

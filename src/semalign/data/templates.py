@@ -188,7 +188,9 @@ def _limit(kept: int | None) -> None:
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):  # a parent that holds signals back would make this one deaf to its end
+    if hasattr(
+        signal, "pthread_sigmask"
+    ):  # a parent that holds signals back would make this one deaf to its end
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     if kept is not None:
         os.closerange(3, kept)

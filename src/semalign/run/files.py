@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semalign.errors import CacheError
-from semalign.reading import Object, UnreadableError, bytes_of, check_shape, json_of
+from semalign.reading import Object, UnreadableError, bytes_of, check_shape, json_of, text_of
 from semalign.run.digests import seal_of, sealed, unsealed
 from semalign.run.secrets import redacted
 
@@ -215,10 +215,14 @@ def read_sealed(path: Path, step: str) -> str:
     Raises:
         CacheError: it is not as it was written.
     """
-    data = path.read_bytes()
+    try:
+        data = bytes_of(path)
+        text = text_of(unsealed(data, path.suffix))
+    except (OSError, UnreadableError) as error:
+        raise CacheError(f"{path}: cannot be read ({_told(error)}); run `semalign {step}` again.") from None
     if seal_of(data, path.suffix) != "whole":
         raise CacheError(f"{path}: {NOT_AS_WRITTEN}; run `semalign {step}` again.")
-    return unsealed(data, path.suffix).decode("utf-8")
+    return text
 
 
 def read_lines(path: Path, step: str, kind: Any = Any) -> list[Any]:
