@@ -5,9 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
+
+# Before torch is imported, and for the processes that tests start: tests run side by side, each with a core of its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
