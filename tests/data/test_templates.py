@@ -114,7 +114,7 @@ def test_a_template_reaches_nothing_of_python(template: str) -> None:
     "template",
     [
         "{{ 10 ** 10000000 }}",
-        "{% for a in range(299999) %}{% for b in range(299999) %}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) %}{% for b in range(299999) %}{% endfor %}{% endfor %}",
         "{{ (10 ** 5000000) | string | length }}",
     ],
 )
@@ -141,11 +141,11 @@ def test_a_template_without_an_end_harms_no_other(little_time: None) -> None:
 
 
 def test_the_time_is_that_of_a_row_not_of_all_rows(little_time: None) -> None:
-    slow = with_template("{% for a in range(299999) %}{% endfor %}x")
+    slow = with_template("{% for a in range(99999) %}{% endfor %}x")
     used = psutil.Process(_child().pid).cpu_times().user
     for _ in range(60):
         assert rendered(CHAT[1:], slow) == ["x"]
-    assert psutil.Process(_child().pid).cpu_times().user - used > 0.3
+    assert psutil.Process(_child().pid).cpu_times().user - used > 0.2
 
 
 def _child() -> Any:
