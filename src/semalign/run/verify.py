@@ -164,8 +164,9 @@ def _is_recorded(folder: Path, name: str, recorded: Files) -> bool | None:
 
 def _agrees(name: str, files: Mapping[str, Path], by_results: Files) -> bool:
     """Whether SHA256SUMS lists exactly the files beside it, in lines of its form, and as results record them."""
-    listed, lines = read_sums(files[name].parent), files[name].read_bytes().count(b"\n")
+    listed = read_sums(files[name].parent)
+    text = "".join(f"{sha}  {file}\n" for file, sha in listed.items())
     beside = {n.removeprefix(name.removesuffix(SUMS)) for n in files if n.startswith(name.removesuffix(SUMS))}
     placed = _placed(name, listed)
     is_same = all(by_results[n]["sha256"] == sha for n, sha in placed.items() if n in by_results)
-    return is_same and lines == len(listed) and set(listed) == beside - {SUMS}
+    return is_same and files[name].read_bytes() == text.encode() and set(listed) == beside - {SUMS}
