@@ -272,7 +272,7 @@ def signalled(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
 
     def on_log(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         logged(self, args, state, control, **more)
-        if self.earlier + state.global_step == step and "loss" in more["logs"]:
+        if self.steps + state.global_step == step and "loss" in more["logs"]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
