@@ -259,7 +259,6 @@ def test_a_template_that_reads_the_clock_is_warned_of(
     shutil.copytree(config.student.model_name_or_path, tmp_path / "student")
     template = tmp_path / "student" / "chat_template.jinja"
     template.write_text("{{ strftime_now('%Y') }}" + template.read_text())
-    load_inputs(
-        replace(config, student=replace(config.student, model_name_or_path=str(tmp_path / "student")))
-    )
+    student = replace(config.student, model_name_or_path=str(tmp_path / "student"))
+    load_inputs(replace(config, student=student))
     assert "rows change with the clock" in caplog.text

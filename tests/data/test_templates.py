@@ -143,9 +143,9 @@ def test_a_template_without_an_end_harms_no_other(little_time: None) -> None:
 def test_the_time_is_that_of_a_row_not_of_all_rows(little_time: None) -> None:
     slow = with_template("{% for a in range(99999) %}{% endfor %}x")
     used = psutil.Process(_child().pid).cpu_times().user
-    for _ in range(60):
+    for _ in range(150):
         assert rendered(CHAT[1:], slow) == ["x"]
-    assert psutil.Process(_child().pid).cpu_times().user - used > 0.2
+    assert psutil.Process(_child().pid).cpu_times().user - used > 0.3
 
 
 def _child() -> Any:

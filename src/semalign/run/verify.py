@@ -165,8 +165,8 @@ def _is_recorded(folder: Path, name: str, recorded: Files) -> bool | None:
 def _agrees(name: str, files: Mapping[str, Path], by_results: Files) -> bool:
     """Whether SHA256SUMS lists exactly the files beside it, in lines of its form, and as results record them."""
     listed = read_sums(files[name].parent)
-    lines = "".join(f"{sha}  {n}\n" for n, sha in listed.items())
+    text = "".join(f"{sha}  {file}\n" for file, sha in listed.items())
     beside = {n.removeprefix(name.removesuffix(SUMS)) for n in files if n.startswith(name.removesuffix(SUMS))}
     placed = _placed(name, listed)
     is_same = all(by_results[n]["sha256"] == sha for n, sha in placed.items() if n in by_results)
-    return is_same and lines.encode() == files[name].read_bytes() and set(listed) == beside - {SUMS}
+    return is_same and files[name].read_bytes() == text.encode() and set(listed) == beside - {SUMS}
