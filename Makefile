@@ -5,13 +5,17 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 BENCH_INSTALLED = $(VENV)/.bench-installed
 
-.PHONY: demo test check format pair bench bench-quick clean
+.PHONY: demo test attack check format pair bench bench-quick clean
 
 demo: $(INSTALLED)
 	$(BIN)/semalign demo --output_dir runs/demo
 
 test: check
 	$(BIN)/python -m pytest
+
+# Kills, races, signals and damage in their full number: hours. `make test` tries each of them a few times.
+attack: $(INSTALLED)
+	SEMALIGN_ATTACK=1 $(BIN)/python -m pytest tests/attack
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -166,6 +166,7 @@ class Case:
             train=TrainConfig(
                 num_train_epochs=work.epochs,
                 per_device_train_batch_size=work.train_batch,
+                lora_r=0,
                 bf16=True,
                 activation_checkpointing=True,
             ),
@@ -396,6 +397,7 @@ def run_file(case: Case) -> str:
         f"attribution: {{batch_size: {c.attribution.batch_size}, activation_checkpointing: true}}",
         f"cache: {{prefix_dtype: {c.cache.prefix_dtype}, batch_size: {c.cache.batch_size}}}",
         "train:",
+        f"  lora_r: {c.train.lora_r}",
         f"  num_train_epochs: {c.train.num_train_epochs:g}",
         f"  per_device_train_batch_size: {c.train.per_device_train_batch_size}",
         "  bf16: true",

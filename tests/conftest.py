@@ -10,10 +10,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, settings
 from tiny import save_model, tiny_model, tiny_tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -68,6 +69,19 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
+def talking_pair(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The tiny pair, with a teacher that soon ends its answers: the end token's row of the head is made long."""
+    folder = tmp_path_factory.mktemp("talking")
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair[0])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_pair[0])
+    with torch.no_grad():
+        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder, tiny_pair[1]
+
+
+@pytest.fixture(scope="session")
 def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 conversations of different lengths."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
@@ -90,7 +104,12 @@ def config_file(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -
         "student": {"model_name_or_path": str(tiny_pair[1])},
         "data": {"dataset_name": str(rows_file), "heldout_rows": 4, "max_length": 64},
         "output_dir": str(tmp_path / "run"),
-        "train": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
+        "train": {
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 8,
+            "lora_r": 0,
+            "learning_rate": 1e-3,
+        },
         "cache": {"shard_rows": 8},
     }
     path = tmp_path / "run.yaml"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import full_weights
 
-from semalign.config import DataConfig, ModelConfig, PairingConfig, RecipeConfig, TrainConfig, TransferConfig
+from semalign.config import DataConfig, ModelConfig, PairingConfig, RecipeConfig, TransferConfig
 from semalign.errors import CacheError
 from semalign.steps.pipeline import transfer
 
@@ -21,7 +22,7 @@ def config_of(teacher: Path, student: Path, rows: Path, out: Path, **changes: An
         student=ModelConfig(str(student)),
         data=DataConfig(str(rows), max_length=64),
         output_dir=str(out),
-        train=TrainConfig(num_train_epochs=1, per_device_train_batch_size=8),
+        train=full_weights(num_train_epochs=1, per_device_train_batch_size=8),
     )
     return replace(config, **changes)
 
@@ -50,7 +51,7 @@ def test_spaces_and_other_scripts_in_paths_and_rows(tiny_pair: tuple[Path, Path]
     rows = folder / "zeilen ä.jsonl"
     lines = [{"prompt": f"Wie heißt {i}? ", "completion": f"ответ {i} – 答え"} for i in range(6)]
     rows.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
-    train = TrainConfig(num_train_epochs=2, per_device_train_batch_size=2)
+    train = full_weights(num_train_epochs=2, per_device_train_batch_size=2)
     run = transfer(
         config_of(*tiny_pair, rows, folder / "lauf 1", train=train), ("attribute", "pair", "cache", "train")
     )
@@ -71,7 +72,7 @@ def test_losses_that_explode_stop_the_run(
 ) -> None:
     wild = config_of(
         *tiny_pair, rows_file, tmp_path / "run", recipe=RecipeConfig(learning_rate=1e30),
-        train=TrainConfig(num_train_epochs=9, per_device_train_batch_size=4, max_grad_norm=0.0), pairing=PairingConfig(num_layers=3),
+        train=full_weights(num_train_epochs=9, per_device_train_batch_size=4, max_grad_norm=0.0), pairing=PairingConfig(num_layers=3),
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"step \d+: loss_\w+ is (nan|inf)"):
         transfer(wild, ("attribute", "pair", "cache", "train"))

@@ -51,7 +51,14 @@ def write_config(folder: Path, pair: tuple[Path, Path], rows: Path, **train: Any
         "data": {"dataset_name": str(rows), "max_length": 64, "heldout_rows": 3},
         "output_dir": str(folder / "run"),
         "pairing": {"num_layers": 2},
-        "train": {"num_train_epochs": 3, "per_device_train_batch_size": 4, "save_steps": 2} | train,
+        "train": {
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 4,
+            "save_steps": 2,
+            "lora_r": 0,
+            "learning_rate": 1e-3,
+        }
+        | train,
         "cache": {"shard_rows": 3, "batch_size": 3, "dtype": "float32"},
         "recipe": {"layer_weight": 0.1},
     }
@@ -124,7 +131,7 @@ def test_two_processes_train_what_one_does(alone: Path, together: Path) -> None:
     assert len(losses(alone)) == 9, "17 rows make 3 steps of up to 8 rows an epoch"
     assert_same(together, alone)
     assert json.loads((together / "train.json").read_text())["processes"] == 2
-    assert (together / "report.html").exists() and not (together / ".lock").exists()
+    assert (together / "report.html").exists()
 
 
 def test_both_processes_wrote_their_shards(alone: Path, together: Path) -> None:

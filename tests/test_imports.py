@@ -17,6 +17,7 @@ ORDER = (
     "reading",
     "config",
     "parsing",
+    "jail",
     "run",
     "maths",
     "models",

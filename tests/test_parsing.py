@@ -159,7 +159,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"train": {"lora_q": 0}}, r"'lora_q'; did you mean train\.lora_r\?$"),
-        ({"learning_rate": 1}, r"'learning_rate'.*; did you mean recipe\.learning_rate\?$"),
+        (
+            {"learning_rate": 1},
+            r"'learning_rate'.*; did you mean train\.learning_rate or recipe\.learning_rate\?$",
+        ),
         ({"data": {"dataset_name": "x", "max_lenght": 9}}, r"'max_lenght'; did you mean data\.max_length\?$"),
         ({"batch_size": 9}, r"did you mean \w+\.batch_size or \w+\.batch_size\?$"),
         ({"qqqqqq": 9}, r"'qqqqqq'.*; no field is named like it; see --help\.$"),
@@ -185,6 +188,7 @@ def test_a_required_field_that_is_missing_is_named(missing: str) -> None:
 KNOWN = [
     "train.lora_r",
     "recipe.lora_r",
+    "train.learning_rate",
     "recipe.learning_rate",
     "data.max_length",
     "cache.batch_size",
@@ -195,8 +199,8 @@ KNOWN = [
 @pytest.mark.parametrize(
     ("key", "end"),
     [
-        ("learning_rate", "did you mean recipe.learning_rate?"),
-        ("train.learning_rate", "did you mean recipe.learning_rate?"),
+        ("learning_rate", "did you mean train.learning_rate or recipe.learning_rate?"),
+        ("data.learning_rate", "did you mean train.learning_rate or recipe.learning_rate?"),
         ("train.lora_rr", "did you mean train.lora_r?"),
         ("trian.max_length", "did you mean data.max_length?"),
         ("max_lenght", "did you mean data.max_length?"),

@@ -36,4 +36,4 @@ def test_the_table_has_every_field_that_keeps_its_name() -> None:
 def test_the_example_is_a_config() -> None:
     block = TEXT.split("```yaml\n")[1].split("```")[0]
     config = build_config(yaml.safe_load(block), Path())
-    assert config.teacher.model_name_or_path == "org/large" and config.recipe.learning_rate == 1e-3
+    assert config.teacher.model_name_or_path == "org/large" and config.train.learning_rate == 2e-4

@@ -121,6 +121,11 @@ def save_model(model: PreTrainedModel, folder: Path) -> Path:
 STEPS = ("attribute", "pair", "cache", "train")
 
 
+def full_weights(**fields: Any) -> TrainConfig:
+    """Full weights at a rate that moves a tiny random model within a few steps; fields replace what this says."""
+    return TrainConfig(**{"lora_r": 0, "learning_rate": 1e-3} | fields)
+
+
 def tiny_config(
     pair: tuple[Path, Path], rows: Path, out: Path, *, heldout_rows: int = 4, **changes: Any
 ) -> TransferConfig:
@@ -130,12 +135,13 @@ def tiny_config(
         student=ModelConfig(str(pair[1])),
         data=DataConfig(str(rows), max_length=128, heldout_rows=heldout_rows),
         output_dir=str(out),
+        train=full_weights(),
         cache=CacheConfig(shard_rows=8, dtype="float32", top_k=8),
     )
     return replace(config, **changes)
 
 
-TRAIN = TrainConfig(num_train_epochs=2, per_device_train_batch_size=4)
+TRAIN = full_weights(num_train_epochs=2, per_device_train_batch_size=4)
 config_of = partial(
     tiny_config,
     pairing=PairingConfig(num_layers=2, interpolate=True),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -20,11 +21,13 @@ from rich.markup import escape
 
 import semalign
 from semalign.config import TransferConfig
-from semalign.errors import ConfigError, RankError, SemAlignError, require
+from semalign.errors import CacheError, ConfigError, RankError, SemAlignError, require
 from semalign.parsing import Parser, Root, UsageError, build_config, check_arguments, load_config
 from semalign.report.tables import final_table
+from semalign.report.words import MEND, setback
 from semalign.run import ranks
 from semalign.run.faults import faults
+from semalign.run.signals import handled
 
 STEP_HELP = {
     "generate": "let the teacher answer the prompts, if the config asks for it",
@@ -44,6 +47,7 @@ HELP = {
     "compare": "train and compare methods on several tasks with several seeds, with intervals",
     "demo": "transfer between the two models that ship with the package, with baselines",
     "data": "check a file of rows: form, lengths, masks, duplicates and overlap",
+    "verify": "say which files of a run, a comparison or a student are damaged or missing",
     "push": "list what would be uploaded to the hub, and upload it with --yes",
     "completion": "print a script that completes commands and options in your shell",
 }
@@ -65,6 +69,7 @@ def parser() -> Root:
         "compare": _compare_parser,
         "demo": _demo_parser,
         "data": lambda: Parser(usage="semalign data check FILE [OPTIONS]"),
+        "verify": _verify_parser,
         "push": _push_parser,
         "completion": _completion_parser,
     }
@@ -139,6 +144,13 @@ def _data_check_parser() -> Parser:
     return sub
 
 
+def _verify_parser() -> Parser:
+    sub = _common("verify FOLDER")
+    sub.description = "Says which files are damaged, missing or not recorded; the exit code is 6 if any is damaged or missing."
+    sub.add_argument("folder", type=str, help="a run folder, a comparison's folder, or a saved student alone")
+    return sub
+
+
 def _push_parser() -> Parser:
     sub = _common("push RUN [--hub_model_id ORG/NAME] [--private] [--yes]")
     sub.add_argument("run", type=str, help="the run folder")
@@ -165,16 +177,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: see `semalign.parsing.EPILOG`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
-    try:
-        with faults(is_told="--verbose" in arguments):
-            code = _main(arguments)
-        if argv is None:
-            ranks.leave()
-        return code
-    except (SemAlignError, UsageError) as error:
-        return _fail(error, error.exit_code, as_json)
-    except KeyboardInterrupt as error:
-        return _fail(RuntimeError(_resume(error, arguments)), 130, as_json)
+    with handled():
+        try:
+            with faults(is_told="--verbose" in arguments):
+                code = _main(arguments)
+            if argv is None:
+                ranks.leave()
+            return code
+        except (SemAlignError, UsageError) as error:
+            return _fail(error, error.exit_code, as_json)
+        except KeyboardInterrupt as error:
+            with handled(signal.SIG_IGN):
+                code = getattr(error, "exit_code", 130)
+                return _fail(RuntimeError(_resume(error, arguments)), code, as_json)
 
 
 def _main(arguments: list[str]) -> int:
@@ -232,6 +247,8 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         return _compare(options, console)
     if command == "push":
         return _push(options)
+    if command == "verify":
+        return _verify(options)
     if command == "completion":
         return _completion(options)
     if command == "data":
@@ -254,13 +271,15 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
     if "evaluate" not in steps or not ranks.is_main():
         return {"output_dir": str(run.root), "step": command}
     metrics = read_json(run.metrics, "evaluate", Metrics)
+    worse = setback(metrics)
     if not options.json:
         final_table(metrics, Console())
-        Console().print(f"report: {run.report}   student: {run.root / 'student'}", soft_wrap=True)
-    return {
-        k: metrics[k]
-        for k in ("accuracy_gap_closed", "kl_gap_closed", "wall_seconds", "peak_rss_bytes", "baselines")
-    }
+        harm = "   (further from its teacher than it began)" if worse else ""
+        Console().print(
+            f"report: {run.report}   student: {run.root / 'student'}{harm}", markup=False, soft_wrap=True
+        )
+    shown = ("accuracy_gap_closed", "kl_gap_closed", "wall_seconds", "peak_rss_bytes", "baselines")
+    return {k: metrics[k] for k in shown} | ({"warning": f"{worse.sentence} {MEND}"} if worse else {})
 
 
 def _compare(options: Any, console: Console) -> dict[str, Any]:
@@ -293,9 +312,12 @@ def _report(options: Any, console: Console) -> dict[str, Any]:
 
 def _push(options: Any) -> dict[str, Any]:
     from semalign.report.hub import push, show
+    from semalign.run.files import read_sealed
     from semalign.run.folder import RunFolder
 
     run = RunFolder(Path(options.run))
+    if run.config.is_file():
+        read_sealed(run.config, "transfer")
     config = load_config(run.config)
     name = options.hub_model_id or config.hub_model_id
     if name is None:
@@ -305,6 +327,15 @@ def _push(options: Any) -> dict[str, Any]:
     if not options.json:
         show(found, Console())
     return found
+
+
+def _verify(options: Any) -> dict[str, Any]:
+    from semalign.run.verify import verify
+
+    found = verify(Path(options.folder))
+    for line in found.lines() if not options.json else ():
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    return vars(found) | {"exit_code": 0 if found.is_sound else CacheError.exit_code}
 
 
 def _completion(options: Any) -> dict[str, Any]:

@@ -126,6 +126,10 @@ class DataConfig:
     """Tokens that a row may have; a longer completion is cut, and the prompt is kept whole."""
     supervise: Literal["completion", "all"] = "completion"
     """Which tokens are supervised: those of the last assistant turn, or all tokens."""
+    thinking: Literal["keep", "drop"] | None = None
+    """What becomes of the thinking in given answers: text before </think>, or reasoning_content. drop leaves it out; keep makes the
+    chat template write that of the last answer, or stops where it cannot; null does what the template does and counts what it
+    leaves out."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What to do with a row that cannot be parsed."""
     max_dropped: float = 0.1
@@ -267,8 +271,6 @@ class RecipeFields(Generic[Open]):
     interface: Interface | Open = _of_recipe("block")
     """Which activation of a layer is supervised: the residual stream after it (block), what it adds to the stream (delta), the output
     of its attention (attn) or its MLP (mlp), single attention heads (head), or the stream after the final norm (output)."""
-    learning_rate: float | Open = _of_recipe(1e-3)
-    """Peak learning rate."""
     label_smoothing: float | Open = _of_recipe(0.0)
     """Label smoothing of the cross_entropy and cosine output losses."""
     temperature: float | Open = _of_recipe(1.0)
@@ -278,6 +280,8 @@ class RecipeFields(Generic[Open]):
     trained: Trained | Open = _of_recipe("pairs")
     """Which layers are trained: those of the plan (pairs), every layer of the student (all), or none, so that the student is what its
     start made of it."""
+    learning_rate: float | None = None
+    """Peak learning rate instead of train.learning_rate."""
     lora_r: int | None = None
     """LoRA rank instead of train.lora_r; 0 trains full weights."""
     lora_target_modules: tuple[str, ...] | None = None
@@ -343,6 +347,9 @@ class OptimiserConfig:
 
     num_train_epochs: float = 3.0
     """Passes over the rows."""
+    learning_rate: float | None = None
+    """Peak learning rate. With null it is 2e-4 for LoRA and 1e-5 for full weights, which change a pretrained student little by little;
+    at 1e-3, full weights forget what they knew."""
     max_steps: int = -1
     """Optimiser steps; with -1, num_train_epochs decides."""
     per_device_train_batch_size: int = 16
@@ -367,12 +374,13 @@ class TrainConfig(OptimiserConfig):
 
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass to save memory."""
-    lora_r: int = 0
+    lora_r: int = 16
     """LoRA rank on the trained layers; 0 trains their full weights."""
     lora_alpha: int = 16
     """LoRA's alpha; its update is scaled by alpha / rank."""
     lora_target_modules: tuple[str, ...] = ()
-    """Names of the modules in a layer that get LoRA; when empty, the paper's: up, down, v and o projections."""
+    """Names of the modules in a layer that get LoRA, such as the paper's up_proj, down_proj, v_proj and o_proj; when empty, all of a
+    layer's linear maps."""
     cache_prefix: bool = True
     """Run the frozen layers below the lowest trained layer once, in the cache step, instead of in every training step."""
     live_teacher: bool = False
@@ -387,6 +395,12 @@ class TrainConfig(OptimiserConfig):
     def __post_init__(self) -> None:
         _require(self.num_train_epochs > 0, "train.num_train_epochs", "more than 0", self.num_train_epochs)
         _require(self.lora_r >= 0, "train.lora_r", "0 or a rank", self.lora_r)
+        _require(
+            self.learning_rate is None or 0 < self.learning_rate < float("inf"),
+            "train.learning_rate",
+            "a rate above 0, or null",
+            self.learning_rate,
+        )
         for name in ("gradient_accumulation_steps", "logging_steps", "save_steps"):
             _require(getattr(self, name) > 0, f"train.{name}", "a positive count", getattr(self, name))
         _require(
@@ -422,8 +436,9 @@ class EvaluationConfig:
     baselines: tuple[str, ...] | dict[str, dict[str, Any]] = ()
     """Further methods that are trained and measured on the same rows for comparison: a list of names, or names with recipe fields of
     their own."""
-    allow_code_execution: bool = False
-    """Allow generated code to run in the sandbox; tasks that check code need this."""
+    allow_code_execution: bool | Literal["unsafe"] = False
+    """Allow generated code to run in a jail that the kernel makes; tasks that check code need this. With unsafe it runs even where this
+    machine offers no jail, and can then read and change what you can."""
     harness: tuple[str, ...] | dict[str, dict[str, Any]] = ()
     """Tasks of lm-evaluation-harness such as gsm8k and mmlu, zero-shot: a list of names, or names with fields that replace the
     task's own."""

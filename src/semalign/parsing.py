@@ -21,7 +21,7 @@ from semalign.reading import MOST_YAML_BYTES, UnreadableError, bytes_of, plain_v
 EPILOG = """\
 Config commands take a YAML file and dotted overrides (transfer run.yaml --train.lora_r 16).
 All take --help, --json, --quiet, --verbose. A stopped command continues when you run it again.
-Exit codes: 0 done, 1 other error, 2 usage, 3 config, 4 data, 5 model, 6 cache, 130 interrupted."""
+Exit codes: 0 done, 1 other, 2 usage, 3 config, 4 data, 5 model, 6 cache, 130 Ctrl-C, 143 SIGTERM."""
 
 
 class UsageError(Exception):
@@ -240,8 +240,8 @@ def hint(key: str, known: Sequence[str]) -> str:
 
     A field given without its group, or in the wrong one, is found by its last part.
 
-        >>> hint("learning_rate", ["recipe.learning_rate", "seed"])
-        'did you mean recipe.learning_rate?'
+        >>> hint("max_rows", ["data.max_rows", "seed"])
+        'did you mean data.max_rows?'
     """
     last = key.rsplit(".", 1)[-1]
     parts = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}

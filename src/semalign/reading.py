@@ -231,6 +231,8 @@ EXPECTED = {
     "mapping_type": "expected names with values",
     "extra_forbidden": "expected no such key",
     "none_required": "expected null",
+    "union_tag_invalid": "expected {discriminator} {expected_tags}",
+    "union_tag_not_found": "expected an object with {discriminator}",
 }
 
 

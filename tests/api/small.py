@@ -34,6 +34,7 @@ def arguments(folder: Path, **changes: Any) -> SemAlignConfig:
         str(folder),
         **{
             "num_train_epochs": 2,
+            "learning_rate": 1e-3,
             "per_device_train_batch_size": 4,
             "use_cpu": True,
             "disable_tqdm": True,

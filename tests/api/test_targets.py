@@ -20,6 +20,7 @@ from semalign.api.targets import open_student
 from semalign.config import ModelConfig, PairingConfig, plain
 from semalign.errors import ConfigError, DataError, ModelError
 from semalign.models.decoder import Decoder
+from semalign.run.files import find_json
 from semalign.signals.prepared import Prepared
 
 from .small import HELDOUT, TRAIN, arguments, made, models
@@ -72,8 +73,15 @@ def test_rows_and_layers_that_do_not_fit_are_refused_in_one_sentence(tmp_path: P
     student, _ = models()
     with pytest.raises(DataError, match="among the training rows"):
         made(tmp_path, eval_dataset=TRAIN[:2])
-    with pytest.raises(DataError, match="rows as dicts"):
+    with pytest.raises(DataError, match=r"^train_dataset:1: expected a dict, got str; mend the row$"):
         made(tmp_path, train_dataset=["text"])
+    with pytest.raises(DataError, match=r"^eval_dataset: expected rows, got a dict; give"):
+        made(tmp_path, eval_dataset={"a": HELDOUT})
+    wrong = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": 5}]}
+    with pytest.raises(
+        DataError, match=r"^eval_dataset:2: messages, message 2: content is a number, expected"
+    ):
+        made(tmp_path, eval_dataset=[HELDOUT[0], wrong])
     adapted = peft.get_peft_model(student, peft.LoraConfig(r=2, target_modules=["up_proj"]))
     with pytest.raises(ConfigError, match="whose adapters choose them"):
         made(tmp_path, adapted)
@@ -96,6 +104,7 @@ CHANGES: dict[str, Any] = {
     "learning_rate": 2e-3,
     "max_length": 32,
     "supervise": "all",
+    "thinking": "drop",
     "cache_prefix": False,
     "weight_decay": 0.1,
     "lr_scheduler_type": "linear",
@@ -113,7 +122,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def test_options_of_the_trainer_are_those_of_the_steps(prepared: Prepared) -> None:
     config = prepared.config
-    assert (config.recipe.name, config.recipe.layer_weight, config.recipe.learning_rate) == (
+    assert (config.recipe.name, config.recipe.layer_weight, config.train.learning_rate) == (
         "cosine",
         0.5,
         2e-3,
@@ -135,9 +144,10 @@ def test_the_folder_says_what_it_was_made_from(prepared: Prepared) -> None:
     counts = json.loads(run.data.read_text())
     assert (counts["training_rows"], counts["heldout_rows"]) == (len(TRAIN), len(HELDOUT))
     assert counts["sources"]["rows"] == {"weight": 1.0, "available": 20, "train": 20, "heldout": 8}
-    assert set(json.loads(run.models.read_text())) == {"teacher", "student"}
+    assert set(find_json(run.models)) == {"teacher", "student"}
     assert run.environment.exists() and run.pairs.exists() and run.manifest.exists()
-    assert not (run.root / ".lock").exists()
+    with run.lock():
+        pass  # the folder is free again
 
 
 def test_rows_are_tokenised_as_the_options_say(prepared: Prepared) -> None:
@@ -186,9 +196,7 @@ def test_rows_may_be_read_once_or_be_named(tmp_path: Path) -> None:
 
 
 def test_held_out_rows_as_text_are_refused_by_their_own_name(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"eval_dataset: expected rows as dicts, got str; give a datasets\.Dataset"
-    ):
+    with pytest.raises(DataError, match=r"^eval_dataset:1: expected a dict, got str; mend the row$"):
         targets(tmp_path, eval_dataset=["text"])
     with pytest.raises(DataError, match="eval_dataset: 2 of its prompts are among the training rows"):
         targets(tmp_path, eval_dataset=[*HELDOUT, *TRAIN[3:5]])
@@ -221,6 +229,14 @@ def test_without_a_tokenizer_the_models_own_folder_has_one(tmp_path: Path) -> No
     )
     named, model = open_student(ModelConfig(student.name_or_path, dtype="bfloat16"), None)
     assert model is named.model and model.dtype == torch.bfloat16
+
+
+def test_a_model_from_nowhere_needs_its_tokenizer() -> None:
+    student, _ = models()
+    with pytest.raises(
+        ModelError, match=r"^LlamaForCausalLM: expected a tokenizer .* give it as processing_class"
+    ):
+        open_student(student, None)
 
 
 def test_adapters_outside_the_layers_are_refused() -> None:

@@ -84,7 +84,12 @@ def test_it_gives_the_losses_of_the_command_line(tmp_path: Path) -> None:
         "pairing": {"num_layers": 1},
         "cache": {"top_k": 8, "dtype": "float32"},
         "attribution": {"rows": 4},
-        "train": {"num_train_epochs": 2, "per_device_train_batch_size": 4},
+        "train": {
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+            "lora_r": 0,
+            "learning_rate": 1e-3,
+        },
         "seed": 42,
     }
     path = tmp_path / "run.yaml"

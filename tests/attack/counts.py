@@ -1,4 +1,4 @@
-"""How often an attack is tried: in quick form by `make test`, in full by `make attack`, which sets SEMALIGN_ATTACK."""
+"""How often an attack is tried: `make attack` sets SEMALIGN_ATTACK for the full number, `make test` has the quick one."""
 
 import os
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -74,11 +75,11 @@ def _swap(rng: random.Random, data: bytes) -> bytes:
         holder = holder[key]
         key = rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
         if rng.random() < 0.1:
-            holder[key] = rng.choice(ODD)
+            holder[key] = copy.deepcopy(rng.choice(ODD))
     if isinstance(holder, dict) and rng.random() < 0.3:
         holder.pop(key)
     elif rng.random() < 0.9:
-        holder[key] = rng.choice(ODD)
+        holder[key] = copy.deepcopy(rng.choice(ODD))
     else:
         holder[key] = [holder[key]] * 2
     lines[at] = json.dumps(whole[0]).encode()

@@ -32,7 +32,12 @@ def write(folder: Path, **changes: Any) -> Path:
                 "heldout_rows": 4,
                 "max_length": 256,
             },
-            "train": {"num_train_epochs": 2, "per_device_train_batch_size": 8},
+            "train": {
+                "num_train_epochs": 2,
+                "per_device_train_batch_size": 8,
+                "lora_r": 0,
+                "learning_rate": 1e-3,
+            },
             "evaluation": {"tasks": "embedded:test", "max_items": 6, "max_new_tokens": 24},
         },
         "tasks": {

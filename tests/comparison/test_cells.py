@@ -32,6 +32,7 @@ from semalign.errors import ConfigError, DataError
 from semalign.methods import method
 from semalign.models.loading import load
 from semalign.run.files import read_json, write_json
+from semalign.run.folder import save_result
 
 from .small import TASKS, results, write
 
@@ -270,7 +271,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             (folder / part).mkdir(parents=True)
             (folder / part / "model.safetensors").write_text("weights")
         costs = {"steps": 4, "train_seconds": 3.0, "peak_rss_bytes": 5, "trained_parameters": 6, "loss": 0.5}
-        write_json(folder / "train.json", costs | {"seconds": 7.0, "fingerprint": {}})
+        parts = [folder / "student", folder / "adapter"]
+        save_result(folder / "train.json", {}, costs | {"seconds": 7.0}, parts)
 
     def loaded(model: ModelConfig) -> Any:
         calls.append(f"load {Path(model.model_name_or_path).name}")
@@ -351,7 +353,7 @@ def test_at_equal_time_the_steps_are_those_that_fit_the_defaults_median(
 
 def items_file(path: Path) -> str:
     """Items of two tasks, of which only some have an id."""
-    check = {"kind": "exact", "answer": "5"}
+    check = {"kind": "number", "answer": 2}
     messages = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
     rows = [{"task": t, "messages": messages, "check": check} for t in ("sums", "names") for _ in range(4)]
     rows[1]["id"] = "second"

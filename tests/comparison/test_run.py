@@ -22,6 +22,7 @@ from semalign.comparison.plan import Comparison, read_comparison
 from semalign.comparison.pool import Done, Job
 from semalign.comparison.run import environment_of, jobs_of, result_lines, run_comparison, workers
 from semalign.models.loading import load
+from semalign.run.files import write_json
 from semalign.run.folder import save_result
 
 from .small import METHODS, TASKS, here, results, write
@@ -150,7 +151,7 @@ def test_a_failing_method_is_reported_and_the_rest_goes_on(
     out, err = capsys.readouterr()
     printed = json.loads(out)
     assert [f["method"] for f in printed["failed"]] == ["broken"]
-    assert "lower recipe.learning_rate" in printed["failed"][0]["error"] and "knowledge/broken/rows-0" in err
+    assert "lower train.learning_rate" in printed["failed"][0]["error"] and "knowledge/broken/rows-0" in err
     by_name = {m["method"]: m for m in printed["methods"]}
     assert by_name["broken"]["kl_gap_closed"] is None
     assert by_name["random"]["kl_gap_closed"] < by_name["aligned"]["kl_gap_closed"]
@@ -340,7 +341,7 @@ def test_the_environment_is_that_of_the_beginning(tmp_path: Path) -> None:
     first = environment_of(found)
     assert first["cores"] == os.cpu_count() and first["started"]
     path = found.root / "environment.json"
-    path.write_text(json.dumps(first | {"cpu": "of then"}))
+    write_json(path, first | {"cpu": "of then"})
     assert environment_of(found)["cpu"] == "of then"
 
 

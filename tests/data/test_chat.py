@@ -117,7 +117,7 @@ def test_the_role_that_is_refused_is_the_first_with_which_the_template_fails(tok
         render(turns, tokenizer("llama2"), "mine", prompt=False)
     picky = copy.copy(tokenizer("chatml"))
     picky.chat_template = "{% if add_generation_prompt %}{{ raise_exception('no more') }}{% endif %}"
-    with pytest.raises(DataError, match=r"refuses the 'user' turn \(no more\)"):
+    with pytest.raises(DataError, match=r"refuses the 'user' turn \(no more, line 1\)"):
         render(chat("Q", "A", "R")["messages"], picky, "mine", prompt=True)
 
 

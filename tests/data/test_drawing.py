@@ -154,10 +154,15 @@ def test_items_are_the_first_of_each_task() -> None:
 
 
 def test_an_item_without_a_task_or_a_check_is_refused(tmp_path: Path) -> None:
-    item = {"task": "t", "messages": [{"role": "user", "content": "Q"}], "check": {"kind": "exact"}}
+    item = {
+        "task": "t",
+        "messages": [{"role": "user", "content": "Q"}],
+        "check": {"kind": "number", "answer": 2},
+    }
     for missing in ("task", "check"):
         path = write(tmp_path / "items.jsonl", [item, {k: v for k, v in item.items() if k != missing}])
         with pytest.raises(
-            DataError, match=r"items\.jsonl: expected rows with task, messages and check, got \["
+            DataError,
+            match=r"items\.jsonl: item 2: expected an item with task, messages and check, but (task|check): found nothing there",
         ):
             task_rows(config(str(path)))

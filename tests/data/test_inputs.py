@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from semalign.data.inputs import Inputs, inputs_of, is_to_answer, load_inputs
 from semalign.data.mixture import Drawn
 from semalign.errors import CacheError, DataError, ModelError
 from semalign.models.loading import named
-from semalign.run.folder import RunFolder
+from semalign.run.folder import RunFolder, save_result
 from semalign.steps.pipeline import transfer
 
 
@@ -81,7 +82,9 @@ def test_items_that_are_trained_on_stop_the_run(
 ) -> None:
     config = tiny_config(tiny_pair, rows_file, tmp_path / "run")
     row = split_rows(config.data)[0][0]
-    (tmp_path / "items.jsonl").write_text(json.dumps({**row, "task": "t", "check": {"kind": "exact"}}) + "\n")
+    (tmp_path / "items.jsonl").write_text(
+        json.dumps({**row, "task": "t", "check": {"kind": "number", "answer": 2}}) + "\n"
+    )
     config = replace(config, evaluation=replace(config.evaluation, tasks=str(tmp_path / "items.jsonl")))
     with pytest.raises(DataError, match="the prompts of 1 items are among the training rows"):
         load_inputs(config)
@@ -236,7 +239,27 @@ def test_the_generate_step_s_rows_take_the_place_of_the_drawn_ones(
         with pytest.raises(CacheError, match=rf"{path.name}: not there yet; run `semalign generate` first"):
             load_inputs(own, run)
         written(path, [{"prompt": f"{path.stem} {n}", "completion": " five"} for n in range(3)])
+        save_result(run.generated, {}, {}, [p for p in (run.rows, run.heldout) if p.exists()])
     found = load_inputs(own, run)
     assert [s.row["prompt"] for s in found.train] == ["rows 0", "rows 1", "rows 2"]
     assert [s.row["prompt"] for s in found.heldout] == ["heldout 0", "heldout 1", "heldout 2"]
     assert len(load_inputs(config, run).train) == 16, "where nothing is generated the drawn rows stay"
+    run.rows.write_text(run.rows.read_text().replace("rows 1", "rows 9"))
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl: edited or damaged since .* delete it and run `semalign generate`"
+    ):
+        load_inputs(own, run)
+
+
+def test_a_template_that_reads_the_clock_is_warned_of(
+    config: TransferConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_inputs(config)
+    assert "strftime_now" not in caplog.text
+    shutil.copytree(config.student.model_name_or_path, tmp_path / "student")
+    template = tmp_path / "student" / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%Y') }}" + template.read_text())
+    load_inputs(
+        replace(config, student=replace(config.student, model_name_or_path=str(tmp_path / "student")))
+    )
+    assert "rows change with the clock" in caplog.text

@@ -97,9 +97,9 @@ def test_of_several_kinds_the_first_that_is_not_null_decides() -> None:
         ({"prompt": None, "completion": None}, "prompt is null and completion is null, expected two strings"),
         ({"prompt": "Q", "completion": TURNS}, "prompt is a string and completion is a list, expected two"),
         ({"prompt": TURNS, "completion": "A"}, "prompt is a list and completion is a string, expected two"),
-        ({"input_ids": "12"}, "input_ids is not a list of integers"),
-        ({"input_ids": [1, True]}, "input_ids is not a list of integers"),
-        ({"input_ids": [1, 2.0]}, "input_ids is not a list of integers"),
+        ({"input_ids": "12"}, "input_ids is not a list of token ids"),
+        ({"input_ids": [1, True]}, "input_ids is not a list of token ids"),
+        ({"input_ids": [1, 2.0]}, "input_ids is not a list of token ids"),
         (
             {"input_ids": [1, 2], "labels": [1]},
             "labels is not a list of 2 integers, one for each of input_ids",

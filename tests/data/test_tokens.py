@@ -90,6 +90,22 @@ def test_string_pairs_are_joined_and_end_with_eos(tokenizer):
         assert tok.decode(sample.input_ids) == start + "The answer is: B.\n</s>"
 
 
+@pytest.mark.parametrize("adds", ["$A", "<s> $A", "$A </s>", "<s> $A </s>"])
+@pytest.mark.parametrize("after", ["", "\n"])
+def test_a_row_that_was_rendered_already_gets_no_second_bos_or_eos(tokenizer, adds, after):
+    tok = copy.deepcopy(tokenizer("none"))
+    special = [(token, tok.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(adds, special_tokens=special)
+    text = f"<s><|user|>Is it B?<|assistant|> B</s>{after}"
+    prompt, answer = text.split(" B</s>")[0], f" B</s>{after}"
+    for row in ({"text": text}, {"prompt": prompt, "completion": answer}):
+        sample = only(row, tok)
+        assert tok.decode(sample.input_ids) == text
+        assert supervised_text(sample, tok) == (answer if "prompt" in row else text.removeprefix("<s>"))
+    turns = only({"text": f"<s>A</s><s>B</s>{after}"}, tok)
+    assert tok.decode(turns.input_ids) == f"<s>A</s><s>B</s>{after}", "those inside stay"
+
+
 def test_tokenizer_that_adds_eos_itself(tokenizer):
     tok = copy.deepcopy(tokenizer("none"))
     eos = ("</s>", tok.eos_token_id)
@@ -189,9 +205,10 @@ def test_control_ids_are_the_special_and_added_tokens_that_are_not_white_space(t
 def test_eos_is_put_once_at_the_end_where_there_is_one(tokenizer: Build) -> None:
     tok, none = tokenizer("none"), tokenizer("none", eos=None)
     eos = tok.eos_token_id
-    assert with_eos([9, 10], tok) == with_eos([9, 10, eos], tok) == [9, 10, eos]
-    assert with_eos([eos, 9], tok) == [eos, 9, eos] and with_eos([], tok) == [eos]
-    assert with_eos([9, 10], none) == [9, 10]
+    assert with_eos([9, 10], "a", tok) == with_eos([9, 10, eos], "a</s>", tok) == [9, 10, eos]
+    assert with_eos([eos, 9], "</s>a", tok) == [eos, 9, eos] and with_eos([], "", tok) == [eos]
+    assert with_eos([eos, 9], "</s>\n ", tok) == [eos, 9], "only white space follows the eos"
+    assert with_eos([9, 10], "a", none) == [9, 10]
 
 
 def test_of_a_pair_without_a_prompt_all_but_the_start_token_is_marked(tokenizer: Build) -> None:

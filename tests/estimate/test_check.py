@@ -15,7 +15,7 @@ import torch
 from in_memory import config_of as in_memory_config
 from in_memory import inputs_of, samples
 from rich.console import Console
-from tiny import tiny_config
+from tiny import full_weights, tiny_config
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModelForCausalLM
 
@@ -26,7 +26,6 @@ from semalign.config import (
     DataConfig,
     PairingConfig,
     RecipeConfig,
-    TrainConfig,
     TransferConfig,
 )
 from semalign.data.inputs import load_inputs
@@ -41,7 +40,7 @@ config_of = partial(
     attribution=AttributionConfig(rows=4),
     pairing=PairingConfig(num_layers=2, heads=2, rows=4),
     recipe=RecipeConfig(interface="head", layer_weight=1.0),
-    train=TrainConfig(num_train_epochs=4, per_device_train_batch_size=4),
+    train=full_weights(num_train_epochs=4, per_device_train_batch_size=4),
 )
 
 
@@ -96,7 +95,7 @@ def plain(
         pairing=PairingConfig(num_layers=2, interpolate=True),
         cache=CacheConfig(dtype="float32", top_k=8, batch_size=99),
         attribution=AttributionConfig(rows=4),
-        train=TrainConfig(per_device_train_batch_size=4),
+        train=full_weights(per_device_train_batch_size=4),
     )
     return config, *looked(config)
 

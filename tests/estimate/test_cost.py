@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from in_memory import CACHE, HEADS, PAIRS, prepared, samples
+from tiny import full_weights
 
 from semalign.cli import main
-from semalign.config import AttributionConfig, EvaluationConfig, RecipeConfig, TrainConfig
+from semalign.config import AttributionConfig, EvaluationConfig, RecipeConfig
 from semalign.estimate import cost
 from semalign.estimate.cost import Sizes, estimate, record_sizes
 from semalign.estimate.probe import Costs
@@ -50,7 +51,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "several": {"evaluation": EvaluationConfig(baselines=("cosine", "kl", "hidden_mse", "fisher"))},
     "heads": {"plan": HEADS, "recipe": RecipeConfig(interface="head", layer_weight=1.0)},
     "eight bits": {"cache": replace(CACHE, prefix_dtype="int8")},
-    "whole student": {"train": TrainConfig(cache_prefix=False)},
+    "whole student": {"train": full_weights(cache_prefix=False)},
     "one pair": {"plan": replace(PAIRS, pairs=PAIRS.pairs[:1])},
 }
 
@@ -123,7 +124,7 @@ def test_bytes_are_counted_a_token_and_a_position(estimated: Any) -> None:
 
 def test_seconds_are_scaled_to_all_rows(estimated: Any) -> None:
     tokens, held = counted(samples(6))[0], counted(samples(3, first=6))[0]
-    found = estimated(train=TrainConfig(num_train_epochs=4))["seconds"]
+    found = estimated(train=full_weights(num_train_epochs=4))["seconds"]
     assert found["attribute"] == pytest.approx(1 + 0.5 * tokens, abs=0.01)
     expected = 1 + 10 + 0.25 * tokens + 0.125 * (tokens + held) + 300
     assert found["cache"] == pytest.approx(expected, abs=0.01)
@@ -137,7 +138,7 @@ def test_attribution_reads_so_many_rows(estimated: Any) -> None:
 
 def test_a_number_of_steps_stands_in_place_of_epochs(estimated: Any) -> None:
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
-    found = estimated(train=TrainConfig(max_steps=5, num_train_epochs=99, **options))["seconds"]["train"]
+    found = estimated(train=full_weights(max_steps=5, num_train_epochs=99, **options))["seconds"]["train"]
     assert found == pytest.approx(2 * 5 * counted(samples(6))[0] + 110, abs=0.01), (
         "a step of six rows is an epoch"
     )

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import HEADS, PAIRS, cached, prepared, samples
+from tiny import full_weights
 from transformers import TrainerState
 
 from semalign.cli import main
-from semalign.config import AttributionConfig, EvaluationConfig, RecipeConfig, TrainConfig
+from semalign.config import AttributionConfig, EvaluationConfig, RecipeConfig
 from semalign.data import Sample
 from semalign.estimate import probe
 from semalign.estimate.probe import Costs, Shown, longest_rows, probe_student, probe_teacher, typical_rows
@@ -166,7 +167,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, Shown, S
         tmp_path_factory.mktemp("probe") / "run",
         rows=samples(9),
         evaluation=EvaluationConfig(baselines=("kl",)),
-        train=TrainConfig(per_device_train_batch_size=2),
+        train=full_weights(per_device_train_batch_size=2),
         attribution=AttributionConfig(rows=4, batch_size=2),
     )
     costs = Costs()
@@ -249,7 +250,7 @@ def test_a_student_that_stays_as_it_starts_takes_no_training(tmp_path: Path) -> 
 def test_every_kind_of_training_is_timed_and_leaves_a_plain_student(
     tmp_path: Path, recipe: RecipeConfig
 ) -> None:
-    of = prepared(tmp_path, recipe=recipe, train=TrainConfig(per_device_train_batch_size=2))
+    of = prepared(tmp_path, recipe=recipe, train=full_weights(per_device_train_batch_size=2))
     student = of.inputs.load_student()
     names = {name for name, _ in student.model.named_parameters()}
     assert train(of, resolve(recipe), student) > 0

@@ -234,3 +234,29 @@ def test_without_vllm_one_sentence_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(SemAlignError, match=r"pip install 'semalign\[vllm\]'"):
         generate(*pair, [[{"role": "user", "content": "2 + 2"}]], engine="vllm")
+
+
+def test_rows_that_may_pass_the_models_positions_are_answered_alone(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = pair
+    prompts = [[{"role": "user", "content": "blue " * n}] for n in (1, 2, 3, 4, 5, 6)]
+    lengths = sorted(len(encode_prompt(prompt, tokenizer)) for prompt in prompts)
+    wanted = answers(model, tokenizer, prompts, 4, 6)
+    monkeypatch.setattr(model.config, "max_position_embeddings", lengths[3] + 4)
+    sizes = shapes_read(model, monkeypatch)
+    assert answers(model, tokenizer, prompts, 4, 6) == wanted
+    assert {size[0] for size in sizes if size[1] > 1} == {4, 1}
+
+
+def test_a_prompt_is_its_turns_or_a_row_with_tools(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast],
+) -> None:
+    model, tokenizer = pair
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = "{% if tools %}{{ tools[0].name }}{% endif %}" + tokenizer.chat_template
+    turns = [{"role": "user", "content": "blue and green"}]
+    rows = [turns, {"messages": turns}, {"messages": turns, "tools": [{"name": "sky"}]}]
+    ids = [tokenizer.decode(encode_prompt(row, tokenizer)) for row in rows]
+    assert ids[0] == ids[1] and ids[2] == "sky" + ids[0]
+    assert len(generate(model, tokenizer, rows, max_new_tokens=3)) == 3

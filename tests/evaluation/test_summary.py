@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from in_memory import HEADS, cached, config_of, prepared
 from semalign.config import DataConfig, EvaluationConfig, ModelConfig, RecipeConfig
 from semalign.errors import CacheError
 from semalign.evaluation.summary import SAMPLES_SHOWN, add_costs, summarise, trained_model, trainings
+from semalign.run.files import read_json, write_json
 from semalign.run.folder import RunFolder, is_done
 from semalign.signals.prepared import Prepared
 
@@ -20,14 +21,14 @@ MOVED = [{"layer": 3, "relative_change": 0.1}]
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values))
+    write_json(path, values)
 
 
 def trained(run: RunFolder, *baselines: str) -> None:
     """The results of finished trainings: the run's own took 10 seconds, the first baseline 11, ..."""
     for n, name in enumerate((None, *baselines)):
-        write(run.training(name) / "train.json", {"train_seconds": 10.0 + n, "movement": MOVED})
+        costs = {"seconds": 11.0 + n, "peak_rss_bytes": 1}
+        write(run.training(name) / "train.json", costs | {"train_seconds": 10.0 + n, "movement": MOVED})
 
 
 def unmeasured(folder: Path, *baselines: str) -> Prepared:
@@ -287,7 +288,9 @@ def test_metrics_stay_valid_and_costs_are_not_added_twice(tmp_path: Path) -> Non
     finished(run)
     first = add_costs(run, config)
     assert is_done(run.metrics, {"a": 1})
-    assert json.loads(run.metrics.read_text()) == first | {"fingerprint": {"a": 1}}
+    written = read_json(run.metrics, "evaluate")
+    assert {k: v for k, v in written.items() if k != "files"} == first | {"fingerprint": {"a": 1}}
+    assert set(written["files"]) >= {"scores.json", "pairs.json", "train.json"}
     again = add_costs(run, config)
     for key in ("wall_seconds", "peak_rss_bytes", "accuracy"):
         assert again[key] == first[key]
@@ -302,3 +305,16 @@ def test_a_finished_run_that_is_started_again_keeps_the_costs_of_every_step(tmp_
 def test_costs_before_the_measurement_name_the_step(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"metrics\.json: not there yet; run `semalign evaluate` first"):
         add_costs(RunFolder(tmp_path), config_of(tmp_path))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.1), (9e-5, 3e-2), (-1e-8, 0.0)])
+def test_a_student_that_is_its_teacher_has_no_gap_and_is_told_so(
+    measured: Prepared, before: float, after: float
+) -> None:
+    found = summarise(measured, {"before": near(before), "after": near(after), "kl": near(after)})
+    assert found["kl_gap_closed"] is None is found["baselines"]["kl"]["kl_gap_closed"]
+    assert found["no_gap"] == "the untouched student predicts as its teacher does"
+    known = {"teacher": {"files": {"a": "1"}}, "student": {"files": {"a": "1"}}}
+    same = replace(measured, inputs=replace(measured.inputs, fingerprint=known))
+    found = summarise(same, {"before": near(2.0), "after": near(after), "kl": near(after)})
+    assert found["no_gap"] == "the teacher is the student"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import STEPS, tiny_config, tiny_model, tiny_tokenizer
+from tiny import STEPS, full_weights, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from semalign.config import EvaluationConfig, ModelConfig, RecipeConfig, TrainConfig
+from semalign.config import EvaluationConfig, ModelConfig, RecipeConfig
 from semalign.data.batches import batch_inputs
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError, ModelError
@@ -27,7 +27,7 @@ from semalign.training.student import add_deltas
 config_of = partial(
     tiny_config,
     recipe=RecipeConfig(name="laten"),
-    train=TrainConfig(max_steps=4, per_device_train_batch_size=4),
+    train=full_weights(max_steps=4, per_device_train_batch_size=4),
     evaluation=EvaluationConfig(cka_rows=0),
 )
 
@@ -135,7 +135,7 @@ def test_merged_deltas_are_those_that_were_trained(
 def test_alignment_follows_the_gradient_of_its_loss(
     tiny_pair: tuple[Path, Path], rows_file: Path, inputs: Inputs
 ) -> None:
-    train = TrainConfig(max_steps=60)
+    train = full_weights(max_steps=60)
     config = config_of(
         tiny_pair, rows_file, Path("unused"), recipe=RecipeConfig(name="laten_corrected"), train=train
     )

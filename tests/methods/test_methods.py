@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import STEPS, save_model, tiny_config, tiny_model
+from tiny import STEPS, full_weights, save_model, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 
 from semalign.config import (
     EvaluationConfig,
     PairingConfig,
     RecipeConfig,
-    TrainConfig,
     TransferConfig,
 )
 from semalign.errors import ConfigError
@@ -42,7 +41,7 @@ config_of = partial(
     tiny_config,
     heldout_rows=0,
     pairing=PairingConfig(num_layers=3),
-    train=TrainConfig(num_train_epochs=6, per_device_train_batch_size=5, save_steps=2),
+    train=full_weights(num_train_epochs=6, per_device_train_batch_size=5, save_steps=2),
 )
 
 
@@ -57,7 +56,7 @@ def everything(
         rows_file,
         tmp_path_factory.mktemp("methods") / "run",
         evaluation=EvaluationConfig(baselines=names),
-        train=TrainConfig(num_train_epochs=3, per_device_train_batch_size=5),
+        train=full_weights(num_train_epochs=3, per_device_train_batch_size=5),
     )
     return config, transfer(config, STEPS)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import STEPS, CutError, cut_at, save_model, tiny_config, tiny_model
+from tiny import STEPS, CutError, cut_at, full_weights, save_model, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 
-from semalign.config import AttributionConfig, EvaluationConfig, RecipeConfig, TrainConfig, TransferConfig
+from semalign.config import AttributionConfig, EvaluationConfig, RecipeConfig, TransferConfig
 from semalign.data.batches import batch_inputs, labels_of
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError, ModelError
@@ -35,7 +35,7 @@ config_of = partial(
     tiny_config,
     attribution=AttributionConfig(rows=3),
     recipe=RecipeConfig(name="seeking"),
-    train=TrainConfig(num_train_epochs=2, per_device_train_batch_size=4, save_steps=2),
+    train=full_weights(num_train_epochs=2, per_device_train_batch_size=4, save_steps=2),
     evaluation=EvaluationConfig(cka_rows=0),
 )
 

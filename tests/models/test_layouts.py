@@ -14,9 +14,12 @@ from tiny import ARCHITECTURES, tiny_model
 from transformers import AutoConfig, PreTrainedModel, T5Config
 
 from semalign.config import ModelConfig
-from semalign.errors import ModelError
+from semalign.data import Sample
+from semalign.data.batches import batch_inputs
+from semalign.errors import DataError, ModelError
 from semalign.models import layouts as module
 from semalign.models import loading
+from semalign.models.decoder import Decoder
 from semalign.models.layouts import (
     LAYOUTS,
     PROJECTIONS,
@@ -38,10 +41,6 @@ def parts(model: Any) -> tuple[Layout, Any, list[Any]]:
     """The layout of a model, its body and its layers."""
     layout = layout_of(model.config, "x")
     return layout, model.base_model, list(getattr(model.base_model, layout.layers))
-
-
-def last_names(layer: torch.nn.Module) -> set[str]:
-    return {name.rsplit(".", 1)[-1] for name, _ in layer.named_modules()}
 
 
 def sizes(linear: Any) -> tuple[int, int]:
@@ -73,18 +72,6 @@ def test_every_named_part_is_in_every_layer(model: PreTrainedModel) -> None:
     for layer in layers:
         for name in (layout.attn, layout.mlp, layout.out):
             assert isinstance(layer.get_submodule(name), torch.nn.Module)
-        assert set(layout.lora) <= last_names(layer)
-
-
-def test_lora_adapts_linear_maps_and_reads_and_writes_the_stream(model: PreTrainedModel) -> None:
-    layout, _, layers = parts(model)
-    width = shape_of(model.config).width
-    adapted = {n: m for n, m in layers[0].named_modules() if n.rsplit(".", 1)[-1] in layout.lora}
-    assert all(m.weight.dim() == 2 for m in adapted.values())
-    assert any(sizes(m)[0] == width for m in adapted.values()) and any(
-        sizes(m)[1] == width for m in adapted.values()
-    )
-    assert layout.out in adapted
 
 
 def test_the_shape_is_that_of_the_model_s_weights(model: PreTrainedModel) -> None:
@@ -225,3 +212,58 @@ def test_a_layout_from_outside_is_one_of_them(added: Layout) -> None:
     )
     with pytest.raises(ModelError, match=r"gpt2, own_kind\.$"):
         layout_of(SimpleNamespace(model_type="other"), "x")
+
+
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [8.0] * 4,
+    "original_max_position_embeddings": 48,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope", "positions"),
+    [
+        ("phi3", LONG, 48),
+        ("llama", LONG | {"rope_theta": 1e4}, 48),
+        ("llama", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, 128),
+        ("llama", {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, 128),
+        ("gemma3_text", {"full_attention": LONG, "sliding_attention": {"rope_type": "default"}}, 48),
+        ("gpt2", None, 1024),
+    ],
+)
+def test_positions_end_where_the_frequencies_of_a_batch_change(
+    kind: str, rope: dict[str, Any] | None, positions: int
+) -> None:
+    # transformers writes into what it is given.
+    sizes = {"max_position_embeddings": 128, "rope_parameters": copy.deepcopy(rope)} if rope else {}
+    if kind == "phi3":
+        sizes |= {"hidden_size": 32, "num_attention_heads": 4}
+    assert shape_of(AutoConfig.for_model(kind, **sizes)).positions == positions
+
+
+def test_within_its_positions_a_row_of_a_longrope_model_does_not_depend_on_its_neighbours() -> None:
+    rope = copy.deepcopy(LONG) | {"rope_theta": 1e4}
+    decoder = Decoder(tiny_model("llama", layers=2, wide=False, rope_parameters=rope), None)
+    assert decoder.shape.positions == 48
+    samples = [
+        Sample([9 + n % 50 for n in range(length)], [n > 3 for n in range(length)], "x")
+        for length in (20, 48, 49)
+    ]
+    outputs = []
+    for batch in (samples[:1], samples[:2]):
+        ids, attention, _ = batch_inputs(decoder, batch)
+        with torch.no_grad():
+            outputs.append(decoder.forward(ids, attention)[0, :20])
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-5)
+    with pytest.raises(
+        DataError, match=r"expected rows of at most 48 tokens, got 49; lower data\.max_length"
+    ):
+        batch_inputs(decoder, samples)
+    with torch.no_grad():
+        beside = decoder.model(torch.tensor([samples[0].input_ids + [0] * 29]), output_hidden_states=True)
+        alone = decoder.model(torch.tensor([samples[0].input_ids]), output_hidden_states=True)
+    assert not torch.allclose(beside.hidden_states[1][0, :20], alone.hidden_states[1][0], atol=1e-2), (
+        "or this tests nothing"
+    )

@@ -23,7 +23,7 @@ from semalign.data.batches import candidates_of
 from semalign.errors import ModelError, SemAlignError
 from semalign.maths.pairing import LayerPair
 from semalign.models.decoder import Decoder
-from semalign.models.loading import load, load_shape
+from semalign.models.loading import identity, in_memory, load, load_shape
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.request import Request
 from semalign.steps.attribute import attribute_layers
@@ -234,3 +234,45 @@ def test_a_tilde_in_a_folder_s_name_is_the_home_folder(
     shutil.copytree(tiny_pair[1], tmp_path / "model")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load(ModelConfig("~/model")).num_layers == 3
+
+
+def test_a_checkpoint_is_known_by_every_byte_of_what_is_read_from_it(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pair[1], folder)
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "additional_chat_templates").mkdir()
+    others = ("merges.txt", "spiece.model", "modeling_own.py", "additional_chat_templates/tool.jinja")
+    for name in others:
+        (folder / name).write_text("of the tokenizer or the code")
+    config = ModelConfig(str(folder))
+    first = identity(config)
+    for name in ("pytorch_model.bin", "model.safetensors", "config.json", "tokenizer.json", *others):
+        content = (folder / name).read_bytes()
+        for place in (len(content) // 3, len(content) - 1):
+            changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+            (folder / name).write_bytes(changed)
+            assert identity(config) != first, (name, place)
+        (folder / name).write_bytes(content)
+    for name in ("README.md", "training_args.bin", ".gitattributes", "SHA256SUMS"):
+        (folder / name).write_text("nothing that a model is read from")
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert identity(ModelConfig(str(moved))) == first
+
+
+def test_a_model_in_memory_is_known_by_every_element(tiny_pair: tuple[Path, Path]) -> None:
+    decoder = load(ModelConfig(str(tiny_pair[1])))
+    first = in_memory(decoder).identity
+    assert in_memory(decoder).identity == first
+    for tensor in (decoder.model.get_input_embeddings().weight, decoder.layers[1].mlp.up_proj.weight):
+        for place in (1, tensor.numel() // 2 + 1, tensor.numel() - 2):
+            flat = tensor.data.view(-1)
+            kept = flat[place].clone()
+            flat[place] = torch.nextafter(kept, torch.tensor(9.0))
+            assert in_memory(decoder).identity != first
+            flat[place] = kept
+    assert in_memory(decoder).identity == first
+    decoder.model.to(torch.bfloat16)
+    assert in_memory(decoder).identity != first

@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from semalign.run.digests import sealed
+from semalign.run.files import find_json, write_atomic, write_json
+from semalign.run.folder import save_result
+
 RunMaker = Callable[..., Path]
 
 CONFIG = """\
@@ -183,7 +187,13 @@ def _log(steps: int, start: float, end: float, parts: bool) -> str:
 
 def _write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    if path.suffix == ".jsonl":
+        path.write_text(value, encoding="utf-8")
+        save_result(path.with_suffix(".json"), {}, {}, [path])
+    elif isinstance(value, str):
+        write_atomic(path, sealed(value.encode(errors="replace"), path.suffix))
+    else:
+        write_json(path, value)
 
 
 def write_run(
@@ -253,8 +263,8 @@ def edit_json() -> Callable[[Path, Callable[[Any], None]], None]:
     """Changes a JSON file in place."""
 
     def edit(path: Path, change: Callable[[Any], None]) -> None:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = find_json(path)
         change(value)
-        path.write_text(json.dumps(value), encoding="utf-8")
+        write_json(path, value)
 
     return edit

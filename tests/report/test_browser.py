@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 selenium = pytest.importorskip("selenium", reason="the browser tests need: pip install 'semalign[browser]'")
 pytest.importorskip("axe_core_python", reason="the browser tests need: pip install 'semalign[browser]'")
@@ -17,6 +18,7 @@ from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 
 from semalign.report import build_comparison, build_report  # noqa: E402
+from semalign.run.files import write_yaml  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -95,7 +97,7 @@ def test_several_runs_on_a_page_are_accessible_and_fit(browser, make_run, tmp_pa
     first, second = make_run(), tmp_path / "second"
     shutil.copytree(first, second)
     config = (second / "config.yaml").read_text().replace("num_layers: 2", "num_layers: 3")
-    (second / "config.yaml").write_text(config)
+    write_yaml(second / "config.yaml", yaml.safe_load(config))
     show(browser, build_comparison([first, second], tmp_path / "runs.html"), width, scheme)
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
     assert findings(browser) == []

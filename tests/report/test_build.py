@@ -16,6 +16,9 @@ from semalign.report import build_report
 from semalign.report.blocks import Facts, Table
 from semalign.report.build import render, view
 from semalign.report.files import RunFiles, read_run
+from semalign.run.digests import sealed
+from semalign.run.files import write_atomic, write_json
+from semalign.run.folder import save_result
 
 from .pages import Checker, Edit, RunMaker, page_of, section
 
@@ -117,7 +120,7 @@ def test_hostile_text_stays_text(make_run: RunMaker, edit_json: Edit) -> None:
         run / "environment.json", lambda e: e.update(command=HOSTILE, platform=HOSTILE, semalign=HOSTILE)
     )
     config = f"teacher: {{model_name_or_path: '{HOSTILE[:40]}'}}\n# {HOSTILE}\n"
-    (run / "config.yaml").write_text(config, encoding="utf-8", errors="replace")
+    write_atomic(run / "config.yaml", sealed(config.encode(errors="replace"), ".yaml"))
     page = page_of(run)
     checker = Checker(page)
     assert "script" not in checker.tags and "alert(1)" in checker.text and "{{ 7 * 7 }}" in checker.text
@@ -148,7 +151,7 @@ def test_a_missing_file_names_the_step_that_writes_it(
 
 
 def test_bare_metrics_still_make_a_page(tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text("{}", encoding="utf-8")
+    write_json(tmp_path / "metrics.json", {})
     checker = Checker(page_of(tmp_path))
     assert "no gap between student and teacher was measured" in checker.text
     assert checker.text.count("evaluate step") >= 4
@@ -168,14 +171,23 @@ def test_a_damaged_file_is_named(make_run: RunMaker, content: str) -> None:
         build_report(run)
 
 
-def test_a_log_cut_off_by_an_interruption_is_read_to_its_last_whole_line(make_run: RunMaker) -> None:
+def test_a_log_that_is_not_as_it_was_written_is_named_with_its_step(make_run: RunMaker) -> None:
     run = make_run()
     whole = (run / "train.jsonl").read_text(encoding="utf-8")
-    (run / "train.jsonl").write_text(whole + '{"step": 91, "lo', encoding="utf-8")
     assert len(read_run(run).train) == 90
-    (run / "train.jsonl").write_text("{broken\n" + whole, encoding="utf-8")
-    with pytest.raises(CacheError, match=r"train\.jsonl:1"):
-        read_run(run)
+    for content in (whole + '{"step": 91, "lo', "{broken\n" + whole, whole.replace("1", "2", 1), ""):
+        (run / "train.jsonl").write_text(content, encoding="utf-8")
+        with pytest.raises(CacheError, match=r"train\.jsonl .* run `semalign train` again"):
+            read_run(run)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "scores.json", "environment.json", "config.yaml"])
+def test_a_file_of_which_a_digit_changed_is_named(make_run: RunMaker, name: str) -> None:
+    run = make_run()
+    content = (run / name).read_text()
+    (run / name).write_text(content.replace("3", "4", 1))
+    with pytest.raises(CacheError, match=rf"{name}: damaged, edited, .* run `semalign \w+` again"):
+        build_report(run)
 
 
 def test_numbers_that_are_not_finite_are_left_out(make_run: RunMaker, edit_json: Edit) -> None:
@@ -191,6 +203,7 @@ def test_numbers_that_are_not_finite_are_left_out(make_run: RunMaker, edit_json:
     edit_json(run / "metrics.json", spoil)
     with (run / "train.jsonl").open("a", encoding="utf-8") as log:
         log.write('{"step": 91, "epoch": 3.0, "loss": NaN}\n')
+    save_result(run / "train.json", {}, {}, [run / "train.jsonl"])
     text = Checker(page_of(run)).text
     assert not re.search(r"\bnan\b|\binf\b|None", text)
 

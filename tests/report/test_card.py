@@ -22,6 +22,7 @@ from semalign.methods.formula import formula
 from semalign.methods.maps import MAPS
 from semalign.parsing import load_config
 from semalign.report.card import render_card
+from semalign.run.files import find_json, write_json
 from semalign.run.folder import RunFolder
 from semalign.steps.pipeline import transfer
 
@@ -96,9 +97,9 @@ def test_the_card_depends_on_the_run_s_files_alone(done: Path, tmp_path: Path) -
         shutil.copy(path, copy)
     assert render_card(RunFolder(copy)) == (done / "student" / "README.md").read_text()
     # Figures of another training are not this student's.
-    trained = json.loads((copy / "train.json").read_text())
+    trained = find_json(copy / "train.json")
     trained["fingerprint"]["seed"] = 1
-    (copy / "train.json").write_text(json.dumps(trained))
+    write_json(copy / "train.json", trained)
     assert "Not measured yet." in render_card(RunFolder(copy))
 
 
@@ -107,9 +108,9 @@ def test_a_licence_with_a_name_of_its_own_is_carried_over_whole(done: Path, tmp_
     copy.mkdir()
     for path in done.glob("*.*"):
         shutil.copy(path, copy)
-    models = json.loads((copy / "models.json").read_text())
+    models = find_json(copy / "models.json")
     models["student"] |= {"license": "other", "license_name": "qwen-research"}
-    (copy / "models.json").write_text(json.dumps(models))
+    write_json(copy / "models.json", models)
     card = render_card(RunFolder(copy))
     data = ModelCard(card).data
     assert (data.license, data.license_name, data.license_link) == ("other", "qwen-research", "LICENSE")

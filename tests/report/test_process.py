@@ -11,6 +11,7 @@ from semalign.report.blocks import Code, Facts, Legend, Panels, Section, Table
 from semalign.report.build import view
 from semalign.report.files import RunFiles, read_run
 from semalign.report.process import cost_section, setup_section, training_section
+from semalign.run.files import read_sealed
 
 from .pages import Edit, RunMaker, section
 
@@ -142,7 +143,7 @@ def test_the_setup_has_command_machine_versions_and_the_config_as_it_was(make_ru
     assert found["Command"] == "semalign run example.yaml" and found["PyTorch"] == "2.13.0"
     assert found["Memory"].replace("\u00a0", " ") == "16 GB" and found["Cores"] == "2"
     (code,) = (block for block in part.blocks if isinstance(block, Code))
-    assert code.text == (run / "config.yaml").read_text()
+    assert code.text == read_sealed(run / "config.yaml", "transfer")
 
 
 def test_what_the_environment_does_not_say_is_left_out() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from semalign import cli
 from semalign.errors import CacheError, ConfigError
@@ -14,6 +15,7 @@ from semalign.report import build_comparison
 from semalign.report.blocks import Table
 from semalign.report.files import read_run
 from semalign.report.runs import view
+from semalign.run.files import find_json, write_json, write_yaml
 
 RunMaker = Callable[..., Path]
 
@@ -25,10 +27,9 @@ def two(make_run: RunMaker, tmp_path: Path) -> list[Path]:
     second.mkdir()
     for file in ("metrics.json", "config.yaml"):
         (second / file).write_bytes((first / file).read_bytes())
-    metrics = json.loads((second / "metrics.json").read_text())
-    (second / "metrics.json").write_text(json.dumps(metrics | {"accuracy_gap_closed": 0.7}))
-    config = (second / "config.yaml").read_text()
-    (second / "config.yaml").write_text(config.replace("num_train_epochs: 3.0", "num_train_epochs: 9.0"))
+    write_json(second / "metrics.json", find_json(second / "metrics.json") | {"accuracy_gap_closed": 0.7})
+    config = (second / "config.yaml").read_text().replace("num_train_epochs: 3.0", "num_train_epochs: 9.0")
+    write_yaml(second / "config.yaml", yaml.safe_load(config))
     return [first, second]
 
 

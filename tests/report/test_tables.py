@@ -152,7 +152,7 @@ def test_brackets_in_rows_are_text() -> None:
     errors = [{"place": "rows:1", "reason": "[red]no[/] [/nothing]"}]
     sample = {
         "sample": "[bold]⟦yes⟧[/bold]",
-        "tokens": {"total_supervised": 3, "max_length": 9, "cut": ["rows:1"]},
+        "tokens": {"total_supervised": 3, "max_length": 9, "cut": ["rows:1"], "unseen": []},
     }
     text = printed(show, findings(row("add 2"), errors=errors, **sample))
     assert "  rows:1: [red]no[/] [/nothing]\n" in text and "[bold]⟦yes⟧[/bold]\n" in text
@@ -162,9 +162,19 @@ def test_brackets_in_rows_are_text() -> None:
 def test_lengths_are_told_by_quantile() -> None:
     quantiles = {"min": 1, "10%": 2, "median": 3, "90%": 4, "99%": 5, "max": 6}
     tokens = {"row": quantiles, "supervised": {k: 10 * v for k, v in quantiles.items()}}
-    found = findings(row("add 2"), tokens=tokens | {"total_supervised": 60, "max_length": 9, "cut": []})
+    found = findings(
+        row("add 2"), tokens=tokens | {"total_supervised": 60, "max_length": 9, "cut": [], "unseen": []}
+    )
     lines = cells(printed(show, found))
     assert lines == {
         "row": ["1", "2", "3", "4", "5", "6"],
         "supervised": ["10", "20", "30", "40", "50", "60"],
     }
+
+
+def test_what_the_chat_template_leaves_out_is_told_last() -> None:
+    left = {"unseen": ["rows:2"], "unseen_turns": 3, "rows_with_unseen_turns": 1, "unseen_thinking": 0}
+    tokens = {"total_supervised": 60, "max_length": 9, "cut": []} | left
+    text = printed(show, findings(row("add 2"), tokens=tokens))
+    assert "rows of which the chat template leaves something out: 1\n  rows:2\n" in text
+    assert text.endswith("the chat template leaves out the text of 3 turns in 1 rows\n")

@@ -53,6 +53,15 @@ def test_closeness_alone_makes_a_headline_about_kl(make_run: RunMaker, edit_json
     Checker(page_of(run))
 
 
+def test_a_run_without_a_gap_says_why() -> None:
+    found = top_line(
+        {"recipe": "aligned", "kl_gap_closed": None, "no_gap": "the teacher is the student", "baselines": {}}
+    )
+    assert found.sentence.endswith(
+        "no gap between student and teacher was measured: the teacher is the student."
+    )
+
+
 def test_the_headline_is_about_accuracy_where_it_was_measured() -> None:
     assert top_line(gaps(0.5, 0.9)).sentence.startswith("Aligned training closed 50% of the accuracy gap")
     assert top_line(gaps(None, 0.9)).sentence.startswith("Aligned training closed 90% of the KL gap")
@@ -111,3 +120,31 @@ def test_tiles_hold_what_was_measured_and_nothing_else() -> None:
         ("Peak memory", "2 GB", "resident, highest step; 5 GB on the GPU"),
     ]
     assert tiles(RunFiles("run", {"wall_seconds": float("nan")})) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "share", "end"),
+    [
+        (0.247, 1.860, None, "KL to the teacher rose from 0.247 to 1.860."),
+        (0.247, 0.300, 0.5, "KL to the teacher rose from 0.247 to 0.300."),
+        (0.247, 0.200, -0.25, "mean accuracy fell from 40.0% to 30.0%."),
+        (
+            0.2,
+            0.4,
+            -0.25,
+            "KL to the teacher rose from 0.200 to 0.400, and mean accuracy fell from 40.0% to 30.0%.",
+        ),
+    ],
+)
+def test_a_student_further_from_its_teacher_is_told_first(
+    before: float, after: float, share: float | None, end: str
+) -> None:
+    metrics = {"closeness": {"before": {"kl": before}, "after": {"kl": after}}, "accuracy_gap_closed": share}
+    metrics["accuracy"] = {"before": 0.4, "after": 0.3, "teacher": 0.8}
+    assert top_line(metrics).sentence == f"This student ends further from its teacher than it began: {end}"
+    assert "train.learning_rate" in notes(metrics)[0]
+
+
+def test_a_student_that_stays_where_it_was_is_no_setback() -> None:
+    near = {"closeness": {"before": {"kl": 0.2470}, "after": {"kl": 0.2471}}, "kl_gap_closed": -0.0004}
+    assert "further" not in top_line(near).sentence and "train.learning_rate" not in notes(near)[0]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,20 @@ import pytest
 
 from semalign.cli import main
 from semalign.errors import CacheError
-from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+from semalign.run.files import read_json
+from semalign.run.folder import RunFolder, check_files, fingerprint, is_done, save_result, verified
 
 
 def test_a_folder_in_use_names_the_owner(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import os
-
-    run = config_file.parent / "run"
-    run.mkdir()
-    (run / ".lock").write_text(str(os.getppid()))
-    assert main(["transfer", str(config_file), "--quiet"]) == 6
-    assert f"in use by process {os.getppid()}" in " ".join(capsys.readouterr().err.split())
+    codes = []
+    with RunFolder(config_file.parent / "run").lock():
+        thread = threading.Thread(
+            target=lambda: codes.append(main(["transfer", str(config_file), "--quiet"]))
+        )
+        thread.start()
+        thread.join()
+    assert codes == [6]
+    assert f"in use by process {os.getpid()} on " in " ".join(capsys.readouterr().err.split())
 
 
 def places(run: RunFolder) -> dict[str, Path]:
@@ -48,35 +50,6 @@ def test_each_baseline_has_a_folder_and_the_run_itself_is_its_own(tmp_path: Path
     assert all(path.is_relative_to(tmp_path) for path in others)
 
 
-def test_the_owner_is_written_down_while_it_owns_and_gone_after(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "new" / "run")
-    with run.lock():
-        assert (run.root / ".lock").read_text() == str(os.getpid())
-    assert run.root.is_dir() and list(run.root.iterdir()) == []
-    with pytest.raises(KeyError), run.lock():
-        raise KeyError("the work failed")
-    assert list(run.root.iterdir()) == []
-
-
-def test_a_folder_that_a_living_process_owns_is_left_alone(tmp_path: Path) -> None:
-    run, lock = RunFolder(tmp_path), tmp_path / ".lock"
-    lock.write_text(f"{os.getppid()}\n")
-    said = f"in use by process {os.getppid()}; wait for it, stop it, or choose another output_dir"
-    with pytest.raises(CacheError, match=said), run.lock():
-        pytest.fail("two processes own the folder")
-    assert lock.read_text() == f"{os.getppid()}\n"
-
-
-def test_what_a_dead_process_or_nobody_left_is_taken_over(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    for content in (str(child.pid), "no number", str(os.getpid())):
-        (tmp_path / ".lock").write_text(content)
-        with RunFolder(tmp_path).lock():
-            assert (tmp_path / ".lock").read_text() == str(os.getpid())
-        assert not (tmp_path / ".lock").exists()
-
-
 def test_of_several_processes_of_a_run_the_main_one_owns_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +63,7 @@ def test_of_several_processes_of_a_run_the_main_one_owns_the_folder(
         monkeypatch.setenv("RANK", "1")
         with run.lock():
             pass
-        assert (run.root / ".lock").exists(), "the other process takes nothing away"
+        assert json.loads((run.root / ".lock").read_text())["pid"] == os.getpid()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -113,7 +86,7 @@ def test_a_result_is_done_for_the_inputs_that_it_was_made_from(tmp_path: Path) -
     path, wanted = tmp_path / "scores.json", fingerprint(rows=3, layers=(1, 2))
     assert not is_done(path, wanted)
     save_result(path, wanted, {"scores": [0.5], "fingerprint": "not the result's to say"})
-    assert json.loads(path.read_text()) == {"scores": [0.5], "fingerprint": wanted}
+    assert read_json(path, "attribute") == {"scores": [0.5], "fingerprint": wanted}
     assert is_done(path, wanted)
     assert not is_done(path, wanted | {"rows": 4}) and not is_done(path, wanted | {"new": None})
 
@@ -126,3 +99,34 @@ def test_a_result_that_is_damaged_or_of_unknown_inputs_is_not_done(tmp_path: Pat
     path.write_text(content)
     wanted: dict[str, Any] = {}
     assert not is_done(path, wanted)
+
+
+def test_a_result_is_not_done_once_a_file_of_it_is_not_as_it_was_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result, wanted = tmp_path / "train.json", {"seed": 0}
+    (tmp_path / "student").mkdir()
+    for name in ("student/model.safetensors", "train.jsonl"):
+        (tmp_path / name).write_text(name)
+    save_result(result, wanted, {}, [tmp_path / "student", tmp_path / "train.jsonl"])
+    assert is_done(result, wanted) and check_files(result, "train")["fingerprint"] == wanted
+    assert verified(result, "train.jsonl", "train") == tmp_path / "train.jsonl"
+    assert not caplog.records
+    (tmp_path / "student/model.safetensors").write_text("student/model.safetensorz")
+    assert not is_done(result, wanted) and is_done(result, wanted, ["train.jsonl"])
+    said = "student/model.safetensors is damaged (its SHA-256 is not the one that was recorded)"
+    assert [r.message for r in caplog.records] == [f"{result}: {said}; it is made again"]
+    with pytest.raises(CacheError, match=r"model\.safetensors is damaged .*; run `semalign train` again"):
+        check_files(result, "train")
+    assert verified(result, "train.jsonl", "train"), "the others are whole"
+    with pytest.raises(CacheError, match="other is not recorded; run `semalign train` again"):
+        verified(result, "other", "train")
+
+
+def test_why_a_stale_result_is_made_again_is_said_with_what_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_result(tmp_path / "scores.json", {"teacher": {"files": {"pytorch_model.bin": "a"}}}, {})
+    assert not is_done(tmp_path / "scores.json", {"teacher": {"files": {"pytorch_model.bin": "b"}}})
+    (record,) = caplog.records
+    assert "stale (teacher.files.pytorch_model.bin: 'a' -> 'b'); it is made again" in record.message

@@ -41,7 +41,7 @@ def test_what_a_run_writes_is_of_its_shape_and_holds_each_declared_field(run: Pa
         value = json.loads((run / name).read_text())
         check_shape(kind, value, name)
         declared = set(kind.model_fields) - {"peak_gpu_bytes", "shards"}
-        optional = {"fingerprint", "steps", "loss", "trained_parameters", "tokens"}
+        optional = {"fingerprint", "files", "steps", "loss", "trained_parameters", "tokens"}
         assert declared - optional <= set(value), f"{name}: a field that is declared and never written"
     for line in (run / "train.jsonl").read_text().splitlines():
         check_shape(results.LogLine, json.loads(line))

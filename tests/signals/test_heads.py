@@ -11,9 +11,9 @@ import pytest
 import torch
 from captum.attr import LayerGradientXActivation
 from peft import LoraConfig, get_peft_model
-from tiny import STEPS, tiny_config, tiny_model, tiny_tokenizer
+from tiny import STEPS, full_weights, tiny_config, tiny_model, tiny_tokenizer
 
-from semalign.config import AttributionConfig, PairingConfig, RecipeConfig, TrainConfig
+from semalign.config import AttributionConfig, PairingConfig, RecipeConfig
 from semalign.data import Sample, prepare
 from semalign.data.batches import labels_of, state_mask
 from semalign.data.inputs import load_inputs
@@ -127,7 +127,7 @@ config_of = partial(
     attribution=AttributionConfig(rows=4),
     pairing=PairingConfig(num_layers=2, heads=2, rows=4),
     recipe=RecipeConfig(interface="head", layer_weight=1.0),
-    train=TrainConfig(num_train_epochs=4, per_device_train_batch_size=4),
+    train=full_weights(num_train_epochs=4, per_device_train_batch_size=4),
 )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from in_memory import CACHE, HEADS, PAIRS, config_of
+from tiny import full_weights
 
-from semalign.config import CacheConfig, EvaluationConfig, RecipeConfig, TrainConfig
+from semalign.config import CacheConfig, EvaluationConfig, RecipeConfig
 from semalign.errors import ConfigError
 from semalign.methods import method, methods, resolve
 from semalign.methods.loss import TEACHER_OUTPUT, TOPK
@@ -135,7 +136,7 @@ def test_a_weighted_fit_reads_the_top_k_whatever_the_loss() -> None:
 
 def test_no_prefix_is_kept_where_the_whole_student_runs() -> None:
     assert requested("aligned")[0].cut == 1
-    assert requested("aligned", train=TrainConfig(cache_prefix=False))[0].cut is None
+    assert requested("aligned", train=full_weights(cache_prefix=False))[0].cut is None
     whole = Plan(PAIRS.pairs, (1, 2, 3))
     assert requested("aligned", whole)[0].cut is None, "below the first layer there is nothing to keep"
 

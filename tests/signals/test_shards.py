@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from tiny import PLAN, filled, record
 
 from semalign.errors import CacheError
-from semalign.run.files import write_json
 from semalign.signals.shards import ShardStore
 
 
@@ -63,16 +61,24 @@ def test_two_writers_of_one_folder_lose_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_a_folder_with_all_entries_in_its_index_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
+def test_a_shard_whose_entry_is_damaged_is_made_again_and_an_index_is_no_loss(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     filled(tmp_path)
-    entries = {}
-    for number, path in enumerate(sorted(tmp_path.glob("shard-*.json"))):
-        entry = json.loads(path.read_text())
-        entries[str(number)] = {key: entry[key] for key in ("bytes", "sha256")}
-        path.unlink()
-    write_json(tmp_path / "index.json", {"fingerprint": {"a": 1}, "shards": entries})
-    store = ShardStore(tmp_path, {"a": 1}, PLAN)
-    assert store.missing(verify=True) == []
-    store.write(0, [record(s) for s in PLAN[0]])
-    assert ShardStore(tmp_path, {"a": 1}, PLAN).missing(verify=True) == []
-    assert ShardStore(tmp_path, {"a": 2}, PLAN).missing() == [0, 1]
+    for name in ("shard-00001.json", "index.json"):
+        (tmp_path / name).write_bytes(content)
+    assert ShardStore(tmp_path, {"a": 1}, PLAN).missing() == [1]
+    assert sum("made again" in r.message for r in caplog.records) == 2
+    (tmp_path / "shard-00001.json").write_bytes((tmp_path / "shard-00000.json").read_bytes())
+    assert ShardStore(tmp_path, {"a": 1}, PLAN).missing() == [1], "of another shard"
+
+
+def test_rows_of_a_cache_of_other_inputs_are_called_stale_with_what_changed(tmp_path: Path) -> None:
+    filled(tmp_path)
+    store = ShardStore(tmp_path, {"a": 2}, PLAN)
+    with pytest.raises(CacheError, match=r"stale \(a: 1 -> 2\), .* run `semalign cache` again"):
+        store.read(0)
+    (tmp_path / "shard-00000.safetensors").write_bytes(b"")
+    with pytest.raises(CacheError, match=r"missing or damaged"):
+        ShardStore(tmp_path, {"a": 1}, PLAN).read(PLAN[0][0])

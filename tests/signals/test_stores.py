@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import CACHE, PAIRS, prepared, samples
-from tiny import PLAN, record
+from tiny import PLAN, full_weights, record
 
-from semalign.config import CacheConfig, EvaluationConfig, RecipeConfig, TrainConfig
+from semalign.config import CacheConfig, EvaluationConfig, RecipeConfig
 from semalign.data import Sample
 from semalign.errors import CacheError
 from semalign.run.files import Record
@@ -47,7 +47,7 @@ def planned(made: Stores) -> list[int]:
 def test_rows_are_stored_only_of_a_model_that_runs_over_them(tmp_path: Path) -> None:
     assert planned(stores(tmp_path)) == [6, 6, 3]
     assert planned(stores(tmp_path, recipe="cross_entropy")) == [6, 0, 3]
-    assert planned(stores(tmp_path, recipe="kl", train=TrainConfig(cache_prefix=False))) == [0, 6, 3]
+    assert planned(stores(tmp_path, recipe="kl", train=full_weights(cache_prefix=False))) == [0, 6, 3]
     assert planned(stores(tmp_path, heldout=[])) == [6, 6, 0]
 
 
@@ -95,7 +95,7 @@ def test_what_changes_no_record_leaves_a_cache_valid(tmp_path: Path, changes: di
 def test_folders_from_before_eight_bits_stay_valid() -> None:
     assert "prefix_dtype" not in stores(Path("unused")).fingerprint
     eight = CacheConfig(prefix_dtype="fp8")
-    no_prefix = stores(Path("unused"), cache=eight, train=TrainConfig(cache_prefix=False))
+    no_prefix = stores(Path("unused"), cache=eight, train=full_weights(cache_prefix=False))
     assert "prefix_dtype" not in no_prefix.fingerprint, "where no stream is kept, its type says nothing"
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from in_memory import HEADS, cached
+from tiny import full_weights
 
-from semalign.config import EvaluationConfig, RecipeConfig, TrainConfig
+from semalign.config import EvaluationConfig, RecipeConfig
 from semalign.errors import ConfigError
 from semalign.methods import method, resolve
 from semalign.methods.loss import TEACHER_OUTPUT, TOPK
@@ -159,7 +160,7 @@ def test_a_row_alone_keeps_its_own_signals_for_there_is_no_other(prepared: Prepa
 
 
 def with_live_teacher(prepared: Prepared) -> Prepared:
-    train = TrainConfig(cache_prefix=False, live_teacher=True)
+    train = full_weights(cache_prefix=False, live_teacher=True)
     return replace(prepared, config=replace(prepared.config, train=train))
 
 

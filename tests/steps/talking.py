@@ -6,12 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from tiny import full_weights
+
 from semalign.config import (
     DataConfig,
     EvaluationConfig,
     ModelConfig,
     PairingConfig,
-    TrainConfig,
     TransferConfig,
 )
 from semalign.run.folder import RunFolder
@@ -26,7 +27,7 @@ def config_of(pair: tuple[Path, Path], rows: Path, out: Path, **data: object) ->
         data=replace(DataConfig(str(rows), heldout_rows=4, max_length=128, max_new_tokens=LIMIT), **data),
         output_dir=str(out),
         pairing=PairingConfig(num_layers=1),
-        train=TrainConfig(num_train_epochs=1, per_device_train_batch_size=8),
+        train=full_weights(num_train_epochs=1, per_device_train_batch_size=8),
         evaluation=EvaluationConfig(batch_size=4),
     )
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from in_memory import CACHE, HEADS, cached, prepared
-from tiny import tiny_config
+from tiny import full_weights, tiny_config
 from torch.nn.functional import cosine_similarity
 
-from semalign.config import CacheConfig, EvaluationConfig, PairingConfig, RecipeConfig, TrainConfig
+from semalign.config import CacheConfig, EvaluationConfig, PairingConfig, RecipeConfig
 from semalign.errors import CacheError
 from semalign.maths.similarity import linear_cka
 from semalign.run.files import read_tensors
@@ -244,7 +244,7 @@ def test_a_cache_that_would_grow_too_large_stops_before_the_shard_and_names_the_
 
 
 def test_no_stream_is_kept_where_the_whole_student_is_trained(tmp_path: Path) -> None:
-    of = cached(tmp_path, recipe="kl", train=TrainConfig(cache_prefix=False))
+    of = cached(tmp_path, recipe="kl", train=full_weights(cache_prefix=False))
     assert not list((tmp_path / "targets" / "student").glob("shard-*"))
     assert of.stores.teacher.read(0).keys() == {"positions.teacher_output"}
 

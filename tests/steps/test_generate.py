@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -229,3 +230,19 @@ def test_bad_input_gets_a_sentence(talking_pair: tuple[Path, Path], rows_file: P
     rows.write_text("".join(json.dumps({"text": f"the answer is {n}"}) + "\n" for n in range(9)))
     with pytest.raises(DataError, match="need rows with messages"):
         transfer(config_of(talking_pair, rows, tmp_path / "c", variants=1), ("generate",))
+
+
+@pytest.mark.parametrize(
+    "options", [{"completions": "teacher"}, {"variants": 1}, {"variants": 1, "variants_by": "teacher"}]
+)
+def test_tools_stay_with_the_rows_that_the_teacher_answers(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    tools = [{"type": "function", "function": {"name": "sky"}}]
+    given = [{**json.loads(line), "tools": tools} for line in rows_file.read_text().splitlines()]
+    path = tmp_path / "tools.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    run = transfer(config_of(talking_pair, path, tmp_path / "run", **options), ("generate",))
+    found = [json.loads(line) for line in run.rows.read_text().splitlines()]
+    assert len(found) > (16 if "variants" in options else 0)
+    assert all(row["tools"] == tools and row.keys() == {"messages", "tools"} for row in found)

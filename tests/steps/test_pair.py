@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 import torch
 
 from semalign.config import AttributionConfig, DataConfig, ModelConfig, PairingConfig, TransferConfig
-from semalign.errors import CacheError, ConfigError
+from semalign.errors import CacheError, ConfigError, SemAlignError
 from semalign.maths.pairing import best_path
+from semalign.parsing import load_config
 from semalign.run.folder import RunFolder
 from semalign.signals.plan import read_plan
 from semalign.steps.pair import pair_layers
@@ -110,6 +113,34 @@ def test_a_file_that_is_no_plan_is_one_sentence(tmp_path: Path, text: str) -> No
     run.pairs.write_bytes(text.encode("latin-1"))
     with pytest.raises((ConfigError, CacheError), match=r"pairs\.json: .*mend"):
         read_plan(run)
+
+
+def test_an_edit_is_followed_for_the_same_scores_and_never_written_over(
+    config_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(config_file)
+    run = transfer(config, ("attribute", "pair"))
+    plan = json.loads(run.pairs.read_text())
+    assert plan["trained_layers"] == [3]
+    edited = run.pairs.read_text().replace('"trained_layers": [\n  3', '"trained_layers": [\n  2')
+    run.pairs.write_text(edited)
+    transfer(config, ("attribute", "pair"))
+    assert run.pairs.read_text() == edited and read_plan(run).trained_layers == (2,)
+    assert "was edited since it was written" in caplog.text
+    # Scores of other rows: what was edited is not for them, and a plan of its own may not take its place.
+    transfer(
+        replace(config, output_dir=str(run.root / "other"), data=replace(config.data, max_rows=9)),
+        ("attribute",),
+    )
+    shutil.copy(run.root / "other" / "scores.json", run.scores)
+    for content in (edited.replace('"scores"', '"old_scores"'), "{", ""):
+        run.pairs.write_text(content)
+        with pytest.raises(SemAlignError, match=r"pairs\.json: .* delete it and run `semalign pair`"):
+            transfer(config, ("attribute", "pair"))
+        assert run.pairs.read_text() == content
+    run.pairs.unlink()
+    transfer(config, ("attribute", "pair"))
+    assert read_plan(run).trained_layers == (3,)
 
 
 def test_a_missing_plan_names_the_step(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import yaml
 from safetensors.torch import load_file
 
 from semalign.cli import main
+from semalign.parsing import read_yaml
+from semalign.run.files import write_yaml
 
 
 def write_config(folder: Path, pair: tuple[Path, Path], rows: Path) -> Path:
@@ -27,7 +30,13 @@ def write_config(folder: Path, pair: tuple[Path, Path], rows: Path) -> Path:
         "data": {"dataset_name": str(rows), "max_length": 64},
         "output_dir": str(folder / "run"),
         "pairing": {"num_layers": 2},
-        "train": {"num_train_epochs": 6, "per_device_train_batch_size": 4, "save_steps": 4},
+        "train": {
+            "num_train_epochs": 6,
+            "per_device_train_batch_size": 4,
+            "save_steps": 4,
+            "lora_r": 0,
+            "learning_rate": 1e-3,
+        },
         "cache": {"shard_rows": 8},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
@@ -86,3 +95,74 @@ def test_a_stopped_run_resumes_to_the_same_weights(
 def test_a_report_needs_no_model(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(straight), "--quiet"]) == 6
     assert "run the evaluate step" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "mended_by"),
+    [
+        ("student/model.safetensors", "evaluate", "train"),
+        ("student/tokenizer.json", "evaluate", "train"),
+        ("train.jsonl", "report", "train"),
+        ("train.json", "evaluate", "train"),
+        ("targets/teacher_head.safetensors", "evaluate", "cache"),
+        ("targets/cka.safetensors", "evaluate", "cache"),
+        ("targets/heldout/shard-00000.safetensors", "evaluate", "cache"),
+        ("scores.json", "pair", "attribute"),
+        ("metrics.json", "report", "evaluate"),
+        ("config.yaml", "report", "transfer"),
+    ],
+)
+def test_the_step_that_a_sentence_names_mends_what_it_is_about(
+    measured_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    command: str,
+    mended_by: str,
+) -> None:
+    config = yaml.safe_load((measured_run / "run.yaml").read_text()) | {"output_dir": str(tmp_path / "run")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    shutil.copytree(measured_run / "run", tmp_path / "run")
+    # The copy has a place of its own, which its config says.
+    kept = read_yaml(tmp_path / "run" / "config.yaml") | {"output_dir": str(tmp_path / "run")}
+    write_yaml(tmp_path / "run" / "config.yaml", kept)
+    path = tmp_path / "run" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+    if command == "evaluate" and name != "train.json":
+        (tmp_path / "run" / "metrics.json").unlink()  # else nothing is read
+    target = str(tmp_path / ("run" if command == "report" else "run.yaml"))
+    assert main([command, target, "--quiet"]) == 6
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"run `semalign {mended_by}` again" in said
+    assert main([mended_by, str(tmp_path / "run.yaml"), "--quiet"]) == 0
+    assert main([command, target, "--quiet"]) == 0
+
+
+@pytest.fixture(scope="module")
+def measured_run(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a config and its finished run, with held-out rows."""
+    path = write_config(tmp_path_factory.mktemp("runs") / "measured", tiny_pair, rows_file)
+    config = yaml.safe_load(path.read_text())
+    config["data"]["heldout_rows"] = 4
+    config["train"]["num_train_epochs"] = 1
+    path.write_text(yaml.safe_dump(config))
+    assert main(["transfer", str(path), "--quiet"]) == 0
+    return path.parent
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(
+    measured_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    plan = '{"pairs": [], "note": "edited by hand"}'
+    for name, content in (("config.yaml", "seed: 0\n"), ("environment.json", "{}\n"), ("pairs.json", plan)):
+        (run / name).write_text(content)
+    arguments = ["transfer", str(measured_run / "run.yaml"), "--output_dir", str(run), "--quiet"]
+    assert main(arguments) == 6
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds a run of an earlier version, whose files have no digests" in said
+    assert (run / "pairs.json").read_text() == plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from semalign.run.folder import RunFolder
 from semalign.steps import generate as step
 from semalign.steps import prompts as new_prompts
 from semalign.steps.pipeline import transfer
-from semalign.steps.prompts import PATIENCE, PROMPTS_A_CONTEXT, Chat, by_teacher, by_words
+from semalign.steps.prompts import PATIENCE, PROMPTS_A_CONTEXT, by_teacher, by_words
 
 from .talking import config_of, written
 
@@ -80,9 +80,9 @@ def test_new_prompts_of_the_embedded_world_are_no_problems_of_its_test_or_valida
     )
     config = TransferConfig(ModelConfig("x"), ModelConfig("y"), data, "unused")
     rows, heldout = split_rows(data)
-    made = list(by_words([row["messages"][:1] for row in rows], config, heldout))
+    made = list(by_words([{"messages": row["messages"][:1]} for row in rows], config, heldout))
     assert len(made) == 3 * len(rows)
-    found = {split for chat in made for split in splits_of(chat[-1]["content"])}
+    found = {split for chat in made for split in splits_of(chat["messages"][-1]["content"])}
     assert "transfer" in found and not found & {"test", "validation"}
 
 
@@ -95,11 +95,28 @@ def test_no_new_prompt_is_that_of_an_item(
 
     config = config_of(talking_pair, rows_file, tmp_path / "first", variants=2)
     new = prompts(config) - {row["messages"][0]["content"] for row in split_rows(config.data)[0]}
-    item = {"task": "t", "messages": [{"role": "user", "content": min(new)}], "check": {"kind": "exact"}}
+    item = {
+        "task": "t",
+        "messages": [{"role": "user", "content": min(new)}],
+        "check": {"kind": "number", "answer": 2},
+    }
     (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n")
     evaluation = replace(config.evaluation, tasks=str(tmp_path / "items.jsonl"))
     config = replace(config, evaluation=evaluation, output_dir=str(tmp_path / "second"))
     assert min(new) not in prompts(config)
+
+
+Chat = list[dict[str, Any]]
+
+
+def rowed(chats: Sequence[Chat]) -> list[dict[str, Any]]:
+    return [{"messages": chat} for chat in chats]
+
+
+def turns(rows: Iterable[dict[str, Any]]) -> list[Chat]:
+    found = list(rows)
+    assert all(row.keys() == {"messages"} for row in found)
+    return [row["messages"] for row in found]
 
 
 def user(text: str) -> dict[str, str]:
@@ -115,7 +132,7 @@ def worded(
     prompts: list[Chat] = PROMPTS, measured_on: list[Any] | None = None, seed: int = 0, **data: Any
 ) -> list[Chat]:
     config = in_memory_config(Path("unused"), data=DataConfig("rows", **{"variants": 3} | data), seed=seed)
-    return list(by_words(prompts, config, measured_on or []))
+    return turns(by_words(rowed(prompts), config, measured_on or []))
 
 
 def last(chats: list[Chat]) -> list[str]:
@@ -203,7 +220,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tupl
             evaluation=EvaluationConfig(batch_size=batch_size),
         )
         part = tmp_path / "prompts.part"
-        return made, by_teacher(rows, given, config, known or [], made.open, part, wanted or {"a": 1})
+        found = by_teacher(rowed(rows), given, config, known or [], made.open, part, wanted or {"a": 1})
+        return made, turns(found)
 
     return ask
 

@@ -15,9 +15,18 @@ import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from semalign.errors import CacheError, SemAlignError
+from semalign.errors import SemAlignError
+from semalign.run.signals import Interrupted
 from semalign.training import callbacks
-from semalign.training.callbacks import GiveBack, GradientCheck, LineLog, StopOnSignal, complete_checkpoint
+from semalign.training.callbacks import (
+    GiveBack,
+    GradientCheck,
+    LineLog,
+    RisingLoss,
+    StopOnSignal,
+    Vouch,
+    complete_checkpoint,
+)
 
 ARGUMENTS = cast(TrainingArguments, None)  # none of the callbacks reads them
 
@@ -52,16 +61,27 @@ def test_lines_without_a_loss_and_of_other_processes_are_left_out(tmp_path: Path
     assert not callback.path.exists()
 
 
-def test_a_resumed_training_keeps_the_lines_up_to_its_checkpoint(tmp_path: Path) -> None:
+def resumed(step: int) -> TrainerState:
+    """The state in a checkpoint, which knows its own lines."""
+    history = [{"loss": 1.0, "epoch": 0.5, "step": n} for n in range(1, step + 1)]
+    return TrainerState(global_step=step, log_history=[*history, {"train_runtime": 1.0, "step": step}])
+
+
+@pytest.mark.parametrize("damaged", ["", '{"step": 1, "loss": 9.0}\n', "no JSON\n\n"])
+def test_a_resumed_training_has_its_lines_from_its_checkpoint_and_not_from_the_log(
+    tmp_path: Path, damaged: str
+) -> None:
     path = tmp_path / "train.jsonl"
     for step in range(1, 6):
         log(LineLog(path), step)
-    with path.open("a") as file:
-        file.write('{"step": 6, "lo')
-    LineLog(path).on_train_begin(ARGUMENTS, state(3), TrainerControl())
+    whole = path.read_text()
+    path.write_text(damaged + '{"step": 6, "lo')
+    callback = LineLog(path)
+    callback.on_train_begin(ARGUMENTS, resumed(3), TrainerControl())
     assert steps(path) == [1, 2, 3]
-    log(LineLog(path), 4)
-    assert steps(path) == [1, 2, 3, 4]
+    log(callback, 4)
+    log(callback, 5)
+    assert path.read_text() == whole
 
 
 def test_a_training_that_starts_anew_starts_its_log_anew(tmp_path: Path) -> None:
@@ -73,12 +93,12 @@ def test_a_training_that_starts_anew_starts_its_log_anew(tmp_path: Path) -> None
 
 def test_a_later_stage_counts_on_from_the_stages_before_it(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
-    for step in range(1, 9):
-        log(LineLog(path), step)
-    callback = LineLog(path, earlier=4)
-    callback.on_train_begin(ARGUMENTS, state(2), TrainerControl())
+    earlier = [{"step": step, "loss": 2.0} for step in range(1, 5)]
+    callback = LineLog(path, earlier, steps=4)
+    callback.on_train_begin(ARGUMENTS, resumed(2), TrainerControl())
     log(callback, 3)
     assert steps(path) == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["step"] for line in callback.lines] == steps(path)
 
 
 def test_another_process_leaves_the_log_alone(tmp_path: Path) -> None:
@@ -86,15 +106,6 @@ def test_another_process_leaves_the_log_alone(tmp_path: Path) -> None:
     log(LineLog(path), 1)
     LineLog(path).on_train_begin(ARGUMENTS, state(0, main=False), TrainerControl())
     assert steps(path) == [1]
-
-
-def test_a_damaged_line_of_an_earlier_step_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "train.jsonl"
-    path.write_text('{"step": 1}\nno JSON\n{"step": 3}\n')
-    with pytest.raises(
-        CacheError, match=r"train\.jsonl:2: expected one JSON value of its kind.*run `semalign train` again"
-    ):
-        LineLog(path).on_train_begin(ARGUMENTS, state(2), TrainerControl())
 
 
 def checked(change: Callable[[nn.Module], None], callback: GradientCheck | None = None) -> None:
@@ -183,11 +194,11 @@ def test_a_signal_lets_the_step_end_and_asks_for_a_checkpoint(number: signal.Sig
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_the_process_at_once(number: signal.Signals) -> None:
     before = handlers()
-    with pytest.raises(SystemExit) as stopped, StopOnSignal().installed():
+    with pytest.raises(Interrupted) as stopped, StopOnSignal().installed():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), number)
         pytest.fail("the second signal was ignored")
-    assert stopped.value.code == 128 + number and handlers() == before
+    assert stopped.value.exit_code == 128 + number and handlers() == before
 
 
 def test_of_several_processes_none_ends_on_a_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,28 +224,108 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     assert seen == [(before, False)]
 
 
-def checkpoint(folder: Path, step: int, text: str | None = "{}") -> Path:
+MADE_FROM = {"seed": 0}
+SAVED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "trainer_state.json")
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    """As the Trainer leaves it, and with the list that the callback writes then."""
     path = folder / f"checkpoint-{step}"
     path.mkdir()
-    if text is not None:
-        (path / "trainer_state.json").write_text(text)
+    for name in SAVED:
+        (path / name).write_text(f"{name} of step {step}")
+    arguments = TrainingArguments(output_dir=str(folder), use_cpu=True)
+    Vouch(MADE_FROM).on_save(arguments, state(step), TrainerControl())
     return path
 
 
 def test_the_newest_checkpoint_by_number_is_resumed_from(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         checkpoint(tmp_path, step)
-    assert complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
+    assert complete_checkpoint(tmp_path, MADE_FROM) == str(tmp_path / "checkpoint-100")
 
 
-@pytest.mark.parametrize("text", [None, "", '{"global_step": 4'], ids=["no state", "empty", "cut off"])
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path, text: str | None) -> None:
-    whole = checkpoint(tmp_path, 2)
-    checkpoint(tmp_path, 4, text)
-    assert complete_checkpoint(tmp_path) == str(whole)
+@pytest.mark.parametrize("name", [*SAVED, Vouch.LIST])
+@pytest.mark.parametrize("change", ["deleted", "truncated", "a bit", "of another step"])
+def test_a_checkpoint_of_which_one_file_is_damaged_is_passed_over_and_named(
+    tmp_path: Path, name: str, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, damaged = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4) / name
+    content = damaged.read_bytes()
+    if change == "deleted":
+        damaged.unlink()
+    elif change == "of another step":
+        damaged.write_bytes((whole / name).read_bytes())
+    else:
+        damaged.write_bytes(content[:-1] if change == "truncated" else b"~" + content[1:])
+    assert complete_checkpoint(tmp_path, MADE_FROM) == str(whole)
+    (said,) = [r.message for r in caplog.records]
+    assert "checkpoint-4" in said and "passed over" in said
+
+
+def test_a_checkpoint_of_another_training_is_passed_over(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 4)
+    assert complete_checkpoint(tmp_path, MADE_FROM | {"seed": 1}) is None
+
+
+def test_a_checkpoint_that_is_saved_again_counts(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 4)
+    (path / "optimizer.pt").write_text("other")
+    assert complete_checkpoint(tmp_path, MADE_FROM) is None
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    Vouch(MADE_FROM).on_save(arguments, state(4), TrainerControl())
+    assert complete_checkpoint(tmp_path, MADE_FROM) == str(path)
+    Vouch(MADE_FROM).on_save(arguments, state(4, main=False), TrainerControl())
 
 
 def test_without_a_whole_checkpoint_training_starts_at_the_beginning(tmp_path: Path) -> None:
-    assert complete_checkpoint(tmp_path) is None
-    checkpoint(tmp_path, 4, None)
-    assert complete_checkpoint(tmp_path) is None and complete_checkpoint(tmp_path / "nothing") is None
+    assert complete_checkpoint(tmp_path, MADE_FROM) is None
+    (checkpoint(tmp_path, 4) / Vouch.LIST).unlink()
+    assert complete_checkpoint(tmp_path, MADE_FROM) is None
+    assert complete_checkpoint(tmp_path / "nothing", MADE_FROM) is None
+
+
+RATE = TrainingArguments(output_dir="unused", learning_rate=1e-3)
+
+
+def watched(losses: list[float], steps: int, known: int = 0) -> RisingLoss:
+    """The callback after these losses, `known` of them from a checkpoint."""
+    callback = RisingLoss()
+    before = [{"loss": loss, "step": n} for n, loss in enumerate(losses[:known], 1)]
+    at = TrainerState(max_steps=steps, logging_steps=1, log_history=before)
+    callback.on_train_begin(RATE, at, TrainerControl())
+    for loss in losses[known:]:
+        callback.on_log(RATE, at, TrainerControl(), logs={"loss": loss})
+    return callback
+
+
+@pytest.mark.parametrize("known", [0, 7])
+def test_a_loss_that_stays_above_its_start_is_told_once_with_the_rate(
+    known: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert watched([1.0] * 5 + [1.2, 1.5, 1.6, 1.7, 1.8, 1.9, 2.5], 50, known).has_warned
+    (told,) = caplog.messages
+    assert (
+        "above its start (1) for 5 logged steps and is 1.8 now" in told
+        and "train.learning_rate (0.001)" in told
+    )
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [1.0] * 5 + [0.9] * 20,
+        [1.0] * 5 + [1.5, 1.5, 1.5, 1.5, 0.9] * 5,  # it comes down again
+        [1.0] * 4 + [3.0] * 5,  # the start is not known yet
+        [2.0, 0.2, 0.9, 1.1, 0.8] + [1.01, 0.99] * 9,  # noise
+    ],
+)
+def test_a_loss_that_falls_or_swings_is_no_alarm(
+    losses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not watched(losses, 50).has_warned and not caplog.messages
+
+
+def test_a_long_training_waits_for_a_tenth_of_its_steps() -> None:
+    assert not watched([1.0] * 30 + [1.5] * 29, 300).has_warned
+    assert watched([1.0] * 30 + [1.5] * 30, 300).has_warned

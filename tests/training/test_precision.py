@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import save_model, tiny_model
+from tiny import full_weights, save_model, tiny_model
 
-from semalign.config import DataConfig, ModelConfig, PairingConfig, RecipeConfig, TrainConfig, TransferConfig
+from semalign.config import DataConfig, ModelConfig, PairingConfig, RecipeConfig, TransferConfig
 from semalign.data import Sample
 from semalign.data.batches import candidates_of
 from semalign.steps.pipeline import transfer
@@ -25,7 +25,7 @@ def run(
             str(out),
             pairing=PairingConfig(num_layers=2),
             recipe=RecipeConfig(recipe, learning_rate=1e-2),
-            train=TrainConfig(num_train_epochs=2, per_device_train_batch_size=4, **train),
+            train=full_weights(num_train_epochs=2, per_device_train_batch_size=4, **train),
         )
     ).report
 

@@ -19,14 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import HEADS, PAIRS, cached
 from in_memory import config_of as in_memory_config
-from tiny import STEPS, CutError, cut_at, save_model, tiny_config, tiny_model
+from tiny import STEPS, CutError, cut_at, full_weights, save_model, tiny_config, tiny_model
 
-from semalign.config import PairingConfig, RecipeConfig, TrainConfig
+from semalign.config import PairingConfig, RecipeConfig
 from semalign.maths.pairing import LayerPair
 from semalign.methods import method, resolve
 from semalign.models.decoder import Decoder
 from semalign.run.files import read_tensors
 from semalign.run.folder import RunFolder
+from semalign.run.signals import Interrupted
 from semalign.signals.plan import Plan
 from semalign.signals.prepared import Prepared
 from semalign.signals.request import PREFIX
@@ -34,7 +35,7 @@ from semalign.signals.shards import ShardStore
 from semalign.steps.pipeline import transfer
 from semalign.training import stages as step
 from semalign.training.callbacks import LineLog
-from semalign.training.stages import Interrupted, Training, mean_loss, stages, trained_plan, with_recipe
+from semalign.training.stages import Training, mean_loss, stages, trained_plan, with_recipe
 from semalign.training.student import trainable
 
 LAYERS = 4
@@ -53,7 +54,7 @@ config_of = partial(
     tiny_config,
     heldout_rows=0,
     pairing=PairingConfig(num_layers=3),
-    train=TrainConfig(num_train_epochs=6, per_device_train_batch_size=5, save_steps=2),
+    train=full_weights(num_train_epochs=6, per_device_train_batch_size=5, save_steps=2),
 )
 
 
@@ -103,7 +104,7 @@ def test_carrying_the_streams_on_gives_the_losses_of_whole_students(
 ) -> None:
     losses = []
     for is_cached in (True, False):
-        train = TrainConfig(
+        train = full_weights(
             num_train_epochs=6, per_device_train_batch_size=5, cache_prefix=is_cached, max_steps=24
         )
         config = config_of(pair, rows_file, tmp_path / str(is_cached), recipe=FRONTIER, train=train)
@@ -113,12 +114,12 @@ def test_carrying_the_streams_on_gives_the_losses_of_whole_students(
 
 
 def test_a_recipes_own_lora_stands_in_place_of_the_configs() -> None:
-    config = in_memory_config(Path("run"), train=TrainConfig(lora_r=4, lora_target_modules=("q_proj",)))
+    config = in_memory_config(Path("run"), train=full_weights(lora_r=4, lora_target_modules=("q_proj",)))
     assert with_recipe(config, method("aligned")) == config
     full = with_recipe(config, replace(method("aligned"), lora_r=0)).train
     assert full == replace(config.train, lora_r=0), "0 is a choice, null is none"
     both = replace(method("aligned"), lora_r=2, lora_target_modules=("o_proj",))
-    assert with_recipe(config, both).train == TrainConfig(lora_r=2, lora_target_modules=("o_proj",))
+    assert with_recipe(config, both).train == full_weights(lora_r=2, lora_target_modules=("o_proj",))
 
 
 def test_every_layer_is_trained_or_changed_where_the_recipe_says_so() -> None:
@@ -159,7 +160,7 @@ def test_a_training_that_logged_nothing_has_the_trainers_own_mean() -> None:
 
 
 WHOLE = Plan((LayerPair(1, 1), LayerPair(3, 2), LayerPair(5, 3)), (1, 2, 3))
-TRAIN = TrainConfig(num_train_epochs=3, per_device_train_batch_size=3, save_steps=1)
+TRAIN = full_weights(num_train_epochs=3, per_device_train_batch_size=3, save_steps=1)
 FRONTIER_COSINE = replace(
     method("cosine"), schedule="frontier", output_loss="none", map="ridge", interface="block"
 )
@@ -172,7 +173,7 @@ def training(of: Prepared, folder: Path) -> Iterator[Training]:
     folder.mkdir(exist_ok=True)
     # The Trainer's collection of garbage takes longer than a stage.
     with trainable(student, of.plan, of.config), patch("gc.collect"):
-        yield Training(of, FRONTIER_COSINE, student, folder)
+        yield Training(of, FRONTIER_COSINE, student, folder, {"seed": 0})
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,7 @@ def signalled(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
 
     def on_log(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         logged(self, args, state, control, **more)
-        if self.earlier + state.global_step == step and "loss" in more["logs"]:
+        if self.steps + state.global_step == step and "loss" in more["logs"]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
@@ -310,15 +311,31 @@ def test_a_signal_in_the_last_step_of_a_stage_stops_before_the_next_one(
         made.run(stages(WHOLE, FRONTIER_COSINE))
 
 
-def test_an_interruption_is_one_for_the_command_line() -> None:
-    assert issubclass(Interrupted, KeyboardInterrupt)
+def test_a_signal_in_the_very_last_step_stops_before_the_next_piece_of_work(
+    cache: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with training(cache, tmp_path / "straight") as made:
+        wanted = made.run([WHOLE])
+        weights = [p.clone() for p in made.student.model.parameters()]
+    folder = tmp_path / "stopped"
+    with (
+        pytest.raises(Interrupted, match=f"stopped after step {wanted['steps']};") as stopped,
+        signalled(monkeypatch, wanted["steps"]),
+        training(cache, folder) as made,
+    ):
+        made.run([WHOLE])
+    assert stopped.value.exit_code == 143
+    with training(cache, folder) as made:
+        again = made.run([WHOLE])
+        assert all(map(torch.equal, made.student.model.parameters(), weights))
+    assert {k: again[k] for k in ("steps", "loss")} == {k: wanted[k] for k in ("steps", "loss")}
 
 
 def test_a_run_reads_its_cached_streams_where_all_that_it_trains_lies_above_them(tmp_path: Path) -> None:
     of = cached(tmp_path / "run", train=TRAIN, recipe="cross_entropy")
     recipe, student = method("cross_entropy"), of.inputs.load_student()
     with trainable(student, PAIRS, of.config), patch("gc.collect"):
-        made = Training(of, recipe, student, tmp_path)
+        made = Training(of, recipe, student, tmp_path, {})
         assert (made.cut, made.prefixes) == (0, None)
         made.run([PAIRS])
         assert (made.cut, made.prefixes) == (1, of.stores.student)
@@ -327,6 +344,6 @@ def test_a_run_reads_its_cached_streams_where_all_that_it_trains_lies_above_them
         trainable(student, trained_plan(PAIRS, method("cross_entropy_all"), 3), of.config),
         patch("gc.collect"),
     ):
-        made = Training(of, method("cross_entropy_all"), student, tmp_path / "all")
+        made = Training(of, method("cross_entropy_all"), student, tmp_path / "all", {})
         made.run([trained_plan(PAIRS, made.recipe, 3)])
         assert (made.cut, made.prefixes) == (0, None), "a recipe that trains every layer computes them"

@@ -11,14 +11,15 @@ import torch
 from in_memory import config_of as in_memory_config
 from in_memory import inputs_of, samples, student
 from peft import PeftModel
-from tiny import STEPS, TRAIN, config_of, tiny_model
+from tiny import STEPS, TRAIN, config_of, full_weights, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from semalign.config import EvaluationConfig, ModelConfig, RecipeConfig, TrainConfig, TransferConfig
+from semalign.config import EvaluationConfig, ModelConfig, RecipeConfig, TransferConfig
 from semalign.data.inputs import load_inputs
 from semalign.errors import ConfigError, ModelError
 from semalign.models.decoder import Decoder
+from semalign.models.layouts import PROJECTIONS
 from semalign.run.files import Record
 from semalign.signals.plan import Plan
 from semalign.steps.pipeline import transfer
@@ -39,7 +40,7 @@ IDS = torch.arange(10, 22)[None]
 
 
 def config(**train: Any) -> TransferConfig:
-    return in_memory_config(Path("unused"), train=TrainConfig(**train))
+    return in_memory_config(Path("unused"), train=full_weights(**train))
 
 
 @torch.no_grad()
@@ -150,7 +151,7 @@ def test_lora_takes_gradients_in_the_plans_layers_alone_and_starts_without_effec
         assert torch.equal(logits(model), before)
         lora = {n: p for n, p in decoder.model.named_parameters() if n in names}
     assert {(n.split(".layers.")[1][0], n.split(".")[-4]) for n in names} == {
-        (layer, name) for layer in "12" for name in ("up_proj", "down_proj", "v_proj", "o_proj")
+        (layer, name) for layer in "12" for name in PROJECTIONS
     }
     assert all("lora_" in n and min(p.shape) == 4 for n, p in lora.items())
 
@@ -199,7 +200,8 @@ def test_given_factors_are_taken_off_the_weights() -> None:
         "2.q_proj.lora_A": torch.randn(4, 32, generator=draw),
         "2.q_proj.lora_B": torch.randn(32, 4, generator=draw),
     }
-    with trainable(decoder, UPPER, config(lora_r=4, lora_alpha=8), "seeking", factors) as model:
+    own = config(lora_r=4, lora_alpha=8, lora_target_modules=("v_proj", "up_proj"))
+    with trainable(decoder, UPPER, own, "seeking", factors) as model:
         module = decoder.projections(2)["v_proj"]
         assert torch.equal(module.lora_B["default"].weight, factors["2.v_proj.lora_B"])
         left = weight - 2 * factors["2.v_proj.lora_B"] @ factors["2.v_proj.lora_A"]
@@ -293,7 +295,7 @@ def test_a_training_that_changed_nothing_is_told_what_to_do() -> None:
     decoder = student()
     before = {k: weights_of(decoder, k) for k in (2, 3)}
     with pytest.raises(
-        ModelError, match=r"changed no weight.*more steps.*raise recipe\.learning_rate.*float32"
+        ModelError, match=r"changed no weight.*more steps.*raise train\.learning_rate.*float32"
     ):
         movement(decoder, before)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from semalign.data import disjoint
 from semalign.data.drawing import rows_named
 from semalign.data.inputs import inputs_of
 from semalign.data.mixture import Drawn
+from semalign.data.rows import accept, numbered
 from semalign.errors import ConfigError, DataError, ModelError
 from semalign.models.decoder import Decoder
 from semalign.models.loading import Checkpoint, checked, in_memory, load, load_tokenizer, named
@@ -103,7 +104,6 @@ def _transfer_config(
 ) -> TransferConfig:
     """The same run in the words of the steps, for them and for the card; what only concerns the Trainer stays in `args`."""
     groups: dict[str, Any] = {name: getattr(args, name) for name in GROUPS}
-    groups["recipe"] = replace(groups["recipe"], learning_rate=args.learning_rate)
     optimiser: dict[str, Any] = {name: getattr(args, name) for name in OPTIMISER}
     optimiser["lr_scheduler_type"] = SchedulerType(args.lr_scheduler_type).value
     optimiser["bf16"] = bool(args.bf16)
@@ -115,9 +115,10 @@ def _transfer_config(
             heldout_name=heldout if isinstance(heldout, str) else None,
             max_length=args.max_length,
             supervise=args.supervise,
+            thinking=args.thinking,
         ),
         output_dir=str(args.output_dir),
-        train=TrainConfig(cache_prefix=args.cache_prefix, **optimiser),
+        train=TrainConfig(cache_prefix=args.cache_prefix, lora_r=0, **optimiser),
         evaluation=EvaluationConfig(cka_rows=0),
         seed=args.seed,
         hub_model_id=args.hub_model_id,
@@ -153,10 +154,19 @@ def open_student(model: Model, processing_class: PreTrainedTokenizerBase | None)
                 f"expected adapters inside the layers, got {model.active_peft_config.peft_type}; use LoRA."
             )
         inner = model.get_base_model()
-    tokenizer = processing_class or load_tokenizer(ModelConfig(_name(inner)))
+    tokenizer = processing_class or _tokenizer_beside(inner)
     if torch.cuda.is_available() and inner.device.type == "cpu":
         inner.to("cuda")
     return checked(Decoder(inner, tokenizer, _name(inner))), model
+
+
+def _tokenizer_beside(model: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of the folder or repository that a model in memory was loaded from."""
+    if not getattr(model, "name_or_path", ""):
+        raise ModelError(
+            f"{type(model).__name__}: expected a tokenizer beside a model that was made in memory, got none; give it as processing_class."
+        )
+    return load_tokenizer(ModelConfig(_name(model)))
 
 
 def adapted(pairing: PairingConfig, student: Decoder) -> PairingConfig:
@@ -199,9 +209,8 @@ def _rows(data: DataConfig, given: Rows | None, name: str) -> list[dict[str, Any
         return []
     if isinstance(given, str):
         return rows_named(given, data)
-    rows = list(given)
-    if rows and not isinstance(rows[0], dict):
+    if isinstance(given, Mapping):
         raise DataError(
-            f"{name}: expected rows as dicts, got {type(rows[0]).__name__}; give a datasets.Dataset, a list of dicts, or a name."
+            f"{name}: expected rows, got a dict; give a datasets.Dataset, a list of dicts, or a name."
         )
-    return rows
+    return accept(numbered(name, given), name, on_bad_row=None)

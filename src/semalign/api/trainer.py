@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +15,16 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from semalign.api.arguments import SemAlignConfig
 from semalign.api.targets import Model, Rows, adapted, cache_targets, open_student
-from semalign.config import PairingConfig
+from semalign.config import PairingConfig, TrainConfig, plain
 from semalign.errors import ConfigError
 from semalign.evaluation.heldout import heldout_batches
 from semalign.methods import resolve
 from semalign.methods.recipe import Recipe
-from semalign.models.decoder import Decoder, linear_names, lora_modules, share_vocabulary
+from semalign.models.decoder import Decoder, is_transposed, linear_names, lora_modules, share_vocabulary
 from semalign.report.hub import push
+from semalign.run.files import saving, write_yaml
 from semalign.run.meter import free_memory
+from semalign.run.sums import write_sums
 from semalign.signals.plan import Plan
 from semalign.signals.prepared import Prepared
 from semalign.signals.supervision import cached_supervision
@@ -89,6 +93,7 @@ class SemAlignTrainer(SuffixTrainer):
         torch.manual_seed(args.seed)  # of LoRA's factors and of the projectors that the objective may learn
         self.student: Any = _trainable(decoder, student, targets.plan, peft_config)
         """The student in transformers' or peft's form."""
+        args = _with_rate(args, recipe, isinstance(self.student, PeftModel))
         inputs, plan = targets.inputs, targets.plan
         stores, supervision = targets.stores, cached_supervision(targets, recipe)
         cut = stores.request.cut or 0
@@ -152,8 +157,9 @@ class SemAlignTrainer(SuffixTrainer):
             super().save_model(output_dir, _internal_call=True)
         elif self.args.should_save:
             folder = output_dir or self.args.output_dir
-            self.student.save_pretrained(folder)
-            self.targets.inputs.tokenizer.save_pretrained(folder)  # type: ignore[arg-type]
+            with saving(Path(folder)):  # type: ignore[arg-type]
+                self.student.save_pretrained(folder)
+                self.targets.inputs.tokenizer.save_pretrained(folder)  # type: ignore[arg-type]
 
     def push_to_hub(self, commit_message: str | None = None, **kwargs: Any) -> str | None:  # type: ignore[override]
         """Upload the student with its card to `args.hub_model_id`, and nothing else of the output folder."""
@@ -163,6 +169,11 @@ class SemAlignTrainer(SuffixTrainer):
         self.save_model(str(run.training() / "student"))
         if not self.is_world_process_zero():
             return None
+        config = self.targets.config
+        # The card says what the trainer was given, which the targets need not have known.
+        given = replace(config.train, learning_rate=self.args.learning_rate)
+        write_yaml(run.config, plain(replace(config, train=given)))
+        write_sums(run.training() / "student")
         found = push(run, self.args.hub_model_id, private=self.args.hub_private_repo, is_dry=False)
         return found["uploaded"]
 
@@ -190,6 +201,14 @@ def _one_stage(recipe: Recipe) -> Recipe:
     return recipe
 
 
+def _with_rate(args: SemAlignConfig, recipe: Recipe, has_adapters: bool) -> SemAlignConfig:
+    """Options with a learning rate; the caller's own, which may serve another trainer, stay as they are."""
+    train = recipe.train_of(TrainConfig(learning_rate=args.learning_rate, lora_r=int(has_adapters)))
+    chosen = copy.copy(args)
+    chosen.learning_rate = train.learning_rate
+    return chosen
+
+
 def _trainable(decoder: Decoder, student: Any, plan: Plan, peft_config: LoraConfig | None) -> Any:
     """The student with exactly the plan's layers, or adapters in them, taking gradients."""
     if isinstance(student, PeftModel):
@@ -207,6 +226,7 @@ def _trainable(decoder: Decoder, student: Any, plan: Plan, peft_config: LoraConf
             decoder.layers[layer - 1].requires_grad_(True)
         return student
     chosen = copy.copy(peft_config)
+    chosen.fan_in_fan_out = is_transposed(decoder)
     chosen.target_modules = lora_modules(decoder, plan.trained_layers, _targets(peft_config, decoder))
     return get_peft_model(student, chosen)
 

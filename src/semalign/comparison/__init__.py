@@ -12,8 +12,9 @@ from rich.console import Console
 from semalign.comparison.figures import figures
 from semalign.comparison.page import write_page
 from semalign.comparison.plan import read_comparison
-from semalign.comparison.run import environment_of, run_comparison
-from semalign.run.files import write_json
+from semalign.comparison.run import environment_of, made_from, run_comparison
+from semalign.run.digests import record
+from semalign.run.files import read_sealed, write_json
 
 __all__ = ["compare"]
 
@@ -35,11 +36,13 @@ def compare(
     found = figures(lines) | {"output_dir": str(comparison.root)}
     environment = environment_of(comparison)
     found["this_run_seconds"] = round(time.perf_counter() - start, 1)
-    write_json(comparison.root / "figures.json", found)
+    write_json(
+        comparison.root / "figures.json", found | {"files": record(comparison.root, made_from(comparison))}
+    )
     write_page(
         found,
         comparison.root / "page.html",
-        (comparison.root / "compare.yaml").read_text(encoding="utf-8"),
+        read_sealed(comparison.root / "compare.yaml", "compare"),
         version=environment.get("semalign") or "",
         started=environment.get("started") or "",
     )

@@ -26,9 +26,10 @@ from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load, load_tokenizer, random_model
 from semalign.run import results
-from semalign.run.files import read_json
-from semalign.run.folder import is_done, save_result
+from semalign.run.files import LOCK, read_json, replacing_folder, saving, say_once, write_json
+from semalign.run.folder import RunFolder, check_files, is_done, save_result
 from semalign.run.meter import free_memory
+from semalign.run.sums import agrees_with_sums, write_sums
 from semalign.signals.prepared import Prepared
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
@@ -37,6 +38,7 @@ from semalign.steps.pair import pair
 from semalign.steps.train import train_student
 
 Line = dict[str, Any]
+PATIENCE = 30.0  # seconds; workers outlive a comparison that was killed by a moment
 _inputs: dict[str, Inputs] = {}
 _prepared: dict[str, Prepared] = {}
 
@@ -64,21 +66,24 @@ class CellJob:
 
 def make_random_teacher(teacher: ModelConfig, target: Path) -> None:
     """A teacher of the same sizes with fresh weights, as its architecture initialises them; always the same ones."""
-    if (target / "config.json").exists():
+    if agrees_with_sums(target):
         return
+    if target.exists():
+        say_once(f"{target}: not as it was saved; made again")
+        shutil.rmtree(target)
     torch.manual_seed(0)
     model = random_model(teacher)
-    part = target.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    load_tokenizer(teacher).save_pretrained(part)
-    part.rename(target)
+    tokenizer = load_tokenizer(teacher)
+    with replacing_folder(target) as part, saving(target):
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        write_sums(part)
 
 
 def prepare(source: Source) -> None:
     """Rows, scores, plan and cache of a source; what is there is kept."""
     config, run = source.config, source.run
-    with run.lock():
+    with run.lock(PATIENCE):
         # From the start, for the same reason as a cell.
         if not run.generated.exists():
             for path in run.root.glob("*.part"):
@@ -114,21 +119,40 @@ def prepared_of(source: Source) -> Prepared:
 def run_cell(job: CellJob) -> None:
     """Train, measure, write cell.json, and delete the student's weights."""
     path = job.folder / "cell.json"
-    if is_done(path, job.fingerprint):
-        return
+    with RunFolder(job.folder).lock(PATIENCE):
+        if not is_done(path, job.fingerprint, ()):
+            _run(job, path)
+
+
+def _run(job: CellJob, path: Path) -> None:
     # From the start: the rest of an interrupted training would pass for all of its seconds.
-    shutil.rmtree(job.folder, ignore_errors=True)
+    for part in job.folder.iterdir():
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        elif part.name != LOCK:
+            part.unlink()
     cell, about = job.cell, Line()
     model = job.config.teacher if cell.method == TEACHER else job.config.student
     if job.source is not None:
         assert job.recipe is not None
         about = train(job, job.source, job.recipe)
+        check_files(job.folder / "train.json", "compare")
         model = trained_model(job.config.student, job.folder)
     found = measure(load(model), job)
-    save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found})
-    for part in ("student", "adapter"):
-        shutil.rmtree(job.folder / part, ignore_errors=True)
+    _let_go(job.folder / "train.json")
+    logs = [p for p in (job.folder / "train.json", job.folder / "train.jsonl") if p.exists()]
+    save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found}, logs)
+    for name in ("student", "adapter"):
+        shutil.rmtree(job.folder / name, ignore_errors=True)
     free_memory()
+
+
+def _let_go(trained: Path) -> None:
+    """Take the student, which is about to be deleted, off what its training records."""
+    if trained.exists():
+        result = read_json(trained, "compare")
+        files = {n: f for n, f in result["files"].items() if not n.startswith(("student/", "adapter/"))}
+        write_json(trained, result | {"files": files})
 
 
 def key_of(cell: Cell) -> Line:
@@ -174,7 +198,10 @@ def preparation_seconds(source: Source, recipe: Recipe) -> float:
         written = read_json(run.generated, "generate", results.Generated)
         seconds = written["seconds"] - written["heldout_seconds"]
     if reads_teacher or config.pairing.selection == "attribution":
-        seconds += sum(read_json(path, "pair", results.Costs)["seconds"] for path in (run.scores, run.pairs))
+        seconds += sum(
+            read_json(path, "pair", may_be_edited=path == run.pairs).get("seconds", 0)
+            for path in (run.scores, run.pairs)
+        )
     if reads_teacher:
         return seconds + stored["seconds"] - stored["heldout_seconds"]
     reads_prefix = (

@@ -23,6 +23,7 @@ import numpy as np
 
 from semalign.comparison.bootstrap import Array, Bootstrap, Line, Results
 from semalign.comparison.plan import TEACHER, UNTOUCHED, WRONG_TASK
+from semalign.maths.similarity import LEAST_KL
 
 DRAWS = 4000
 
@@ -122,9 +123,9 @@ def accuracy_share(
 def kl_share(
     boot: Bootstrap, name: str, budget: str, trained: str, measured: str, seeds: Sequence[int] | None = None
 ) -> Array | None:
-    """Draws of the share of a task's KL gap; None without held-out rows."""
+    """Draws of the share of a task's KL gap; None without held-out rows, or where there is no gap."""
     before = boot.mean(UNTOUCHED, None, None, "kl", measured)
-    if not before[0] > 0:
+    if not before[0] >= LEAST_KL:
         return None
     return 1 - boot.mean(name, budget, trained, "kl", measured, seeds=seeds) / before
 

@@ -24,6 +24,7 @@ from semalign.report.words import (
     percent,
     seconds,
 )
+from semalign.run.digests import sealed
 from semalign.run.files import write_atomic
 
 Figures = Mapping[str, Any]
@@ -34,7 +35,7 @@ UNEVEN = 0.15
 def write_page(figures: Figures, path: Path, config_text: str, *, version: str, started: str) -> None:
     """One file that loads nothing from elsewhere."""
     page = render(view(figures, path.parent.resolve().name, config_text, version=version, started=started))
-    write_atomic(path, page.encode("utf-8", errors="replace"))
+    write_atomic(path, sealed(page.encode("utf-8", errors="replace"), ".html"))
 
 
 def view(figures: Figures, name: str, config_text: str, *, version: str = "", started: str = "") -> Report:

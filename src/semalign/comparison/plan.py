@@ -91,8 +91,9 @@ class Source:
 
     @property
     def run(self) -> RunFolder:
-        """Where it lies."""
-        return RunFolder(Path(self.config.output_dir))
+        """Where it lies: below the comparison, whose models are hashed once for all sources."""
+        root = Path(self.config.output_dir)
+        return RunFolder(root, memory=root.parent.parent)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 
 from semalign.errors import SemAlignError
 from semalign.run.progress import quieten
+from semalign.run.signals import held
 
 logger = logging.getLogger(__name__)
 Done = Callable[[str, str | None], None]  # name of a job, its failure
@@ -72,7 +73,9 @@ def run_jobs(
                 if lost := [n for n in job.needs if n in failures]:
                     finish(name, f"needs {lost[0]}, which failed: {failures[lost[0]]}")
                 else:
-                    running[pool.submit(job.call, job.argument)] = name
+                    # What is started here inherits that signals are held back: a worker ends when we say so, or die.
+                    with held():
+                        running[pool.submit(job.call, job.argument)] = name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 finish(running.pop(future), _failure(future))
     except BaseException:

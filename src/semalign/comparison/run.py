@@ -20,7 +20,7 @@ from semalign.data.drawing import split_rows
 from semalign.models.loading import identity
 from semalign.run import results
 from semalign.run.environment import environment
-from semalign.run.files import hash_of, json_line, read_json, write_atomic, write_json, write_yaml
+from semalign.run.files import hash_of, json_line, keep_once, read_json, write_atomic, write_yaml
 from semalign.run.folder import RunFolder, fingerprint, is_done
 from semalign.run.progress import bar
 
@@ -49,7 +49,7 @@ def run_comparison(
 
 
 def _is_done(job: CellJob) -> bool:
-    return is_done(job.folder / "cell.json", job.fingerprint)
+    return is_done(job.folder / "cell.json", job.fingerprint, ())
 
 
 def _run(comparison: Comparison, cells: Mapping[str, CellJob], say: Say) -> dict[str, str]:
@@ -147,7 +147,8 @@ class _Fingerprints:
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
-        self.identity = functools.cache(identity)
+        memory = RunFolder(comparison.root).digests
+        self.identity = functools.cache(lambda model: identity(model, memory))
         self.rows = functools.cache(lambda data: hash_of([list(part) for part in split_rows(data)]))
         references = {t: comparison.reference(t).config for t in comparison.options.tasks}
         self.measured = {
@@ -222,9 +223,16 @@ def result_lines(
 def environment_of(comparison: Comparison) -> dict[str, Any]:
     """Versions and machine, as they were when the comparison began."""
     path = RunFolder(comparison.root).environment
-    if not path.exists():
-        write_json(path, environment())
+    keep_once(path, environment)
     return read_json(path, "compare", results.Environment)
+
+
+def made_from(comparison: Comparison) -> list[Path]:
+    """The records and results that figures are made from, of this and of earlier calls."""
+    root = comparison.root
+    names = ("sources/*/*.json", "sources/*/targets/manifest.json", "cells/**/cell.json")
+    found = [path for name in names for path in root.glob(name) if path.name != "digests.json"]
+    return [root / "results.jsonl", root / "compare.yaml", root / "environment.json", *sorted(found)]
 
 
 def _short(model: ModelConfig) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from semalign.data.samples import Sample
+from semalign.errors import DataError
 from semalign.models.decoder import Decoder
 
 
@@ -80,7 +81,15 @@ def candidates_of(samples: Sequence[Sample]) -> Tensor:
 
 
 def batch_inputs(decoder: Decoder, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask and states mask (B, T) of samples, on the model's device."""
-    batch = collate(samples)
+    """Token ids, attention mask and states mask (B, T) of samples, on the model's device.
+
+    Raises:
+        DataError: a sample is longer than the model's positions, beyond which its signals would depend on the batch.
+    """
+    batch, limit = collate(samples), decoder.shape.positions
+    if limit is not None and (length := batch["input_ids"].shape[1]) > limit:
+        raise DataError(
+            f"{decoder.name}: expected rows of at most {limit} tokens, got {length}; lower data.max_length to cut them."
+        )
     move = decoder.device
     return batch["input_ids"].to(move), batch["attention_mask"].to(move), state_mask(batch["mask"]).to(move)

@@ -18,16 +18,16 @@ from transformers import PreTrainedTokenizerBase
 from semalign.config import ModelConfig
 from semalign.data import effective_max_length
 from semalign.data.drawing import embedded_rows
-from semalign.data.kinds import ACCEPTED, Kind, Row, row_kind
+from semalign.data.kinds import ACCEPTED, TRAINED, Kind, Row, checked_kind, row_kind, without_nulls
+from semalign.data.marking import Drop, cut_to, drop_of, mark_row, rendered_ahead
 from semalign.data.overlap import prompt_of
 from semalign.data.rows import entries
-from semalign.data.samples import Drop, Sample, cut_to, drop_of, mark_row, render_example
+from semalign.data.samples import Sample, render_example, unseen_counts
 from semalign.errors import DataError
 from semalign.models.loading import load_shape, load_tokenizer
 
 Placed = tuple[str, Row]
 Finding = dict[str, str]
-TRAINED = ("input_ids", "labels", "completion_mask", "messages", "prompt", "completion", "text")
 QUANTILES = {"min": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 
 
@@ -106,7 +106,7 @@ def _formed(
         try:
             if isinstance(entry, str):
                 raise DataError(entry)
-            kind = row_kind(entry)
+            kind = checked_kind(entry)
             first = first or kind
             if is_one_kind and kind is not first:
                 raise DataError(f"a row of {kind} after rows of {first}; all rows of a file are of one kind")
@@ -142,7 +142,8 @@ def duplicates(placed: Sequence[Placed]) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {"rows": [], "prompts": [], "near": []}
     for place, row in placed:
         prompt = prompt_of(row)
-        keys = json.dumps([row.get(c) for c in TRAINED], ensure_ascii=False), prompt, loosely(prompt)
+        whole = without_nulls([row.get(column) for column in TRAINED[row_kind(row)]])
+        keys = json.dumps(whole, sort_keys=True, ensure_ascii=False), prompt, loosely(prompt)
         for label, key, known in zip(found, keys, seen, strict=True):
             if key in known:
                 found[label].append({"place": place, "first": known[key]})
@@ -171,13 +172,16 @@ def lengths(placed: Sequence[Placed], tokens: Tokens) -> dict[str, Any]:
 
     Returns:
         row, prompt, supervised: quantiles of tokens per row; before cutting, but for supervised. total_supervised;
-        max_length; cut: places of rows cut at max_length; and errors, dropped and sample as in `check_rows`.
+        max_length; cut: places of rows cut at max_length; the counts of `unseen_counts`, and unseen: the places of those rows;
+        and errors, dropped and sample as in `check_rows`.
     """
-    found: dict[str, Any] = {"errors": [], "dropped": [], "cut": [], "sample": None}
+    found: dict[str, Any] = {"errors": [], "dropped": [], "cut": [], "unseen": [], "sample": None}
+    samples = []
     counts: Mapping[str, list[int]] = {"row": [], "prompt": [], "supervised": []}
-    for place, row in placed:
+    ahead = rendered_ahead([row for _, row in placed], tokens.tokenizer, tokens.supervise)
+    for (place, row), texts in zip(placed, ahead, strict=True):
         try:
-            marked = mark_row(row, tokens.tokenizer, tokens.supervise, place)
+            marked = mark_row(row, tokens.tokenizer, tokens.supervise, place, texts=texts)
         except DataError as error:
             found["errors"].append(_finding(place, str(error).removeprefix(f"{place}: ")))
             continue
@@ -185,13 +189,19 @@ def lengths(placed: Sequence[Placed], tokens: Tokens) -> dict[str, Any]:
         if isinstance(marked, Drop) or isinstance(kept, Drop):
             found["dropped"].append(_finding(place, str(kept)))
             continue
-        for label, count in zip(counts, (len(marked[0]), marked[1].index(True), sum(kept[1])), strict=True):
+        sample = Sample(kept.input_ids, kept.mask, place, None, {}, kept.unseen, kept.lacks_thinking)
+        whole = len(marked.input_ids)
+        for label, count in zip(counts, (whole, marked.mask.index(True), sample.supervised), strict=True):
             counts[label].append(count)
-        if len(kept[0]) < len(marked[0]):
+        if len(kept.input_ids) < whole:
             found["cut"].append(place)
-        found["sample"] = found["sample"] or render_example(Sample(*kept, id=place), tokens.tokenizer)
+        if kept.unseen or kept.lacks_thinking:
+            found["unseen"].append(place)
+        samples.append(sample)
+        found["sample"] = found["sample"] or render_example(sample, tokens.tokenizer)
     figures = {label: quantiles(values) for label, values in counts.items() if values}
-    return found | figures | {"total_supervised": sum(counts["supervised"]), "max_length": tokens.max_length}
+    found |= figures | unseen_counts(samples)
+    return found | {"total_supervised": sum(counts["supervised"]), "max_length": tokens.max_length}
 
 
 def quantiles(values: Sequence[int]) -> dict[str, int]:

@@ -25,13 +25,15 @@ from semalign.data.batches import candidates_of
 from semalign.data.chat import answered, lacks_answer
 from semalign.data.drawing import draw_rows, task_rows
 from semalign.data.mixture import Drawn
+from semalign.data.samples import unseen_counts
 from semalign.errors import CacheError, DataError
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.layouts import Shape
 from semalign.models.loading import Checkpoint, check_pair, named
 from semalign.reading import Object
-from semalign.run.files import hash_of, read_lines
-from semalign.run.folder import RunFolder
+from semalign.run.digests import damage
+from semalign.run.files import find_json, hash_of, read_lines
+from semalign.run.folder import RunFolder, verified
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Inputs:
             "supervised_tokens": sum(s.supervised for s in self.train),
             "heldout_rows": len(self.heldout),
             "sources": self.sources,
+            **unseen_counts([*self.train, *self.heldout]),
         }
 
 
@@ -89,12 +92,33 @@ def _generated(data: DataConfig, drawn: Drawn, run: RunFolder | None) -> Drawn:
         # For an estimate: as many rows of the same lengths, and answers still to come as long as they may be.
         train, heldout = (_with_stand_ins(data, rows) for rows in (drawn.train, drawn.heldout))
         return replace(drawn, train=train * (data.variants + 1), heldout=heldout)
+    check_unedited(run)
     for path in (run.rows, run.heldout):
         if not path.exists():
             raise CacheError(f"{path}: not there yet; run `semalign generate` first.")
+        verified(run.generated, path.name, "generate")
     # Line by line: of a mixture they may be of several kinds.
     heldout = read_lines(run.heldout, "generate", Object)
     return replace(drawn, train=load_rows(str(run.rows)), heldout=heldout)
+
+
+def check_unedited(run: RunFolder) -> None:
+    """Refuse rows that are not those which the teacher answered; making them again would lose what somebody wrote.
+
+    Raises:
+        DataError: rows.jsonl or heldout.jsonl has changed.
+    """
+    try:
+        files = find_json(run.generated, step="generate").get("files", {})
+    except CacheError:
+        return  # the generate step makes it again
+    for name, entry in files.items():
+        path = run.root / name
+        if path.exists() and damage(run.root, {name: entry}):
+            raise DataError(
+                f"{path}: edited or damaged since `semalign generate` wrote it; to train on it as it is, copy it elsewhere and "
+                "give that as data.dataset_name of a new run; to have it made again, delete it and run `semalign generate`."
+            )
 
 
 def is_to_answer(data: DataConfig, row: dict[str, Any]) -> bool:
@@ -107,13 +131,15 @@ def _with_stand_ins(data: DataConfig, rows: list[dict[str, Any]]) -> list[dict[s
     return [answered(row, answer) if is_to_answer(data, row) else row for row in rows]
 
 
-def load_inputs(config: TransferConfig, run: RunFolder | None = None) -> Inputs:
+def load_inputs(config: TransferConfig, run: RunFolder | None = None, *, identified: bool = True) -> Inputs:
     """Read configurations, tokenizers and rows; check that the models go together.
 
     Args:
         run: folder of the generate step's rows, where `data` asks for the teacher's answers.
+        identified: whether all bytes of the models are hashed; an estimate, which keeps nothing, has no need of it.
     """
-    teacher, student = named(config.teacher), named(config.student)
+    memory = None if run is None else run.digests
+    teacher, student = (named(m, memory, identified=identified) for m in (config.teacher, config.student))
     drawn = draw_rows(config.data)
     if config.data.is_generated:
         drawn = _generated(config.data, drawn, run)
@@ -127,7 +153,14 @@ def load_inputs(config: TransferConfig, run: RunFolder | None = None) -> Inputs:
 def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, drawn: Drawn) -> Inputs:
     """Two models and rows as every step wants them; `data` says how rows become tokens."""
     check_pair(teacher.shape, student.shape, allow_smaller_teacher=config.allow_smaller_teacher)
+    if teacher.identity == student.identity:
+        logger.warning("the teacher is the student: there is no gap to close, and its figures are left empty")
     tokenizer = student.tokenizer
+    if "strftime_now" in str(tokenizer.chat_template):
+        logger.warning(
+            "the chat template writes the date or time (strftime_now): rows change with the clock, and with them everything "
+            "that was made from them is made again; write a fixed date into the template to keep results"
+        )
     shared = shared_vocabulary(
         teacher.tokenizer, tokenizer, teacher.shape.vocabulary, student.shape.vocabulary
     )
@@ -136,10 +169,18 @@ def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, 
     length = min(
         effective_max_length(tokenizer, m.shape.positions, config.data.max_length) for m in (teacher, student)
     )
+    for name, limit in (("teacher", teacher.shape.rope_limit), ("student", student.shape.rope_limit)):
+        if limit is not None and limit < config.data.max_length:
+            logger.warning(
+                "the %s's rotary embedding changes for a whole batch beyond %d tokens, so no row may be longer",
+                name,
+                limit,
+            )
     options: dict[str, Any] = {
         "max_length": length,
         "supervise": config.data.supervise,
         "max_dropped": config.data.max_dropped,
+        "thinking": config.data.thinking,
     }
     train = prepare(drawn.train, tokenizer, source=_source(config.data), **options)
     heldout = prepare(drawn.heldout, tokenizer, source="held-out rows", **options) if drawn.heldout else []

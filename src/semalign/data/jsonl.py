@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from semalign.data.kinds import Row
+from semalign.data.kinds import HALF, Row, is_text
 from semalign.errors import DataError
 from semalign.reading import check_depth
 
@@ -62,14 +62,4 @@ def _parse(line: bytes) -> Row | str:
         return f"not a JSON object that can be used ({error})"
     if not isinstance(row, dict):
         return f"expected a JSON object, found {type(row).__name__} {row!r:.40}"
-    if "\\ud" in text.lower() and not _encodable(row):
-        return "a string holds half of a surrogate pair, which is no character"
-    return row
-
-
-def _encodable(row: Row) -> bool:
-    try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return row if "\\ud" not in text.lower() or is_text(row) else HALF

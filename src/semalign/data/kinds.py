@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 from semalign.errors import DataError
 
@@ -22,6 +26,15 @@ class Kind(StrEnum):
 
 ACCEPTED = "messages, prompt + completion, text, or input_ids (with labels or completion_mask)"
 CONVERSATIONS = (Kind.MESSAGES, Kind.CHAT_PAIR)
+TRAINED = {
+    Kind.IDS: ("input_ids", "labels", "completion_mask"),
+    Kind.MESSAGES: ("messages", "tools"),
+    Kind.CHAT_PAIR: ("prompt", "completion", "tools"),
+    Kind.STRING_PAIR: ("prompt", "completion"),
+    Kind.TEXT: ("text",),
+}
+"""The columns that tokens are made of; what other columns hold is of no matter."""
+READ = frozenset(column for columns in TRAINED.values() for column in columns)
 
 
 def row_kind(row: Row) -> Kind:
@@ -55,8 +68,94 @@ def row_kind(row: Row) -> Kind:
             return Kind.TEXT
 
 
+def checked_kind(row: Row) -> Kind:
+    """As `row_kind`, and the columns that are trained on hold text and JSON values alone.
+
+    Raises:
+        DataError: they do not, such as a timestamp or half a surrogate pair in a message.
+    """
+    kind = row_kind(row)
+    if kind is Kind.IDS:
+        return kind
+    if kind in CONVERSATIONS:
+        tools_of(row)
+    try:
+        if not is_text([row.get(column) for column in TRAINED[kind]]):
+            raise DataError(HALF)
+    except DataError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
+        columns = ", ".join(column for column in TRAINED[kind] if row.get(column) is not None)
+        raise DataError(
+            f"{columns}: expected strings, numbers, booleans, null, lists and objects, got another value ({error}); convert it"
+        ) from None
+    return kind
+
+
+HALF = "a string holds half of a surrogate pair, which is no character"
+
+
+def is_text(value: Any) -> bool:
+    """Whether all strings of a JSON value are text: half of a surrogate pair is no character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def plain_columns(row: Mapping[str, Any]) -> Row:
+    """The row, JSON values alone in the columns that it is not trained on: dates as ISO text, arrays as lists, null for what has no such form.
+
+    A column that nobody reads must stop no run, and an id or a task may be a date or a number of numpy.
+    """
+    return {str(k): v if k in READ else _plain(v) for k, v in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value) if isinstance(value, (Decimal, UUID)) else None
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without the null entries of its objects: Arrow gives every object of a column the keys of all, so null and absent are one."""
+    if isinstance(value, dict):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def tools_of(row: Row) -> list[dict[str, Any]] | None:
+    """The tools that a conversation's model may call: column `tools`, a list of JSON Schema objects or the JSON of one; nulls as absent.
+
+    Raises:
+        DataError: the column holds something else.
+    """
+    given = row.get("tools")
+    if isinstance(given, str):
+        try:
+            given = json.loads(given) if given.strip() else None
+        except (ValueError, RecursionError):
+            given = row["tools"]
+    if given is None or given == []:
+        return None
+    if not isinstance(given, list) or not all(isinstance(tool, dict) for tool in given):
+        raise DataError(
+            f"tools is {_type(given)}, expected a list of JSON Schema objects, or such a list as JSON"
+        )
+    return without_nulls(given)
+
+
 def check_messages(messages: Any, column: str) -> None:
-    """Raises DataError unless the value is null or a list of messages, content a string or null."""
+    """Raises DataError unless the value is null or a list of messages, content a string or null, tool_calls a list of objects."""
     if messages is None:
         return
     if not isinstance(messages, list):
@@ -69,6 +168,11 @@ def check_messages(messages: Any, column: str) -> None:
         if not isinstance(message.get("content"), str | None):
             raise DataError(
                 f"{column}, message {number}: content is {_type(message['content'])}, expected a string"
+            )
+        calls = message.get("tool_calls")
+        if calls is not None and not (isinstance(calls, list) and all(isinstance(c, dict) for c in calls)):
+            raise DataError(
+                f"{column}, message {number}: tool_calls is {_type(calls)}, expected a list of objects"
             )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Sequence
 
-from semalign.data.chat import conversation
-from semalign.data.kinds import Kind, Row, row_kind, supervised_ids
+from semalign.data.chat import Message, conversation
+from semalign.data.kinds import Kind, Row, row_kind, supervised_ids, tools_of, without_nulls
 
 
 def disjoint(train_rows: Sequence[Row], heldout_rows: Sequence[Row]) -> int:
@@ -25,7 +26,7 @@ def without_prompts_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
 
 
 def prompt_of(row: Row) -> str:
-    """What rows are compared by: NFC text of all turns before the answer, white space runs as one space."""
+    """What rows are compared by: NFC text of the tools and of all turns before the answer, calls included, white space runs as one space."""
     kind = row_kind(row)
     if kind is Kind.IDS:
         return _prompt_ids(row)
@@ -36,9 +37,18 @@ def prompt_of(row: Row) -> str:
     else:
         turns = conversation(row, kind)
         answer = turns.pop() if turns and turns[-1]["role"] == "assistant" else {}
-        parts = [" ".join(turn.get("content") or "" for turn in turns), answer.get("content") or ""]
+        parts = [" ".join([*map(_turn, turns), _json(tools_of(row))]), _turn(answer)]
     prompt, whole = normalised(parts[0]), normalised(" ".join(parts))
     return prompt or whole
+
+
+def _turn(turn: Message) -> str:
+    return f"{turn.get('content') or ''} {_json(turn.get('tool_calls'))}"
+
+
+def _json(value: object) -> str:
+    """Calls or tools as text; keys sorted, for Arrow changes their order, and nulls as absent."""
+    return json.dumps(without_nulls(value), sort_keys=True, ensure_ascii=False) if value else ""
 
 
 def _prompt_ids(row: Row) -> str:

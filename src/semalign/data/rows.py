@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from semalign.data.jsonl import SUFFIXES, read_jsonl
-from semalign.data.kinds import ACCEPTED, Row, row_kind
+from semalign.data.kinds import ACCEPTED, HALF, READ, Row, checked_kind, is_text, plain_columns
 from semalign.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def load_rows(
     """
     if on_bad_row not in ("stop", "skip"):
         raise DataError(f"on_bad_row: expected stop or skip, got {on_bad_row!r}; change it in the config")
-    return _accept(entries(dataset_name, dataset_config, split), dataset_name, on_bad_row)
+    return accept(entries(dataset_name, dataset_config, split), dataset_name, on_bad_row)
 
 
 def entries(name: str, config: str | None = None, split: str = "train") -> Iterator[tuple[str, Row | str]]:
@@ -47,7 +47,7 @@ def entries(name: str, config: str | None = None, split: str = "train") -> Itera
     # os.path, unlike pathlib, answers a name that no file can have with no.
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
-        return _numbered(name, _saved(path, split))
+        return numbered(name, _saved(path, split))
     if path.suffix in SUFFIXES:
         return read_jsonl(path)
     if os.path.exists(path):
@@ -58,15 +58,38 @@ def entries(name: str, config: str | None = None, split: str = "train") -> Itera
         raise DataError(
             f"{name}: expected a file of JSON Lines or a saved folder, found nothing there; check the path"
         )
-    return _numbered(name, _from_hub(name, config, split))
+    return numbered(name, _from_hub(name, config, split))
 
 
-def _numbered(name: str, rows: Any) -> Iterator[tuple[str, Row | str]]:
-    return ((f"{name}:{number}", dict(row)) for number, row in enumerate(rows, start=1))
+def numbered(name: str, rows: Iterable[Any]) -> Iterator[tuple[str, Row | str]]:
+    """(place, row) for every row of a dataset or of a list in memory, or (place, reason) for what is no row."""
+    if (features := getattr(rows, "features", None)) and hasattr(rows, "remove_columns"):
+        # Pictures and sounds are decoded when a row is read, which needs packages, and nobody looks at them.
+        rows = rows.remove_columns(
+            [c for c, feature in features.items() if getattr(feature, "decode", False)]
+        )
+    for number, given in enumerate(rows, start=1):
+        yield f"{name}:{number}", _row(given)
 
 
-def _accept(entries: Iterator[tuple[str, Row | str]], name: str, on_bad_row: str) -> list[Row]:
-    """The rows of one kind; the first good row decides which."""
+def _row(given: Any) -> Row | str:
+    if not isinstance(given, Mapping):
+        return f"expected a dict, got {type(given).__name__}"
+    row = plain_columns(given)
+    # What tokens are made of is looked at when the row's kind is known.
+    others = {column: value for column, value in row.items() if column not in READ}
+    return row if is_text(others) else HALF
+
+
+def accept(entries: Iterator[tuple[str, Row | str]], name: str, on_bad_row: str | None = "stop") -> list[Row]:
+    """The rows of one kind; the first good row decides which.
+
+    Args:
+        on_bad_row: as in `load_rows`; None: as stop, for rows that no config names.
+
+    Raises:
+        DataError: as `load_rows`.
+    """
     rows: list[Row] = []
     skipped: list[str] = []
     kind = None
@@ -74,15 +97,16 @@ def _accept(entries: Iterator[tuple[str, Row | str]], name: str, on_bad_row: str
         try:
             if isinstance(entry, str):
                 raise DataError(entry)
-            found = row_kind(entry)
+            found = checked_kind(entry)
             kind = kind or found
             if found is not kind:
                 raise DataError(
                     f"a row of {found} after rows of {kind}; all rows of a dataset are of one kind"
                 )
         except DataError as error:
-            if on_bad_row == "stop":
-                raise DataError(f"{place}: {error}; mend the row or set on_bad_row to skip") from error
+            if on_bad_row != "skip":
+                other = " or set on_bad_row to skip" if on_bad_row else ""
+                raise DataError(f"{place}: {error}; mend the row{other}") from error
             skipped.append(f"{place}: {error}")
         else:
             rows.append(entry)

@@ -6,16 +6,15 @@ import hashlib
 import logging
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from semalign.data.chat import common_prefix, conversation, render, render_answer
-from semalign.data.kinds import ACCEPTED, Kind, Row, row_kind, supervised_ids
-from semalign.data.tokens import Marked, mark_all, mark_answer, mark_completion
+from semalign.data.chat import Thinking, common_prefix
+from semalign.data.kinds import ACCEPTED, Row
+from semalign.data.marking import Drop, cut_to, mark_row, rendered_ahead
 from semalign.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -38,6 +37,10 @@ class Sample:
     """The row's task (or dataset) where it names one."""
     row: Row = field(default_factory=dict, repr=False)
     """The original row."""
+    unseen: tuple[int, ...] = ()
+    """Numbers of the row's turns whose text or calls the chat template leaves out."""
+    lacks_thinking: bool = False
+    """Whether the template leaves out the thinking of the row's answer."""
 
     @property
     def supervised(self) -> int:
@@ -51,33 +54,26 @@ class Sample:
         return hashlib.sha256(packed + bytes(self.mask)).hexdigest()
 
 
-class Drop(StrEnum):
-    """Why a row gives no sample."""
-
-    BLANK = "empty, null or blank completion"
-    NO_ANSWER = "conversation without an assistant turn at its end (with data.completions: teacher the teacher writes one)"
-    TOO_LONG = "prompt fills max_length, no answer token survives"
-    NOTHING = "no supervised token"
-
-
 def prepare(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
     supervise: Literal["completion", "all"] = "completion",
+    thinking: Thinking = None,
     max_dropped: float = 0.1,
     source: str = "rows",
 ) -> list[Sample]:
     """Tokenises rows and marks the supervised tokens.
 
     Conversations (messages, or prompt + completion as message lists) are rendered with the chat template; the
-    last assistant turn up to its end-of-turn token is supervised. Strings of prompt + completion are joined
+    last assistant turn, calls of tools included, up to its end-of-turn token is supervised. Strings of prompt + completion are joined
     as they are, without template, and end with eos. Text has no prompt, so all of it but the first token is
     supervised, as with supervise "all". Rows longer than max_length keep their prompt and lose the end of
     their completion.
 
     Args:
+        thinking: what becomes of the thinking in given answers; None: what the template does, and what it leaves out is counted.
         max_dropped: largest share of rows that may be dropped.
         source: name of the rows in messages and in ids of rows without one.
 
@@ -88,10 +84,11 @@ def prepare(
     samples: list[Sample] = []
     drops: Counter[Drop] = Counter()
     cut = 0
-    for number, row in enumerate(rows, start=1):
+    ahead = rendered_ahead(rows, tokenizer, supervise, thinking)
+    for number, (row, texts) in enumerate(zip(rows, ahead, strict=True), start=1):
         own = row.get("id")
         name = f"{source}:{number}" + ("" if own is None else f" (id {own})")
-        marked = mark_row(row, tokenizer, supervise, name)
+        marked = mark_row(row, tokenizer, supervise, name, thinking, texts)
         if isinstance(marked, Drop):
             drops[marked] += 1
             continue
@@ -99,14 +96,46 @@ def prepare(
         if isinstance(kept, Drop):
             drops[kept] += 1
             continue
-        ids, mask = kept
-        cut += len(ids) < len(marked[0])
+        cut += len(kept.input_ids) < len(marked.input_ids)
         task = row.get("task", row.get("dataset"))
         samples.append(
-            Sample(ids, mask, f"{source}:{number}" if own is None else str(own), task and str(task), row)
+            Sample(
+                kept.input_ids,
+                kept.mask,
+                f"{source}:{number}" if own is None else str(own),
+                task and str(task),
+                row,
+                kept.unseen,
+                kept.lacks_thinking,
+            )
         )
+    for line in lines_of(unseen_counts(samples)):
+        log.warning("%s: %s", source, line)
     _report(drops, cut, len(rows), max_dropped, source)
     return samples
+
+
+def unseen_counts(samples: Sequence[Sample]) -> dict[str, int]:
+    """What the chat template leaves out of the rows: turns, the rows that have some, and the thinking of answers."""
+    turns = [len(sample.unseen) for sample in samples]
+    return {
+        "unseen_turns": sum(turns),
+        "rows_with_unseen_turns": sum(map(bool, turns)),
+        "unseen_thinking": sum(sample.lacks_thinking for sample in samples),
+    }
+
+
+def lines_of(counts: Mapping[str, Any]) -> list[str]:
+    """The counts of `unseen_counts` as sentences; none where nothing is left out, or nothing is known."""
+    turns, rows, thinking = (
+        counts.get(key, 0) for key in ("unseen_turns", "rows_with_unseen_turns", "unseen_thinking")
+    )
+    lines = [f"the chat template leaves out the text of {turns} turns in {rows} rows"] if turns else []
+    if thinking:
+        lines.append(
+            f"the chat template leaves out the thinking of {thinking} answers; data.thinking keeps or drops it"
+        )
+    return lines
 
 
 def _report(drops: Counter[Drop], cut: int, total: int, max_dropped: float, source: str) -> None:
@@ -128,72 +157,6 @@ def _report(drops: Counter[Drop], cut: int, total: int, max_dropped: float, sour
         log.warning("%s: dropped %d of %d rows (%s)", source, dropped, total, reasons)
     if cut:
         log.warning("%s: cut %d of %d rows at max_length", source, cut, total)
-
-
-def cut_to(marked: Marked, max_length: int) -> Marked | Drop:
-    """The first tokens, the very first unsupervised, since nothing comes before it; or why none is left to train on."""
-    ids, mask = marked[0][:max_length], [False, *marked[1][1:max_length]]
-    if not any(mask):
-        return Drop.TOO_LONG if any(marked[1][max_length:]) else Drop.NOTHING
-    return ids, mask
-
-
-def mark_row(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name: str) -> Marked | Drop:
-    """Ids and mask of a whole row, before cutting; or why it is dropped.
-
-    Raises:
-        DataError: the row is of no known kind, or the template is missing or refuses it; `name` says which row.
-    """
-    try:
-        kind = row_kind(row)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
-    without = drop_of(row, kind, supervise)
-    if without is not None:
-        return without
-    if kind is Kind.IDS:
-        return _mark_ids(row, tokenizer, supervise, name)
-    if kind is Kind.TEXT:
-        return mark_all(row["text"], tokenizer, special=True)
-    if kind is Kind.STRING_PAIR:
-        ids, mask = mark_completion(row["prompt"], row["completion"], tokenizer)
-        return ids, mask if supervise == "completion" else [True] * len(ids)
-    messages = conversation(row, kind)
-    if supervise == "all":
-        return mark_all(render(messages, tokenizer, name, prompt=False), tokenizer, special=False)
-    return mark_answer(render_answer(messages, tokenizer, name), tokenizer)
-
-
-def drop_of(row: Row, kind: Kind, supervise: str) -> Drop | None:
-    """Why a row has nothing to supervise, as far as that shows without a tokenizer."""
-    if kind is Kind.IDS:
-        return None if row["input_ids"] else Drop.BLANK
-    if kind in (Kind.TEXT, Kind.STRING_PAIR):
-        return Drop.BLANK if _blank(row.get("text" if kind is Kind.TEXT else "completion")) else None
-    if row.get("messages" if kind is Kind.MESSAGES else "completion") in (None, []):
-        return Drop.BLANK
-    last = conversation(row, kind)[-1]
-    if last["role"] == "assistant":
-        return Drop.BLANK if _blank(last.get("content")) else None
-    return None if supervise == "all" else Drop.NO_ANSWER
-
-
-def _mark_ids(row: Row, tokenizer: PreTrainedTokenizerBase, supervise: str, name: str) -> Marked:
-    """Ids and mask of a row that is tokenised already."""
-    ids, size = row["input_ids"], len(tokenizer)
-    wrong = next((i for i in ids if not 0 <= i < size), None)
-    if wrong is not None:
-        raise DataError(
-            f"{name}: input_ids holds {wrong}, expected ids from 0 to {size - 1}; tokenise the "
-            "rows with the student's tokenizer"
-        )
-    if supervise == "all":
-        return list(ids), [True] * len(ids)
-    return list(ids), supervised_ids(row)
-
-
-def _blank(text: str | None) -> bool:
-    return text is None or not text.strip()
 
 
 def render_example(

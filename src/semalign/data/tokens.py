@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from semalign.data.chat import Rendering
 
-Marked = tuple[list[int], list[bool]]
+Marks = tuple[list[int], list[bool]]
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,35 @@ class Encoding:
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Encoding:
-    """Tokens of a text, never truncated; `special` adds what the tokenizer puts around it (such as bos)."""
+    """Tokens of a text, never truncated.
+
+    `special` adds what the tokenizer puts around it, but no bos before a text that begins with it and no eos after one that ends
+    with it: such a text was rendered already.
+    """
     fast = tokenizer.is_fast
     out = tokenizer(
         text, add_special_tokens=special, return_offsets_mapping=fast, truncation=False, verbose=False
     )
-    return Encoding(list(out["input_ids"]), [end for _, end in out["offset_mapping"]] if fast else None)
+    ids, ends = list(out["input_ids"]), [end for _, end in out["offset_mapping"]] if fast else None
+    kept = _without_repeated(ids, text, tokenizer) if special else slice(None)
+    return Encoding(ids[kept], ends and ends[kept])
+
+
+def _without_repeated(ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> slice:
+    """Which of the ids stay when a bos or eos that the text has of its own is not added again."""
+    has_bos = bool(tokenizer.bos_token) and text.lstrip().startswith(str(tokenizer.bos_token))
+    if not (has_bos or _ends(text, tokenizer)):
+        return slice(None)
+    plain = list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+    before = next((n for n in range(len(ids)) if ids[n : n + len(plain)] == plain), 0)
+    start = int(has_bos and before > 0 and ids[0] == tokenizer.bos_token_id)
+    is_ended = _ends(text, tokenizer) and before + len(plain) < len(ids) and ids[-1] == tokenizer.eos_token_id
+    return slice(start, len(ids) - is_ended)
+
+
+def _ends(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text ends with eos, but for white space."""
+    return bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
 
 
 def tokens_within(
@@ -52,7 +75,7 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(added | set(tokenizer.all_special_ids))
 
 
-def mark_answer(rendering: Rendering, tokenizer: PreTrainedTokenizerBase) -> Marked:
+def mark_answer(rendering: Rendering, tokenizer: PreTrainedTokenizerBase) -> Marks:
     """Ids of a rendered conversation; marked are the answer and the token(s) that end the assistant's turn.
 
     Template text after the end of the turn stays unmarked. A template that writes nothing after an answer, or
@@ -72,33 +95,33 @@ def mark_answer(rendering: Rendering, tokenizer: PreTrainedTokenizerBase) -> Mar
     return full.ids, [start <= i < end for i in range(len(full.ids))]
 
 
-def _mark_plain_end(rendering: Rendering, tokenizer: PreTrainedTokenizerBase) -> Marked:
+def _mark_plain_end(rendering: Rendering, tokenizer: PreTrainedTokenizerBase) -> Marks:
     """As `mark_answer`, for a template without a control token after the answer."""
     tail = rendering.text[rendering.tail :].rstrip()
     text = rendering.text[: rendering.tail] + tail
     full = encode(text, tokenizer, special=False)
     start = tokens_within(text, rendering.answer, full, tokenizer, special=False)
-    ids = full.ids if tail else with_eos(full.ids, tokenizer)
+    ids = full.ids if tail else with_eos(full.ids, text, tokenizer)
     return ids, [i >= start for i in range(len(ids))]
 
 
-def mark_completion(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Marked:
+def mark_completion(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Marks:
     """Ids of prompt + completion + eos; marked is every token with a character of the completion, and eos."""
     text = prompt + completion
     full = encode(text, tokenizer, special=True)
     start = tokens_within(text, len(prompt), full, tokenizer, special=True)
-    ids = with_eos(full.ids, tokenizer)
+    ids = with_eos(full.ids, text, tokenizer)
     return ids, [i >= start for i in range(len(ids))]
 
 
-def mark_all(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Marked:
+def mark_all(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Marks:
     """Ids of a text, all marked; `special` adds bos and eos, which a rendered conversation has already."""
     ids = encode(text, tokenizer, special=special).ids
-    ids = with_eos(ids, tokenizer) if special else ids
+    ids = with_eos(ids, text, tokenizer) if special else ids
     return ids, [True] * len(ids)
 
 
-def with_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids, ending with eos if the tokenizer has one."""
+def with_eos(ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a text, ending with eos if the tokenizer has one; where only white space follows an eos, none is added."""
     eos = tokenizer.eos_token_id
-    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+    return ids if eos is None or ids[-1:] == [eos] or _ends(text, tokenizer) else [*ids, eos]

@@ -15,6 +15,7 @@ from semalign.config import TransferConfig
 from semalign.data import render_example, templates_agree
 from semalign.data.drawing import split_rows
 from semalign.data.inputs import Inputs, is_to_answer, load_inputs
+from semalign.data.samples import lines_of
 from semalign.errors import CacheError
 from semalign.estimate.cost import estimate
 from semalign.estimate.probe import Costs, Shown, probe_student, probe_teacher
@@ -34,8 +35,8 @@ from semalign.steps.pair import pair_layers
 
 def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     """Print and return the findings; raises the error that the run itself would meet."""
-    check_evaluation(config)
-    inputs = load_inputs(config)
+    jail = check_evaluation(config)
+    inputs = load_inputs(config, identified=False)
     plan, is_provisional = _plan(config, inputs)
     console.rule("[bold]rows", align="left")
     first = split_rows(config.data)[0][:8]
@@ -45,6 +46,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     console.print(
         f"{len(inputs.train)} training rows, {supervised} supervised tokens, {len(inputs.heldout)} held-out rows"
     )
+    for line in lines_of(counts):
+        console.print(line, style="red")
     if len(inputs.sources) > 1:
         _print_sources(inputs.sources, console)
     console.print(
@@ -59,6 +62,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         console.print("one row, supervised part in brackets:")
         example = render_example(inputs.train[0], inputs.tokenizer)
         console.print(example, markup=False, highlight=False, style="dim")
+    if jail is not None:
+        console.print(f"generated code runs in: {jail}")
     request, wanted = request_of(config, plan)
     shown = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True)
     costs = Costs()
@@ -68,6 +73,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     teacher = probe_teacher(config, inputs, shown, student, costs)
     found: dict[str, Any] = {
         **counts,
+        "jail": None if jail is None else jail.as_json(),
         "shared_vocabulary": inputs.vocabulary,
         "templates_agree": agree,
         "pairs": [p.as_json() for p in plan.pairs],

@@ -184,7 +184,7 @@ def _training(
         suffix = SuffixModel(student, cut, recipe, plan.at(recipe.interface), inputs.candidates, head)
         trainer = SuffixTrainer(
             suffix,
-            arguments(replace(config, train=once), recipe, Path(folder)),
+            arguments(replace(config, train=once), Path(folder)),
             samples,
             Collator(samples, made, made if cut else None),
             callbacks=[clock],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from semalign.config import TransferConfig
-from semalign.data.chat import asked
+from semalign.data.chat import prompt_row
 from semalign.data.drawing import task_rows
 from semalign.evaluation.decoding import generate
 from semalign.evaluation.tasks import check_answers
@@ -16,7 +16,7 @@ def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = No
     """Answers to the items of all tasks, or of one, with their verdicts, by greedy decoding."""
     rows, options = task_rows(config), config.evaluation
     rows = [row for row in rows if task in (None, row["task"])]
-    prompts = [asked(row["messages"]) for row in rows]
+    prompts = [prompt_row(row) for row in rows]
     assert decoder.tokenizer is not None
     texts = generate(
         decoder.model,
@@ -30,7 +30,7 @@ def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = No
     return [
         {
             "task": row["task"],
-            "prompt": prompt[-1]["content"],
+            "prompt": prompt["messages"][-1]["content"],
             "gold": gold_of(row),
             "text": text,
         }

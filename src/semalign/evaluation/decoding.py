@@ -5,6 +5,7 @@ import inspect
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,24 +17,28 @@ from transformers.generation import configuration_utils
 from semalign.config import Engine
 from semalign.data import encode_prompt
 from semalign.errors import ModelError, require
+from semalign.models.layouts import positions_of
+from semalign.run.files import saving
 
 STEPS_BETWEEN_LEAVINGS = 16
+Prompt = dict[str, Any] | Sequence[dict[str, Any]]
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0}
 
 
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[dict[str, Any]]],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 128,
     batch_size: int = 64,
     progress: bool = False,
     engine: Engine = "padded",
 ) -> list[str]:
-    """The model's greedy continuation of each chat, in the order of ``prompts``.
+    """The model's greedy continuation of each chat, in the order of ``prompts``: its turns, or a row with them and its tools.
 
-    Batches hold prompts of similar length, padded on the left; a row that has reached an end token leaves its batch. With
+    Batches hold prompts of similar length, padded on the left; a row that has reached an end token leaves its batch, and one whose
+    answer may pass the model's positions has a batch of its own. With
     `continuous` transformers puts the next prompt where one has ended, without padding; with `vllm` that package generates from
     a copy of the model. Where two tokens are all but equally likely, the engines may differ.
     The model's mode and generation settings are as before afterwards.
@@ -45,20 +50,25 @@ def generate(
 def answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[dict[str, Any]]],
+    prompts: Sequence[Prompt],
     max_new_tokens: int,
     batch_size: int,
     progress: bool = False,
     engine: Engine = "padded",
 ) -> list[tuple[str, bool]]:
     """As `generate`, with whether each answer came to its end or was cut off at ``max_new_tokens``."""
-    encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    encoded = [encode_prompt(prompt, tokenizer, f"prompt {n}") for n, prompt in enumerate(prompts, 1)]
     if engine != "padded":
         run = _generate_continuously if engine == "continuous" else _generate_with_vllm
         with _plain(model, tokenizer, max_new_tokens) as settings:
             return run(model, tokenizer, encoded, settings)
     order = sorted(range(len(encoded)), key=lambda n: (len(encoded[n]), n))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    limit = positions_of(model.config.get_text_config())
+    # Beyond its positions a model may choose its rotary frequencies by the longest row of a batch.
+    alone = [n for n in order if limit is not None and len(encoded[n]) + max_new_tokens > limit]
+    others = order[: len(order) - len(alone)]
+    batches = [others[start : start + batch_size] for start in range(0, len(others), batch_size)]
+    batches += [[n] for n in alone]
     completions = [("", False)] * len(encoded)
     with (
         _plain(model, tokenizer, max_new_tokens),
@@ -155,8 +165,9 @@ def _generate_with_vllm(
     """vLLM reads a folder, so the model is written to one; it wants the device for itself, so the model waits in memory."""
     vllm, device, ends = require("vllm", "vllm"), model.device, list(settings.eos_token_id or [])
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with saving(Path(folder), "free space or set TMPDIR to a larger disk"):
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         model.to("cpu")
         _empty_device()
         longest = max(map(len, rows)) + int(settings.max_new_tokens or 0)

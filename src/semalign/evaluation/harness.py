@@ -19,11 +19,12 @@ from typing import Any
 import yaml
 
 from semalign.config import EvaluationConfig, by_name
-from semalign.errors import ConfigError, require, suggestion
+from semalign.data import encode_prompt
+from semalign.errors import CacheError, ConfigError, require, suggestion
+from semalign.evaluation.code_eval import TASKS, graded_in_jail
 from semalign.evaluation.statistics import Z95
 from semalign.models.decoder import Decoder
-
-TASKS = Path(__file__).parent / "harness_tasks"
+from semalign.run.files import FULL
 
 
 def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[str, Any]]:
@@ -34,13 +35,18 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         value +- 1.96 standard errors, or None where the harness gives no error.
 
     Raises:
-        ConfigError: a task that the harness does not know, or that runs generated code without permission.
+        ConfigError: a task that the harness does not know, that runs generated code without permission or outside the jail, or
+            for whose code this machine offers no jail.
         SemAlignError: the harness is not installed; or a task's rows cannot be had.
     """
     manager, wanted = check_harness(options), by_name(options.harness)
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
+    has_template = bool(getattr(decoder.tokenizer, "chat_template", None))
+    if has_template:
+        # The harness renders in this process: a template that fails or does not end shall do so before.
+        encode_prompt([{"role": "user", "content": "x"}], decoder.tokenizer, "evaluation.harness")  # type: ignore[arg-type]
     # Its advice is about options of its own command line.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model = HFLM(
@@ -50,25 +56,29 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         max_length=decoder.shape.positions,
     )
     try:
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, _quiet(), graded_in_jail(options.allow_code_execution):
             found = lm_eval.simple_evaluate(
                 model=model,
                 tasks=[_task(name, fields, manager, Path(folder)) for name, fields in wanted.items()],
                 num_fewshot=0,
                 limit=options.max_items,
-                apply_chat_template=bool(getattr(decoder.tokenizer, "chat_template", None)),
+                apply_chat_template=has_template,
                 task_manager=manager,
-                confirm_run_unsafe_code=options.allow_code_execution,
+                confirm_run_unsafe_code=bool(options.allow_code_execution),
                 log_samples=False,
                 bootstrap_iters=1000,
             )
     except ValueError as error:
-        if "unsafe" not in str(error):
+        if isinstance(error, ConfigError) or "unsafe" not in str(error):
             raise
         raise ConfigError(
             f"evaluation.harness: {error}; set evaluation.allow_code_execution, or leave the task out."
         ) from error
     except (OSError, ConnectionError) as error:
+        if error.errno in FULL:
+            raise CacheError(
+                f"evaluation.harness: its rows cannot be written ({error}); free space, or set HF_HOME and TMPDIR to another disk."
+            ) from error
         reason = str(error).strip().splitlines()[0][:200]
         raise ConfigError(
             f"evaluation.harness: a task's rows cannot be had ({reason}); without a hub give files: "

@@ -14,7 +14,8 @@ from semalign.maths.full_vocabulary import closeness
 from semalign.maths.similarity import linear_cka, mean_cosine
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder
-from semalign.run.files import Record, read_tensors
+from semalign.run.files import Record, read_json, read_tensors
+from semalign.run.folder import verified
 from semalign.run.progress import bar
 from semalign.signals.passes import layer_states
 from semalign.signals.prepared import Prepared
@@ -103,10 +104,10 @@ def heldout_figures(decoder: Decoder, prepared: Prepared, name: str) -> dict[str
 
 def _cka(decoder: Decoder, prepared: Prepared) -> list[list[float]] | None:
     """Linear CKA of teacher layer (row) and student layer (column) streams; None where the cache has no teacher's."""
-    path = prepared.run.targets / "cka.safetensors"
-    if not path.exists():
+    manifest, name = prepared.run.manifest, "cka.safetensors"
+    if name not in read_json(manifest, "cache").get("files", {}):
         return None
-    teacher = read_tensors(path)
+    teacher = read_tensors(verified(manifest, name, "cache"))
     student = layer_states(decoder, prepared.inputs.heldout[: prepared.config.evaluation.cka_rows])
     rows, columns = len(teacher), len(student)
     # Both start at the first held-out row; the cache may have been made for another number of rows.

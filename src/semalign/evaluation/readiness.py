@@ -9,11 +9,15 @@ from semalign.data.drawing import task_rows
 from semalign.errors import ConfigError, require
 from semalign.evaluation.harness import check_harness
 from semalign.evaluation.tasks import require_permission
+from semalign.jail.process import Backend
 from semalign.signals.request import recipes_of
 
 
-def check_evaluation(config: TransferConfig) -> None:
+def check_evaluation(config: TransferConfig) -> Backend | None:
     """Read the items, resolve the methods, find the packages.
+
+    Returns:
+        What generated code will run in; None where no item needs code to be run.
 
     Raises:
         DataError: an item that cannot be answered or graded.
@@ -22,8 +26,7 @@ def check_evaluation(config: TransferConfig) -> None:
     """
     options = config.evaluation
     recipes_of(config)
-    for row in task_rows(config):
-        require_permission(row, options.allow_code_execution)
+    backend = require_permission(task_rows(config), options.allow_code_execution)
     if options.engine == "vllm":
         require("vllm", "vllm")
     if options.harness_path is not None and not Path(options.harness_path).is_dir():
@@ -32,3 +35,4 @@ def check_evaluation(config: TransferConfig) -> None:
         )
     if options.harness:
         check_harness(options)
+    return backend

@@ -10,7 +10,7 @@ from typing import Any
 from semalign.config import ModelConfig, TransferConfig
 from semalign.evaluation.statistics import wilson_interval
 from semalign.evaluation.tokens import teacher_view
-from semalign.maths.similarity import gap_closed, kl_gap_closed
+from semalign.maths.similarity import LEAST_KL, gap_closed, kl_gap_closed
 from semalign.run import results
 from semalign.run.files import read_json
 from semalign.run.folder import RunFolder, save_result
@@ -54,7 +54,7 @@ def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str,
         n: read_json(f / "train.json", "train", results.Trained)
         for n, f in trainings(config, prepared.run).items()
     }
-    summary: dict[str, Any] = {"recipe": config.recipe.name, **closed("after")}
+    summary: dict[str, Any] = {"recipe": config.recipe.name, **closed("after")} | _no_gap(prepared, found)
     summary["baselines"] = {
         n: closed(n) | {"train_seconds": trained[n]["train_seconds"]} for n in config.evaluation.baselines
     }
@@ -72,6 +72,17 @@ def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str,
         ]
     summary["samples"] = _samples(found)
     return summary
+
+
+def _no_gap(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Why the untouched student is no further from the teacher than rounding, where it is not."""
+    known = prepared.inputs.fingerprint
+    if "teacher" in known and known["teacher"] == known["student"]:
+        return {"no_gap": "the teacher is the student"}
+    before = found["before"].get("closeness")
+    if before and before["kl"] < LEAST_KL:
+        return {"no_gap": "the untouched student predicts as its teacher does"}
+    return {}
 
 
 def _tasks(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -160,12 +171,18 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     files |= {f"train {n}": run.training(n) / "train.json" for n in config.evaluation.baselines} | {
         "evaluate": run.metrics
     }
-    found = {name: read_json(path, name, results.Costs) for name, path in files.items()}
+    found = {
+        name: read_json(path, name.split()[0], results.Costs)
+        if path != run.pairs
+        else read_json(path, name, may_be_edited=True)
+        for name, path in files.items()
+    }
     # Where the costs were added before, the peak in metrics.json is the run's, and evaluate's own stands among the steps.
     found |= {s["name"]: s for s in metrics.get("steps", ()) if s["name"] == "evaluate"}
+    # A plan that was edited may no longer say what it cost.
     steps = [
         {"name": name}
-        | {k: costs[k] for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & costs.keys()))}
+        | {k: costs.get(k, 0) for k in ("seconds", "peak_rss_bytes", *({"peak_gpu_bytes"} & costs.keys()))}
         for name, costs in found.items()
     ]
     metrics["steps"] = steps
@@ -174,5 +191,7 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
     if on_gpu := [s["peak_gpu_bytes"] for s in steps if "peak_gpu_bytes" in s]:
         metrics["peak_gpu_bytes"] = max(on_gpu)
     wanted = metrics.pop("fingerprint")
-    save_result(run.metrics, wanted, metrics)
+    # What the figures and the report are made from; none of it makes measuring again necessary by itself.
+    made_from = [path for path in (*run.about(), *files.values()) if path != run.metrics and path.exists()]
+    save_result(run.metrics, wanted, metrics, made_from)
     return metrics

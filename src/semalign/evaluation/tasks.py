@@ -2,7 +2,8 @@
 
 A row's ``check`` holds what is needed: ``{"kind": "letter", "answer": "B", "options": [...]}``,
 ``{"kind": "number", "answer": 15}`` or
-``{"kind": "python", "entry": name, "prefix": text before a bare body, "asserts": [...]}``.
+``{"kind": "python", "entry": name, "prefix": text before a bare body, "asserts": [...]}``. The asserts see the entry, which runs in
+another process, and what the prefix defines (`semalign.jail.programs`).
 """
 
 import re
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from semalign.errors import ConfigError, DataError
-from semalign.evaluation.sandbox import Program, run_programs
+from semalign.jail.process import Backend, Permission, require_backend
+from semalign.jail.programs import Program, run_programs
 
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
 _FINAL_NUMBER = re.compile(rf"(?:answer is:?|####|=>)\s*\$?({_NUMBER})", re.IGNORECASE)
@@ -32,7 +34,7 @@ class Verdict:
     reason: str
 
 
-def check_answer(row: Mapping[str, Any], completion: str, *, allow_code_execution: bool) -> Verdict:
+def check_answer(row: Mapping[str, Any], completion: str, *, allow_code_execution: Permission) -> Verdict:
     """Check one completion against its row; see ``check_answers``."""
     return check_answers([row], [completion], allow_code_execution=allow_code_execution, workers=1)[0]
 
@@ -41,35 +43,53 @@ def check_answers(
     rows: Sequence[Mapping[str, Any]],
     completions: Sequence[str],
     *,
-    allow_code_execution: bool,
+    allow_code_execution: Permission,
     workers: int = 2,
 ) -> list[Verdict]:
-    """Check completions against their rows, all code in ``workers`` sandbox processes.
+    """Check completions against their rows, all code in ``workers`` jails.
 
-    Raises ConfigError when a row needs code to be run and ``allow_code_execution`` is off.
+    Raises ConfigError when a row needs code to be run and ``allow_code_execution`` is off, or the machine offers no jail and it is
+    not "unsafe".
     """
     if len(rows) != len(completions):
         raise DataError(f"Expected one completion for each of {len(rows)} rows, got {len(completions)}.")
+    backend = require_permission(rows, allow_code_execution)
     verdicts: list[Verdict | None] = [None] * len(rows)
     programs: dict[int, Program] = {}
     for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
         if _check_of(row)["kind"] == "python":
-            require_permission(row, allow_code_execution)
-            code = extract_code(
-                completion, str(_check_of(row)["entry"]), str(_check_of(row).get("prefix", ""))
-            )
+            entry, prefix = str(_check_of(row)["entry"]), str(_check_of(row).get("prefix", ""))
+            code = extract_code(completion, entry, prefix)
             if code is None:
                 verdicts[number] = Verdict(False, False, "no code for the wanted function")
             else:
-                programs[number] = Program(code, tuple(_check_of(row)["asserts"]))
+                programs[number] = Program(code, tuple(_check_of(row)["asserts"]), (entry,), prefix)
         else:
             verdicts[number] = _check_text(_check_of(row), completion)
     if programs:
-        outcomes = run_programs(list(programs.values()), workers=workers)
+        assert backend is not None
+        outcomes = run_programs(list(programs.values()), workers=workers, backend=backend)
         for number, outcome in zip(programs, outcomes, strict=True):
             verdicts[number] = Verdict(outcome.passed, True, outcome.reason)
     assert all(verdict is not None for verdict in verdicts)
     return [verdict for verdict in verdicts if verdict is not None]
+
+
+def require_permission(rows: Sequence[Mapping[str, Any]], allow_code_execution: Permission) -> Backend | None:
+    """What the rows' code will run in; None where no row needs code to be run.
+
+    Raises:
+        ConfigError: code is needed and not allowed, or this machine offers no jail for it.
+    """
+    row = next((row for row in rows if _check_of(row)["kind"] == "python"), None)
+    if row is None:
+        return None
+    if not allow_code_execution:
+        raise ConfigError(
+            f"Row {row.get('id')!r} is graded by running generated code, which is off: "
+            "set allow_code_execution to true, or leave code tasks out."
+        )
+    return require_backend(allow_code_execution)
 
 
 def _check_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -80,15 +100,6 @@ def _check_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
             "rows without a check can be trained on but not graded."
         )
     return check
-
-
-def require_permission(row: Mapping[str, Any], allowed: bool) -> None:
-    """Raises ConfigError where a row is graded by running code and that is not allowed."""
-    if _check_of(row)["kind"] == "python" and not allowed:
-        raise ConfigError(
-            f"Row {row.get('id')!r} is graded by running generated code, which is off: "
-            "set allow_code_execution to true, or leave code tasks out."
-        )
 
 
 def _check_text(check: Mapping[str, Any], completion: str) -> Verdict:

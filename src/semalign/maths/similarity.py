@@ -88,15 +88,14 @@ def gap_closed(before: float, after: float, teacher: float) -> float:
     return (after - before) / (teacher - before)
 
 
-def kl_gap_closed(before: float, after: float) -> float:
-    """Share of the divergence from the teacher that was removed: 1 - after / before."""
+LEAST_KL = 1e-4
+"""Divergence, in nats a token, below which there is none to remove: half-precision signals round to as much."""
+
+
+def kl_gap_closed(before: float, after: float) -> float | None:
+    """Share of the divergence from the teacher that was removed: 1 - after / before; None where `before` is below LEAST_KL."""
     _check_finite(before=before, after=after)
-    if before <= 0:
-        raise DataError(
-            f"The share of a removed divergence needs a positive divergence before, got {before}; "
-            "the untouched student already equals the teacher."
-        )
-    return 1.0 - after / before
+    return 1.0 - after / before if before >= LEAST_KL else None
 
 
 def _ratio(cross: float, scale: float) -> float:

@@ -48,6 +48,5 @@ METHODS = (
         map="semantic",
         interface="mlp",
         layer_weight=1.0,
-        learning_rate=3e-4,
     ),
 )

@@ -278,12 +278,12 @@ def _align(
     wide = next(iter(knowledge.values())).shape[-1]
     translators = _translators(wide, student.width, small_first=variant.small_first).to(student.device)
     steps = config.train.max_steps if config.train.max_steps > 0 else variant.steps
-    optimizer = torch.optim.AdamW(
-        translators.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
-    )
+    rate = config.train.learning_rate
+    assert rate is not None  # its recipes name theirs
+    optimizer = torch.optim.AdamW(translators.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.05)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
-        recipe.learning_rate,
+        rate,
         total_steps=steps,
         pct_start=0.1,
         final_div_factor=1,

@@ -5,11 +5,14 @@ A named recipe is one file in `semalign.methods`; a config may replace any of it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Never
 
-from semalign.config import RecipeFields
+from semalign.config import RecipeFields, TrainConfig
 from semalign.methods.loss import LayerLoss, OutputLoss
+
+FULL_RATE, LORA_RATE = 1e-5, 2e-4
+"""Peak learning rates that nobody has chosen. A pretrained student survives them; what a rate of 1e-3 does is in docs/log.md."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,13 @@ class Recipe(RecipeFields[Never]):
         for f in fields(self):
             if getattr(self, f.name) is None:
                 object.__setattr__(self, f.name, f.metadata.get("recipe"))
+
+    def train_of(self, train: TrainConfig) -> TrainConfig:
+        """A run's optimisation with what the recipe itself says about LoRA and the rate, and with a rate in any case."""
+        own = {name: getattr(self, name) for name in ("learning_rate", "lora_r", "lora_target_modules")}
+        given = replace(train, **{name: value for name, value in own.items() if value is not None})
+        rate = given.learning_rate or (LORA_RATE if given.lora_r else FULL_RATE)
+        return replace(given, learning_rate=rate)
 
     @property
     def output(self) -> OutputLoss | None:

@@ -37,7 +37,7 @@ from semalign.maths.windows import best_span, best_window, low_rank
 from semalign.methods import Recipe, Start
 from semalign.methods.objective import sum_of_row_means
 from semalign.models.capture import Point, capture
-from semalign.models.decoder import Decoder
+from semalign.models.decoder import Decoder, linear_names
 from semalign.models.layouts import PROJECTIONS
 from semalign.run.files import Record
 from semalign.run.progress import bar
@@ -183,7 +183,7 @@ def start(
 
 
 def _targets(student: Decoder, config: TransferConfig) -> list[str]:
-    targets = list(config.train.lora_target_modules) or list(student.layout.lora)
+    targets = list(config.train.lora_target_modules) or linear_names(student)
     if unknown := [n for n in targets if n not in PROJECTIONS]:
         raise ConfigError(
             f"lora_target_modules: seeking crops {', '.join(PROJECTIONS)}, got {', '.join(unknown)}; leave those out."

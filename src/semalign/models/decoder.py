@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from semalign.errors import ModelError
 from semalign.models.head import Head, head_options
@@ -186,9 +187,14 @@ def linear_names(decoder: Decoder) -> list[str]:
     return sorted({n.rsplit(".", 1)[-1] for n, w in weights.items() if w is not None and w.dim() == 2})
 
 
+def is_transposed(decoder: Decoder) -> bool:
+    """Whether the linear maps of a layer store (in, out) as GPT-2's do; peft calls it fan_in_fan_out."""
+    return any(isinstance(module, Conv1D) for module in decoder.layers[0].modules())
+
+
 def lora_modules(decoder: Decoder, layers: Sequence[int], targets: Sequence[str]) -> list[str]:
-    """Full names of the linear modules inside the given layers whose last name is a target; none may miss."""
-    wanted = tuple(targets) or decoder.layout.lora
+    """Full names of the linear modules inside the given layers, of all or of those whose last name is a target; none may miss."""
+    wanted = tuple(targets) or linear_names(decoder)
     by_id = {id(module): name for name, module in decoder.model.named_modules()}
     found, matched = [], set()
     for layer in layers:

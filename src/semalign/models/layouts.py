@@ -34,8 +34,6 @@ class Layout:
     """Module of a layer whose output is what the MLP adds to the stream."""
     out: str = "self_attn.o_proj"
     """Module of a layer that carries the heads' values, side by side, into the stream."""
-    lora: tuple[str, ...] = ("up_proj", "down_proj", "v_proj", "o_proj")
-    """Last names of the modules that LoRA adapts unless the config names others: the paper's."""
     norm_offset: float = 0.0
     """What the final norm adds to its stored weight before it multiplies."""
     is_post_normed: bool = False
@@ -61,8 +59,8 @@ LAYOUTS: dict[str, Layout] = {
     "qwen3": Layout(),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
-    "phi3": Layout(lora=("gate_up_proj", "down_proj", "qkv_proj", "o_proj")),
-    "gpt2": Layout("h", "ln_f", "attn", "mlp", "attn.c_proj", lora=("c_attn", "c_fc", "c_proj")),
+    "phi3": Layout(),
+    "gpt2": Layout("h", "ln_f", "attn", "mlp", "attn.c_proj"),
 }
 """By transformers' `model_type`."""
 
@@ -116,11 +114,13 @@ class Shape:
     vocabulary: int
     """Rows of the LM head."""
     positions: int | None
-    """Tokens a sequence may have; None: the configuration states no limit."""
+    """Tokens a sequence may have with the frequencies that every other one has; None: the configuration states no limit."""
     logit_scale: float
     """Factor on the logits."""
     logit_softcap: float | None
     """c where logits are c tanh(logits / c)."""
+    rope_limit: int | None = None
+    """See `rope_limit`."""
 
 
 class _Sizes(reading.Shape):
@@ -163,10 +163,35 @@ def _shape_of(config: Any) -> Shape:
         key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
         vocabulary=int(config.vocab_size),
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=positions_of(config),
         logit_scale=scale / float(getattr(config, "logits_scaling", None) or 1.0),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
+        rope_limit=rope_limit(config),
     )
+
+
+def positions_of(config: Any) -> int | None:
+    """Positions of a model, up to where its rotary embedding goes over to other frequencies."""
+    limits = getattr(config, "max_position_embeddings", None), rope_limit(config)
+    return min((int(limit) for limit in limits if limit), default=None)
+
+
+def rope_limit(config: Any) -> int | None:
+    """Positions beyond which a rotary embedding changes for all rows of a batch; None for one that never does.
+
+    LongRoPE and dynamic NTK choose the frequencies by the longest row of a batch, so that beyond this a row's signals would depend
+    on its neighbours.
+    """
+    ropes = getattr(config, "rope_parameters", None) or {}
+    # Where layers differ in it, the parameters are by the kind of layer.
+    kinds = [ropes, *(rope for rope in ropes.values() if isinstance(rope, Mapping))]
+    limits = [
+        rope.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        for rope in kinds
+        if rope.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def check_allocation(shape: Shape, folder: Path) -> None:

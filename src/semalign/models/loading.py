@@ -26,8 +26,13 @@ from semalign.config import ModelConfig
 from semalign.errors import ModelError, SemAlignError, require
 from semalign.models.decoder import Decoder
 from semalign.models.layouts import Shape, check_allocation, layout_of, layouts, shape_of
+from semalign.run.sums import digests
 
 _CHECKED_AT_ONCE = 1 << 24  # elements
+KINDS = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+"""Endings of what a model, its tokenizer and its code are read from."""
+OF_TRAINING = ("training_args.bin", "trainer_state.json")
+"""Files that training leaves beside a model, and that nobody reads with it."""
 
 
 def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -97,10 +102,13 @@ def random_model(config: ModelConfig) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(_load_config(config), dtype=torch.float32)
 
 
-def identity(config: ModelConfig) -> dict[str, Any]:
-    """What makes this checkpoint itself, for fingerprints: sizes and sampled content of its files, not their place.
+def identity(config: ModelConfig, memory: Path | None = None) -> dict[str, Any]:
+    """What makes this checkpoint itself, for fingerprints: every byte of its files, not their place.
 
     Hub checkpoints are known by the commit that their configuration was resolved to.
+
+    Args:
+        memory: file that keeps digests from one command to the next; see `semalign.run.sums.digests`.
     """
     where, extra = locate(config)
     known: dict[str, Any] = {
@@ -108,28 +116,17 @@ def identity(config: ModelConfig) -> dict[str, Any]:
         "load_in_8bit": config.load_in_8bit,
         "load_in_4bit": "nf4" if config.load_in_4bit else False,
     }
+    folder, files = Path(where), []
     if "gguf_file" in extra:
-        return known | {
-            "files": {Path(config.model_name_or_path).name: _sampled_digest(Path(config.model_name_or_path))}
-        }
-    folder = Path(where)
-    if folder.is_dir():
-        kinds = (".safetensors", ".json", ".jinja", ".model")
-        files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
-        return known | {"files": {p.name: _sampled_digest(p) for p in files}}
-    loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
-    return known | {"commit": getattr(loaded, "_commit_hash", None) or config.model_revision}
-
-
-def _sampled_digest(path: Path) -> str:
-    # Reading 32 spread blocks tells checkpoints apart without reading hundreds of gigabytes.
-    size, block = path.stat().st_size, 1 << 16
-    hashed = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for i in range(32):
-            file.seek(max(0, (size - block)) * i // 31)
-            hashed.update(file.read(block))
-    return hashed.hexdigest()[:16]
+        files = [Path(config.model_name_or_path).expanduser()]
+    elif folder.is_dir():
+        files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+        files = sorted(p for p in files if p.suffix in KINDS and p.is_file() and p.name not in OF_TRAINING)
+    else:
+        loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+        return known | {"commit": getattr(loaded, "_commit_hash", None) or config.model_revision}
+    found = digests(files, memory)
+    return known | {"files": {p.name: sha[:16] for p, sha in zip(files, found, strict=True)}}
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -191,17 +188,20 @@ class Checkpoint:
     open: Callable[[], Decoder]
 
 
-def named(config: ModelConfig) -> Checkpoint:
-    """A model that is read whenever it is needed."""
-    return Checkpoint(load_shape(config), load_tokenizer(config), identity(config), partial(load, config))
+def named(config: ModelConfig, memory: Path | None = None, *, identified: bool = True) -> Checkpoint:
+    """A model that is read whenever it is needed; where nothing is kept of it, its files need not be hashed."""
+    known = identity(config, memory) if identified else {}
+    return Checkpoint(load_shape(config), load_tokenizer(config), known, partial(load, config))
 
 
 def in_memory(decoder: Decoder) -> Checkpoint:
-    """A model that is loaded already; a sample of every tensor tells it from others."""
+    """A model that is loaded already; every byte of its tensors tells it from others."""
     hashed = hashlib.sha256(str(decoder.config.to_dict()).encode())
-    for name, tensor in decoder.model.named_parameters():
-        flat = tensor.detach().flatten()
-        hashed.update(name.encode() + flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
+    for name, tensor in decoder.model.state_dict().items():
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # In blocks, since one that lies on a GPU is copied.
+        for block in tensor.detach().flatten().split(_CHECKED_AT_ONCE):
+            hashed.update(block.cpu().contiguous().view(torch.uint8).numpy())
     assert decoder.tokenizer is not None
     return Checkpoint(decoder.shape, decoder.tokenizer, {"weights": hashed.hexdigest()[:16]}, lambda: decoder)
 

@@ -12,6 +12,7 @@ from semalign.report import geometry, outcome, process, tokens, top, words
 from semalign.report.blocks import Report
 from semalign.report.files import RunFiles, read_run
 from semalign.report.words import recipe_name
+from semalign.run.digests import sealed
 from semalign.run.files import write_atomic
 
 
@@ -91,5 +92,6 @@ def model_names(config_text: str | None) -> dict[str, str]:
 def write_page(path: Path, page: str) -> Path:
     """The page's file, whole or not at all."""
     # A lone surrogate in a model's answer has no UTF-8 form; it becomes a question mark.
-    write_atomic(path, page.encode("utf-8", errors="replace"))
+    advice = "free space, or write the page elsewhere with `semalign report RUN --output FILE`"
+    write_atomic(path, sealed(page.encode("utf-8", errors="replace"), ".html"), advice)
     return path

@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from semalign.config import RecipeConfig, plain
+from semalign.config import RecipeConfig, TrainConfig, plain
+from semalign.data.samples import lines_of
+from semalign.errors import CacheError
 from semalign.maths.pairing import LayerPair
 from semalign.methods import resolve
 from semalign.methods.formula import formula
@@ -21,19 +23,28 @@ from semalign.run import results
 from semalign.run.files import find_json, write_atomic
 from semalign.run.folder import RunFolder
 from semalign.run.metrics import Metrics
+from semalign.run.sums import read_sums, write_sums
 
 Json = Mapping[str, Any]
 VERSIONS = ("semalign", "torch", "transformers", "peft", "accelerate", "python")
 
 
 def write_card(run: RunFolder) -> None:
-    """Write README.md, and the student's LICENSE where its own files have one, beside the saved weights."""
+    """Write README.md, and the student's LICENSE where its own files have one, beside the saved weights, and SHA256SUMS anew."""
     student = run.training() / "student"
     card = render_card(run)
     license_text = (find_json(run.models, results.Origins).get("student") or {}).get("license_text")
     if license_text:
         write_atomic(student / "LICENSE", license_text)
     write_atomic(student / "README.md", card)
+    trained = find_json(run.root / "train.json", results.Trained, "train").get("files")
+    # What was recorded when the weights were saved, never what lies there now.
+    known = (
+        {n.removeprefix("student/"): f["sha256"] for n, f in trained.items()}
+        if trained
+        else read_sums(student)
+    )
+    write_sums(student, {name: sha for name, sha in known.items() if name not in ("README.md", "LICENSE")})
 
 
 def render_card(run: RunFolder) -> str:
@@ -129,6 +140,10 @@ def _models(models: Json) -> str:
     return "\n".join(lines) + f"\n\n{note}"
 
 
+def _plan(run: RunFolder) -> Json:
+    return find_json(run.pairs, results.Plan, "pair", may_be_edited=True)
+
+
 def _license(model: Json) -> str:
     return model["license_name"] or model["license"] or "not stated in its files"
 
@@ -136,17 +151,17 @@ def _license(model: Json) -> str:
 def _training(run: RunFolder, config: Json) -> str:
     recipe = resolve(RecipeConfig(**config["recipe"]))
     result, plan, train = (
-        find_json(run.root / "train.json", results.Trained),
-        find_json(run.pairs, results.Plan),
+        find_json(run.root / "train.json", results.Trained, "train"),
+        _plan(run),
         config["train"],
     )
     chosen = plan.get("heads" if recipe.interface == "head" else "pairs", ())
     pairs = ", ".join(LayerPair.from_json(p).label for p in chosen)
     moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())
     layers = ", ".join(map(str, moved))
-    rank = train["lora_r"] if recipe.lora_r is None else recipe.lora_r
-    adapter = find_json(run.training() / "student" / "adapter_config.json")
-    kind = f"LoRA, rank {rank}, merged" if rank else "full weights"
+    trained = recipe.train_of(TrainConfig(**train))
+    adapter = find_json(run.training() / "student" / "adapter_config.json", step="train", is_sealed=False)
+    kind = f"LoRA, rank {trained.lora_r}, merged" if trained.lora_r else "full weights"
     kind = f"a LoRA adapter of rank {adapter.get('r')}" if adapter else kind
     rows = {
         "recipe": recipe.name,
@@ -154,7 +169,7 @@ def _training(run: RunFolder, config: Json) -> str:
         "trained layers": f"{layers} ({kind})",
         "steps": result.get("steps"),
         "rows a step": train["per_device_train_batch_size"] * train["gradient_accumulation_steps"],
-        "learning rate": f"{recipe.learning_rate:g} ({train['lr_scheduler_type']})",
+        "learning rate": f"{trained.learning_rate:g} ({train['lr_scheduler_type']})",
         "seconds of training": result.get("train_seconds"),
         "seed": config["seed"],
     }
@@ -174,7 +189,8 @@ def _data(run: RunFolder, config: Json) -> str:
         lines.append(f"| {_short(name)} | {s['weight']:.3g} | {s['train']} | {s['heldout']} |")
     total = f"{counts.get('training_rows', '?')} training rows with {counts.get('supervised_tokens', '?')} supervised tokens"
     made = " (answers written by the teacher)" if config["data"]["completions"] == "teacher" else ""
-    return "\n".join(lines) + f"\n\n{total}{made}; {counts.get('heldout_rows', '?')} held-out rows."
+    left_out = "".join(f" What the rows hold and the tokens do not: {line}." for line in lines_of(counts))
+    return "\n".join(lines) + f"\n\n{total}{made}; {counts.get('heldout_rows', '?')} held-out rows.{left_out}"
 
 
 def _results(metrics: Json) -> str:
@@ -242,8 +258,11 @@ def _model(run: RunFolder, config: Json, side: str) -> Json:
 
 def _metrics(run: RunFolder) -> Json:
     """What was measured of this very student; figures of an earlier one are not its own."""
-    metrics = find_json(run.metrics, Metrics)
-    trained = find_json(run.root / "train.json", results.Trained)
+    try:
+        metrics = find_json(run.metrics, Metrics, "evaluate")
+    except CacheError:
+        return {}  # the evaluate step makes them again, and the card after them
+    trained = find_json(run.root / "train.json", results.Trained, "train")
     students = metrics.get("fingerprint", {}).get("students")
     known = students.get("after") if isinstance(students, Mapping) else None
     return metrics if known == trained.get("fingerprint") else {}

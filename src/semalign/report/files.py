@@ -9,7 +9,8 @@ from typing import Any
 
 from semalign.errors import CacheError
 from semalign.run import results
-from semalign.run.files import find_json, read_lines
+from semalign.run.files import find_json, read_lines, read_sealed
+from semalign.run.folder import verified
 from semalign.run.metrics import Metrics
 
 Json = Mapping[str, Any]
@@ -33,6 +34,8 @@ class RunFiles:
     """pairs.json of the pair step."""
     manifest: Json | None = None
     """targets/manifest.json of the cache step."""
+    data: Json = field(default_factory=dict)
+    """data.json: rows and tokens that the run started from."""
     train: Sequence[Json] = ()
     """Lines of train.jsonl, in order."""
     baseline_train: Mapping[str, Sequence[Json]] = field(default_factory=dict)
@@ -44,24 +47,29 @@ def read_run(run_dir: Path) -> RunFiles:
 
     Raises CacheError when metrics.json is missing or a file is damaged.
     """
-    metrics = find_json(run_dir / "metrics.json", Metrics)
+    metrics = find_json(run_dir / "metrics.json", Metrics, "evaluate")
     if not (run_dir / "metrics.json").is_file():
         raise CacheError(
             f"The report needs metrics.json in {run_dir}, and there is none; run the evaluate step for this folder first."
         )
     config = run_dir / "config.yaml"
-    logs = {
-        path.parent.name: read_lines(path, "train", results.LogLine)
-        for path in sorted(run_dir.glob("baselines/*/train.jsonl"))
-    }
+    logs = {path.parent.name: _log(path.parent) for path in sorted(run_dir.glob("baselines/*/train.jsonl"))}
     return RunFiles(
         name=run_dir.resolve().name,
         metrics=metrics,
-        config_text=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
+        config_text=read_sealed(config, "transfer") if config.is_file() else None,
         environment=find_json(run_dir / "environment.json", results.Environment) or None,
-        scores=find_json(run_dir / "scores.json", results.Scores) or None,
-        pairs=find_json(run_dir / "pairs.json", results.Plan) or None,
-        manifest=find_json(run_dir / "targets" / "manifest.json", results.Manifest) or None,
-        train=read_lines(run_dir / "train.jsonl", "train", results.LogLine),
+        scores=find_json(run_dir / "scores.json", results.Scores, "attribute") or None,
+        pairs=find_json(run_dir / "pairs.json", results.Plan, "pair", may_be_edited=True) or None,
+        manifest=find_json(run_dir / "targets" / "manifest.json", results.Manifest, "cache") or None,
+        data=find_json(run_dir / "data.json"),
+        train=_log(run_dir),
         baseline_train={name: lines for name, lines in logs.items() if lines},
     )
+
+
+def _log(training: Path) -> Sequence[Json]:
+    """The lines of a training's log, none where there is no training."""
+    if not (training / "train.jsonl").is_file():
+        return ()
+    return read_lines(verified(training / "train.json", "train.jsonl", "train"), "train", results.LogLine)

@@ -13,7 +13,9 @@ from rich.table import Table
 from semalign.errors import CacheError, SemAlignError
 from semalign.models.origin import check_hub_id
 from semalign.report.card import write_card
-from semalign.run.folder import RunFolder
+from semalign.run.files import find_json
+from semalign.run.folder import RunFolder, check_files
+from semalign.run.sums import SUMS, agrees_with_sums
 
 
 def push(
@@ -38,6 +40,13 @@ def push(
     folder = run.training() / "student"
     if not (folder / "config.json").is_file():
         raise CacheError(f"{folder}: no trained student there; run `semalign train` first.")
+    if (run.root / "train.json").exists():
+        check_files(run.root / "train.json", "train")
+    elif not agrees_with_sums(folder):
+        raise CacheError(
+            f"{folder}: not as it was saved ({SUMS} does not agree with it); save the student again."
+        )
+    find_json(run.metrics, step="evaluate")  # a card must not leave out figures because they are damaged
     write_card(run)
     files = [{"name": str(p.relative_to(folder)), "bytes": p.stat().st_size} for p in _files(folder)]
     return {

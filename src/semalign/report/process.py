@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from semalign.data.samples import lines_of
 from semalign.report import plots, words
 from semalign.report.blocks import Cell, Code, Facts, Legend, Panel, Panels, Row, Section, Table
 from semalign.report.files import Json, RunFiles
@@ -88,6 +89,7 @@ def _target_facts(files: RunFiles) -> list[Facts]:
         ("Supervised tokens", words.count(finite(manifest.get("supervised_tokens")))),
         ("Tokens kept a position", f"top {words.count(finite(manifest.get('top_k')))}"),
         ("Size on disk", words.size(finite(manifest.get("bytes")))),
+        *[("Not in the rows' tokens", line) for line in lines_of(files.data)],
         *_prefix_facts(manifest),
     ]
     return [Facts(items)]

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from semalign.data.check import QUANTILES
-from semalign.report.words import CLOSENESS, GAPS, finite, percent, percent_1
+from semalign.data.samples import lines_of
+from semalign.report.words import CLOSENESS, GAPS, MEND, finite, percent, percent_1, setback
 
 
 def final_table(metrics: dict[str, Any], console: Console) -> None:
@@ -40,7 +41,11 @@ def final_table(metrics: dict[str, Any], console: Console) -> None:
     closed = {**baselines, "after": metrics}
     for key, label in GAPS:
         table.add_row(label, *(_shown(closed, n, key, percent) for n in names), style="bold")
+    if (worse := setback(metrics)) is not None:
+        console.print(f"{worse.sentence} {MEND}", style="bold red", markup=False, soft_wrap=True)
     console.print(table)
+    if reason := metrics.get("no_gap"):
+        console.print(f"no gap to close: {reason}", style="yellow")
     gpu = f", {_gib(metrics, 'peak_gpu_bytes')} GiB on the GPU" if "peak_gpu_bytes" in metrics else ""
     wall, training = (f"{finite(metrics.get(key)) or 0:.0f}" for key in ("wall_seconds", "train_seconds"))
     memory = _gib(metrics, "peak_rss_bytes")
@@ -74,6 +79,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     _show_duplicates(found, console)
     _list("dropped", [f"{d['place']}: {d['reason']}" for d in found["dropped"]], console)
     _list("errors", [f"{e['place']}: {e['reason']}" for e in found["errors"]], console, style="red")
+    for line in lines_of(found["tokens"] or {}):
+        console.print(line, style="red", soft_wrap=True)
 
 
 def _show_tokens(found: dict[str, Any], console: Console) -> None:
@@ -85,6 +92,7 @@ def _show_tokens(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     console.print(f"{tokens['total_supervised']} supervised tokens in all")
     _list(f"cut at {tokens['max_length']} tokens", tokens["cut"], console)
+    _list("rows of which the chat template leaves something out", tokens["unseen"], console)
     if found["sample"]:
         console.print("one row, supervised part in brackets:")
         console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from markupsafe import Markup
 
@@ -16,10 +17,15 @@ _MEASURES = (("accuracy_gap_closed", "accuracy gap"), ("kl_gap_closed", "KL gap"
 
 
 def top_line(metrics: Json) -> Headline:
-    """The headline: about accuracy where that was measured, else about KL."""
+    """The headline: what got worse, if anything did; else about accuracy where that was measured, else about KL."""
+    if (worse := words.setback(metrics)) is not None:
+        return worse
     key, measure = next((m for m in _MEASURES if finite(metrics.get(m[0])) is not None), _MEASURES[0])
     recipe = str(metrics.get("recipe") or "this run")
-    return words.headline(recipe, measure, finite(metrics.get(key)), _shares(metrics, key))
+    found = words.headline(recipe, measure, finite(metrics.get(key)), _shares(metrics, key))
+    if finite(metrics.get(key)) is None and (reason := metrics.get("no_gap")):
+        return replace(found, rest=f": {reason}.")
+    return found
 
 
 def _shares(metrics: Json, key: str) -> dict[str, float]:
@@ -29,7 +35,7 @@ def _shares(metrics: Json, key: str) -> dict[str, float]:
 
 def notes(metrics: Json) -> list[str]:
     """What a careful reader asks next: the other measure, lost tasks, overlapping intervals."""
-    lines = []
+    lines = [words.MEND] if words.setback(metrics) else []
     share = finite(metrics.get("kl_gap_closed"))
     if share is not None and finite(metrics.get("accuracy_gap_closed")) is not None:
         baselines = _shares(metrics, "kl_gap_closed")

@@ -225,6 +225,28 @@ def headline(recipe: str, measure: str, share: float | None, baselines: Mapping[
     return Headline(lead, percent(share), f" of the {measure} between student and teacher{beyond}{against}.")
 
 
+MEND = "Lower train.learning_rate first; then try LoRA (train.lora_r), fewer layers (pairing.num_layers), or more rows."
+"""What to change when a training did harm."""
+
+
+def setback(metrics: Mapping[str, Any]) -> Headline | None:
+    """What got worse, when a student ends further from its teacher than it began: by KL, or by right answers."""
+    near, right = metrics.get("closeness") or {}, metrics.get("accuracy") or {}
+    kl = [finite((near.get(name) or {}).get("kl")) for name in ("before", "after")]
+    found = []
+    if kl[0] is not None and kl[1] is not None and kl[1] > (1 + LEVEL) * kl[0]:
+        found.append(("KL to the teacher rose from ", f"{number(kl[0])} to {number(kl[1])}"))
+    share = finite(metrics.get("accuracy_gap_closed"))
+    if share is not None and share < -LEVEL:
+        shown = [percent_1(finite(right.get(name))) for name in ("before", "after")]
+        found.append(("mean accuracy fell from ", " to ".join(shown)))
+    if not found:
+        return None
+    (what, values), others = found[0], found[1:]
+    rest = "".join(f", and {other}{numbers}" for other, numbers in others)
+    return Headline(f"This student ends further from its teacher than it began: {what}", values, f"{rest}.")
+
+
 def comparison(share: float, baselines: Mapping[str, float]) -> str:
     """How the best baseline did, as the end of a sentence."""
     if not baselines:

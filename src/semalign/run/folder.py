@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from semalign.config import differences
 from semalign.errors import CacheError
 from semalign.run import ranks
-from semalign.run.files import read_json, write_json
+from semalign.run.digests import damage, record
+from semalign.run.files import NOT_AS_WRITTEN, read_json, say_once, write_json
+from semalign.run.lock import locked
 from semalign.run.results import Result
 
 
@@ -23,6 +23,8 @@ class RunFolder:
     """Paths of one run. Data flows from top to bottom; a step reads only what an earlier one wrote."""
 
     root: Path
+    memory: Path | None = None
+    """Folder that keeps the digests of models; None: the run's own."""
 
     @property
     def config(self) -> Path:
@@ -35,6 +37,11 @@ class RunFolder:
         return self.root / "environment.json"
 
     @property
+    def digests(self) -> Path:
+        """Digests of the models' files, kept so that they are hashed once."""
+        return (self.memory or self.root) / "digests.json"
+
+    @property
     def models(self) -> Path:
         """Names and licences of teacher and student."""
         return self.root / "models.json"
@@ -43,6 +50,10 @@ class RunFolder:
     def data(self) -> Path:
         """How many rows each dataset gave."""
         return self.root / "data.json"
+
+    def about(self) -> tuple[Path, ...]:
+        """What says how the run was made: its config, machine, rows and models."""
+        return self.config, self.environment, self.data, self.models
 
     @property
     def scores(self) -> Path:
@@ -94,42 +105,23 @@ class RunFolder:
         return self.root if baseline is None else self.root / "baselines" / baseline
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Own the folder; a second run stops with the owner's pid. Of several processes of one run the main one owns it."""
+    def lock(self, patience: float = 0.0) -> Iterator[None]:
+        """Own the folder (see `locked`). Of several processes of one run the main one owns it."""
         if not ranks.is_main():
             yield
             return
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._take()
-        except OSError as error:
-            raise CacheError(
-                f"{self.root}: cannot be written ({error.strerror}); choose another output_dir."
-            ) from error
-        try:
+        with locked(self.root, patience):
             yield
-        finally:
-            self._lock_path.unlink(missing_ok=True)
 
-    @property
-    def _lock_path(self) -> Path:
-        return self.root / ".lock"
-
-    def _take(self) -> None:
-        try:
-            handle = os.open(self._lock_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            text = self._lock_path.read_text().strip()
-            owner = int(text) if text.isdigit() else -1
-            if owner != os.getpid() and psutil.pid_exists(owner):
-                raise CacheError(
-                    f"{self.root}: in use by process {owner}; wait for it, stop it, or choose another output_dir."
-                ) from None
-            # Left by a process that died.
-            self._lock_path.unlink(missing_ok=True)
-            return self._take()
-        with os.fdopen(handle, "w") as file:
-            file.write(str(os.getpid()))
+    @contextmanager
+    def lock_cache(self) -> Iterator[None]:
+        """Own the cache too where it lies in a folder that several runs may link to; only who fills it needs to."""
+        with ExitStack() as stack:
+            if ranks.is_main() and self.targets.is_symlink():
+                stack.enter_context(locked(self.targets.resolve()))
+            # Only after the sweep may others write there.
+            ranks.wait()
+            yield
 
 
 def fingerprint(**parts: Any) -> dict[str, Any]:
@@ -137,16 +129,71 @@ def fingerprint(**parts: Any) -> dict[str, Any]:
     return json.loads(json.dumps(parts, default=list))
 
 
-def is_done(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a result file exists and was made from the same inputs."""
-    if not path.exists():
-        return False
+def is_done(
+    path: Path,
+    wanted: Mapping[str, Any],
+    names: Collection[str] | None = None,
+    *,
+    doing: str = "it is made again",
+) -> bool:
+    """Whether a result is whole, made from the same inputs, and all files that it records are as they were written.
+
+    Why one that is there has to be made again is said in one sentence, and what is done.
+
+    Args:
+        names: the recorded files to look at; None: all.
+    """
+    reason = _reason(path, wanted, names) if path.exists() else None
+    if reason is not None:
+        say_once(f"{path}: {reason}; {doing}")
+    return path.exists() and reason is None
+
+
+def _reason(path: Path, wanted: Mapping[str, Any], names: Collection[str] | None) -> str | None:
     try:
-        return read_json(path, "", Result)["fingerprint"] == wanted
-    except (CacheError, KeyError, TypeError):
-        return False
+        found = read_json(path, "", Result)
+    except CacheError:
+        return NOT_AS_WRITTEN
+    known = found.get("fingerprint")
+    if known != wanted:
+        changed = differences(known, dict(wanted)) if isinstance(known, dict) else ["no fingerprint"]
+        return f"stale ({'; '.join(changed)[:300]})"
+    files = found.get("files", {})
+    return damage(path.parent, {n: f for n, f in files.items() if names is None or n in names})
 
 
-def save_result(path: Path, wanted: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Write a result with the fingerprint that makes it valid."""
-    write_json(path, {**result, "fingerprint": wanted})
+def save_result(
+    path: Path, wanted: Mapping[str, Any], result: Mapping[str, Any], files: Iterable[Path] = ()
+) -> None:
+    """Write a result with the fingerprint that makes it valid and the digests of the files that belong to it.
+
+    Args:
+        files: files, or folders for all files in them, below the result's own folder.
+    """
+    recorded = record(path.parent, files)
+    write_json(path, {**result, "fingerprint": wanted, **({"files": recorded} if recorded else {})})
+
+
+def check_files(result: Path, step: str, names: Collection[str] | None = None) -> dict[str, Any]:
+    """A result, once the files that it records are known to be as they were written.
+
+    Args:
+        step: what makes it again.
+        names: the recorded files to look at; None: all.
+
+    Raises:
+        CacheError: one is not, or the result itself.
+    """
+    found = read_json(result, step)
+    files = found.get("files", {})
+    missing = [f"{name} is not recorded" for name in names or () if name not in files]
+    wrong = damage(result.parent, {n: f for n, f in files.items() if names is None or n in names})
+    if wrong := next(iter(missing), wrong):
+        raise CacheError(f"{result.parent}: {wrong}; run `semalign {step}` again, which makes it again.")
+    return dict(found)
+
+
+def verified(result: Path, name: str, step: str) -> Path:
+    """The path of one file that a result records, checked as `check_files` does."""
+    check_files(result, step, [name])
+    return result.parent / name

@@ -15,10 +15,18 @@ from semalign.reading import MOST_LAYERS, Count, Figure, Object, Place, Seconds,
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class Recorded(Shape):
+    """A file that a result belongs to, as it was written (see `semalign.run.digests`)."""
+
+    bytes: Count
+    sha256: str
+
+
 class Result(Shape):
-    """Any result: what made it valid."""
+    """Any result: what made it valid, and the files that belong to it."""
 
     fingerprint: Object = {}
+    files: dict[str, Recorded] = {}
 
 
 class Costs(Result):
@@ -237,13 +245,11 @@ class Cell(Result):
 class Shard(Shape):
     """The JSON beside a shard."""
 
-    bytes: Count
-    sha256: str
+    files: dict[str, Recorded]
     made_from: str | None = None
 
 
 class Index(Shape):
-    """index.json of a store; those of earlier versions hold the shards' entries too."""
+    """index.json of a store."""
 
     fingerprint: Object | None = None
-    shards: dict[str, Shard] = {}

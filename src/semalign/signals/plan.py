@@ -33,7 +33,7 @@ class Plan:
 
 def read_plan(run: RunFolder) -> Plan:
     """The plan as it stands in the file, checked like any user's input."""
-    plan = read_json(run.pairs, "pair")
+    plan = read_json(run.pairs, "pair", may_be_edited=True)
     try:
         check_shape(results.Plan, plan)
     except UnreadableError as error:

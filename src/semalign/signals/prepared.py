@@ -10,7 +10,7 @@ from semalign.data.inputs import Inputs
 from semalign.methods.recipe import Recipe
 from semalign.models.head import Head, head_options
 from semalign.run.files import read_tensors
-from semalign.run.folder import RunFolder
+from semalign.run.folder import RunFolder, verified
 from semalign.signals.plan import Plan, read_plan
 from semalign.signals.request import recipes_of
 from semalign.signals.stores import Stores
@@ -43,5 +43,5 @@ class Prepared:
     @cached_property
     def teacher_head(self) -> Head:
         """The teacher's LM head as the cache step stored it."""
-        stored = read_tensors(self.run.targets / "teacher_head.safetensors")
+        stored = read_tensors(verified(self.run.manifest, "teacher_head.safetensors", "cache"))
         return Head(stored["weight"], head_options(self.inputs.teacher, stored.get("bias")))

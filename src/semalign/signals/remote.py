@@ -5,7 +5,6 @@ Large stores replace a file at once or not at all; others may leave a part of it
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from semalign.errors import CacheError, ConfigError
+from semalign.run.files import FULL, replacing
+from semalign.run.secrets import redacted
 
 
 def is_remote(folder: str) -> bool:
@@ -34,7 +35,7 @@ class Remote:
             self._store, self._root = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"cache.folder: {url}: {error}; install the package of that store (s3fs, gcsfs, adlfs, ...) with pip, "
+                f"cache.folder: {redacted(url)}: {redacted(str(error))}; install the package of that store (s3fs, gcsfs, adlfs, ...) with pip, "
                 "or give a local folder."
             ) from error
 
@@ -50,11 +51,8 @@ class Remote:
 
     def get(self, local: Path) -> None:
         """Fetch the file of that name; a reader of `local` sees nothing or the whole."""
-        part = local.with_name(f".{local.name}.{os.getpid()}")
-        local.parent.mkdir(parents=True, exist_ok=True)
-        with self._named("read"):
+        with replacing(local) as part, self._named("read"):
             self._store.get_file(f"{self._root}/{local.name}", str(part))
-        part.replace(local)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file in the folder, by name; empty when there is no folder."""
@@ -87,7 +85,9 @@ class Remote:
         try:
             yield
         except Exception as error:
+            if what == "read" and getattr(error, "errno", None) in FULL:
+                raise  # of the disk here, not of the store
             raise CacheError(
-                f"cache.folder: {self.url} cannot be {what} ({type(error).__name__}: {error}); check address, credentials "
+                f"cache.folder: {redacted(self.url)} cannot be {what} ({type(error).__name__}: {redacted(str(error))}); check address, credentials "
                 "and network, and run the same command again."
             ) from error

@@ -1,7 +1,7 @@
 """Per-sample tensors in safetensors shards: sharded, checksummed, resumable, fingerprinted.
 
 A folder holds index.json (what the shards were made from) and, for every shard, shard-00000.safetensors and
-shard-00000.json (size and checksum, written last), so that several processes can fill one folder. In a shard each key
+shard-00000.json (size and digest, written last), so that several processes can fill one folder. In a shard each key
 holds the rows of its samples one after another; keys start with `tokens.` (one row a token) or `positions.` (one row a
 supervised position), and `offsets.tokens`, `offsets.positions` say where each sample's rows begin.
 """
@@ -21,7 +21,8 @@ from semalign.config import differences
 from semalign.errors import CacheError
 from semalign.reading import Shape, UnreadableError, check_shape, json_of
 from semalign.run import ranks
-from semalign.run.files import Record, digest, write_json, write_tensors
+from semalign.run.digests import damage, digest, record, seal_of
+from semalign.run.files import NOT_AS_WRITTEN, Record, say_once, write_json, write_tensors
 from semalign.run.results import Index, Shard
 from semalign.signals.remote import Remote
 
@@ -64,17 +65,27 @@ class ShardStore:
         """Read again which shards lie there, for those that other processes wrote."""
         self._sizes, texts = self._listing()
         # A changed input makes every shard stale; they are rebuilt one by one under the same names.
-        index = _found(texts, "index.json", Index)
-        self._written_for = index.get("fingerprint")
-        # Indexes from before each shard had an entry of its own hold the entries themselves.
-        listed = index.get("shards", {}) if self._written_for == self.fingerprint else {}
-        self._entries: dict[int, dict[str, Any]] = {
-            int(number): entry for number, entry in listed.items() if number.isdecimal()
-        }
+        self._written_for = self._sealed(texts, "index.json", Index).get("fingerprint")
+        self._entries: dict[int, dict[str, Any]] = {}
         for number in range(len(self.plan)):
-            entry = _found(texts, self._path(number).with_suffix(".json").name, Shard)
-            if entry.get("made_from") == self._made_from:
-                self._entries[number] = entry
+            entry = self._sealed(texts, self._path(number).with_suffix(".json").name, Shard)
+            files = entry.get("files", {})
+            if entry.get("made_from") == self._made_from and self._path(number).name in files:
+                self._entries[number] = files[self._path(number).name]
+
+    def _sealed(self, texts: Mapping[str, bytes], name: str, kind: Any) -> dict[str, Any]:
+        """The object in a small file; empty where it is not there, or not as it was written: its shard is then made again."""
+        if name not in texts:
+            return {}
+        try:
+            value = json_of(texts[name])
+            check_shape(kind, value)
+        except UnreadableError:
+            value = None
+        if value is None or seal_of(texts[name], ".json") != "whole":
+            say_once(f"{self.folder / name}: {NOT_AS_WRITTEN}; made again")
+            return {}
+        return dict(value)
 
     def _listing(self) -> tuple[dict[str, int], dict[str, bytes]]:
         """Sizes of all files by name, and the contents of those in JSON."""
@@ -100,12 +111,15 @@ class ShardStore:
         entry, path = self._entries.get(number), self._path(number)
         if entry is None:
             return False
-        if self.remote is None:
-            is_whole = path.exists() and path.stat().st_size == entry["bytes"]
-            return is_whole and (not verify or digest(path) == entry["sha256"])
-        if self._sizes.get(path.name) != entry["bytes"]:
-            return False
-        return not verify or not path.exists() or digest(path) == entry["sha256"] or self._fetch(number)
+        if self.remote is not None:
+            if self._sizes.get(path.name) != entry["bytes"]:
+                return False
+            return not verify or not path.exists() or digest(path) == entry["sha256"] or self._fetch(number)
+        if not verify:
+            return path.exists() and path.stat().st_size == entry["bytes"]
+        if wrong := damage(self.folder, {path.name: entry}):
+            say_once(f"{self.folder}: {wrong}; made again")
+        return wrong is None
 
     def _fetch(self, number: int) -> bool:
         """Copy a shard from the remote folder; whether it came as it was written."""
@@ -115,6 +129,11 @@ class ShardStore:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.safetensors"
+
+    def _why(self) -> str:
+        if changed := self.stale_fields():
+            return f"stale ({'; '.join(changed)[:200]}), so the cache is of other inputs"
+        return "missing or damaged (its size or SHA-256 is not the one that was recorded)"
 
     def write(self, number: int, records: Sequence[Record]) -> int:
         """Write one shard, records in the order of `plan[number]`; returns its bytes."""
@@ -128,20 +147,20 @@ class ShardStore:
         write_tensors(self._path(number), tensors)
         if not self._entries:
             self._write_index()
-        size = self._path(number).stat().st_size
-        entry = {
-            "bytes": size,
-            "sha256": digest(self._path(number)),
-            "made_from": self._made_from,
-            "process": ranks.rank(),
-        }
+        files = record(self.folder, [self._path(number)])
+        entry = {"files": files, "made_from": self._made_from, "process": ranks.rank()}
         write_json(self._path(number).with_suffix(".json"), entry)
         if self.remote is not None:
             self.remote.put(self._path(number))
             self.remote.put(self._path(number).with_suffix(".json"))
-            self._sizes[self._path(number).name] = size
-        self._entries[number] = entry
-        return size
+            self._sizes[self._path(number).name] = files[self._path(number).name]["bytes"]
+        self._entries[number] = files[self._path(number).name]
+        return int(self._entries[number]["bytes"])
+
+    def mend_index(self) -> None:
+        """Write the index again where it is damaged or of other inputs, though all shards are there."""
+        if self._entries and self._written_for != self.fingerprint:
+            self._write_index()
 
     def _write_index(self) -> None:
         """Every process that finds no valid shard writes the same."""
@@ -170,9 +189,7 @@ class ShardStore:
                 self.remote is not None and number in self._entries and not self._path(number).exists()
             )
             if not (self._fetch(number) if is_absent else self._is_good(number, verify=True)):
-                raise CacheError(
-                    f"{self._path(number)}: missing or damaged (size or checksum differ); run `semalign cache` to rebuild this shard."
-                )
+                raise CacheError(f"{self._path(number)}: {self._why()}; run `semalign cache` again.")
             file = safe_open(self._path(number), "pt")
             keys = set(file.keys())
             offsets = {k: file.get_tensor(f"offsets.{k}").tolist() for k in KINDS if f"offsets.{k}" in keys}

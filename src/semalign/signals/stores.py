@@ -19,7 +19,7 @@ from semalign.signals.remote import Remote, is_remote
 from semalign.signals.request import request_of
 from semalign.signals.shards import ShardStore
 
-SCHEMA = 2  # of the cache's files; a change makes older caches stale
+SCHEMA = 3  # of the cache's files; a change makes older caches stale
 Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
 
@@ -84,9 +84,14 @@ class Stores:
             self.remote.child("raw").remove()
 
     @property
+    def all(self) -> tuple[ShardStore, ...]:
+        """The three."""
+        return self.student, self.teacher, self.heldout
+
+    @property
     def bytes(self) -> int:
         """Size of all shards."""
-        return self.student.bytes + self.teacher.bytes + self.heldout.bytes
+        return sum(store.bytes for store in self.all)
 
 
 def fill(
@@ -113,6 +118,8 @@ def fill(
             free_memory(collect=False)
     ranks.wait()
     store.refresh()
+    if ranks.is_main():
+        store.mend_index()
 
 
 def _chunks(numbers: Sequence[int], size: int) -> list[list[int]]:

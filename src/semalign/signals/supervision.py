@@ -19,6 +19,7 @@ from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
 from semalign.run.files import Record
+from semalign.run.folder import verified
 from semalign.signals.maps import Maps, to_targets
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.prepared import Prepared
@@ -127,5 +128,5 @@ def supervision_of(prepared: Prepared, recipe: Recipe) -> Supervision:
         inputs.train,
         prepared.stores.request,
         recipe=recipe,
-        maps=Maps.read(prepared.run.targets / "maps.safetensors"),
+        maps=Maps.read(verified(prepared.run.manifest, "maps.safetensors", "cache")),
     )

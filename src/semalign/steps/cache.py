@@ -33,13 +33,21 @@ from semalign.signals.shards import ShardStore
 from semalign.signals.stores import Source, Stores, fill
 
 logger = logging.getLogger(__name__)
+BESIDE = ("maps.safetensors", "teacher_head.safetensors", "cka.safetensors")
+"""What lies beside the shards."""
 
 
 def cache(prepared: Prepared) -> None:
     """Write targets/: stores, maps.safetensors, teacher_head.safetensors, cka.safetensors, manifest.json."""
-    run, inputs, stores = prepared.run, prepared.inputs, prepared.stores
+    run, stores = prepared.run, prepared.stores
     if ranks.from_main(lambda: _is_cached(run, stores)):
         return
+    with run.lock_cache():
+        _fill(prepared)
+
+
+def _fill(prepared: Prepared) -> None:
+    run, inputs, stores = prepared.run, prepared.inputs, prepared.stores
     if (changed := stores.student.stale_fields()) and ranks.is_main():
         logger.warning("cached activations are stale (%s); they are computed again", "; ".join(changed[:3]))
     result: dict[str, Any] = {}
@@ -67,14 +75,16 @@ def cache(prepared: Prepared) -> None:
         "alignment": alignment,
         "prefix_error": _prefix_error(stores, inputs),
     }
-    save_result(run.manifest, stores.fingerprint, result)
+    # Entries of shards are verified by the shards that they are of; here they tell what belongs to this very cache.
+    entries = [] if stores.remote else [p for s in stores.all for p in s.folder.glob("[!.]*.json")]
+    beside = [run.targets / name for name in BESIDE if (run.targets / name).exists()]
+    save_result(run.manifest, stores.fingerprint, result, [*beside, *entries])
     stores.publish()
 
 
 def _is_cached(run: RunFolder, stores: Stores) -> bool:
-    return is_done(run.manifest, stores.fingerprint) and not any(
-        s.missing(verify=True) for s in (stores.student, stores.teacher, stores.heldout)
-    )
+    is_whole = is_done(run.manifest, stores.fingerprint)
+    return is_whole and not any(s.missing(verify=True) for s in stores.all)
 
 
 def _limit(prepared: Prepared) -> Callable[[int], None]:
@@ -135,7 +145,7 @@ def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
     options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(prepared)}
     sources: dict[str, Source] = {"teacher": train_rows, "heldout": heldout_rows}
     # Else only damaged shards are rebuilt, with the maps that made the others.
-    if not ranks.from_main(lambda: is_done(run.manifest, stores.fingerprint)):
+    if not ranks.from_main(lambda: is_done(run.manifest, stores.fingerprint, BESIDE)):
         fitted: dict[str, Tensor] = {}
         if any(MAPS[name].fitted is not None for name, _ in stores.wanted):
             sources = _raw(stores, sources, options)

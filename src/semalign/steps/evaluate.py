@@ -13,9 +13,8 @@ from semalign.evaluation.summary import summarise, trained_model, trainings
 from semalign.evaluation.tokens import token_view
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load
-from semalign.run import results
 from semalign.run.files import hash_of, read_json
-from semalign.run.folder import fingerprint, is_done, save_result
+from semalign.run.folder import check_files, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
 from semalign.signals.prepared import Prepared
 
@@ -24,17 +23,18 @@ def evaluate(prepared: Prepared) -> None:
     """Write metrics.json."""
     config, run = prepared.config, prepared.run
     folders = trainings(config, run)
+    trained = {n: read_json(f / "train.json", "train") for n, f in folders.items()}
     wanted = fingerprint(
         inputs=prepared.inputs.fingerprint,
         evaluation=to_dict(config.evaluation),
         items=hash_of(task_rows(config)),
-        students={
-            n: read_json(f / "train.json", "train", results.Trained)["fingerprint"]
-            for n, f in folders.items()
-        },
+        students={n: found["fingerprint"] for n, found in trained.items()},
+        weights={n: hash_of(_of_student(found)) for n, found in trained.items()},
     )
-    if is_done(run.metrics, wanted):
+    if is_done(run.metrics, wanted, ()):
         return
+    for folder in folders.values():
+        check_files(folder / "train.json", "train")
     models = {"before": config.student}
     models |= {n: trained_model(config.student, f) for n, f in folders.items()}
     result: dict[str, Any] = {}
@@ -44,6 +44,10 @@ def evaluate(prepared: Prepared) -> None:
             found["teacher"] = _outcomes(load(config.teacher), config)
     result |= summarise(prepared, found)
     save_result(run.metrics, wanted, result)
+
+
+def _of_student(trained: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in trained.get("files", {}).items() if name.startswith("student/")}
 
 
 def _measure(name: str, model: ModelConfig, prepared: Prepared) -> dict[str, Any]:

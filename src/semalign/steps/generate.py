@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from semalign.config import TransferConfig, without_names
-from semalign.data.chat import answered, asked, conversation
+from semalign.data.chat import answered, conversation, lacks_answer, prompt_row
 from semalign.data.drawing import split_rows, task_rows
-from semalign.data.inputs import is_to_answer
-from semalign.data.kinds import CONVERSATIONS, Row, row_kind
+from semalign.data.inputs import check_unedited, is_to_answer
+from semalign.data.kinds import CONVERSATIONS, Row, row_kind, tools_of
 from semalign.errors import DataError
 from semalign.evaluation.decoding import answers
 from semalign.models.decoder import Decoder
 from semalign.models.loading import identity, load
-from semalign.run.files import hash_of, json_line, kept_lines, write_atomic
+from semalign.run.files import hash_of, json_line, write_atomic
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
+from semalign.run.journal import Journal
 from semalign.run.meter import free_memory, measured
 from semalign.run.progress import bar
 from semalign.steps.prompts import Chat, by_teacher, by_words
@@ -45,17 +46,18 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     rows, heldout = split_rows(options)
     measured_on = [*heldout, *task_rows(config)]
     wanted = fingerprint(
-        teacher=identity(config.teacher),
+        teacher=identity(config.teacher, run.digests),
         rows=hash_of(rows),
         measured=hash_of(measured_on),
         data=without_names(options),
         seed=config.seed,
     )
-    if is_done(run.generated, wanted) and run.rows.exists() and run.heldout.exists():
+    check_unedited(run)
+    if is_done(run.generated, wanted):
         return
     is_teachers = options.completions == "teacher"
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
-    own, given = ([asked(chat) for chat in chats], []) if is_teachers else ([], chats)
+    own, given = ([prompt_row(chat) for chat in chats], []) if is_teachers else ([], chats)
     unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
     open_teacher = functools.cache(lambda: load(config.teacher))
     result: dict[str, Any] = {}
@@ -74,7 +76,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
             f"data.max_new_tokens: none of the teacher's answers ended within {options.max_new_tokens} tokens; raise it."
         )
     write_atomic(run.heldout, "".join(map(json_line, kept)))
-    write_atomic(run.rows, "".join(json_line({"messages": chat}) for chat in [*given, *written]))
+    write_atomic(run.rows, "".join(json_line(chat) for chat in [*given, *written]))
     counts = {
         "given": len(given),
         "written": len(written),
@@ -82,7 +84,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         "heldout_written": sum(map(bool, found)),
         "heldout_dropped": len(heldout) - len(kept),
     }
-    save_result(run.generated, wanted, result | counts)
+    save_result(run.generated, wanted, result | counts, [run.rows, run.heldout])
     for path in (run.rows, run.heldout, run.root / "prompts"):
         _part(path).unlink(missing_ok=True)
 
@@ -101,7 +103,7 @@ def _new_prompts(
     wanted: Mapping[str, Any],
 ) -> list[Chat]:
     """The prompts that `data.variants` asks for; the teacher goes on from its own answers where those are trained on."""
-    options, prompts = config.data, [asked(chat) for chat in chats]
+    options, prompts = config.data, [prompt_row(chat) for chat in chats]
     if not options.variants:
         return []
     if options.variants_by == "words":
@@ -109,14 +111,14 @@ def _new_prompts(
     if options.completions == "teacher":
         shown = _answered(prompts, _answers(config, open_teacher, prompts, _part(run.rows), wanted))
     else:
-        shown = [chat for chat in chats if chat != asked(chat)]
-    known = [*measured_on, *({"messages": prompt} for prompt in prompts)]
+        shown = [chat for chat in chats if not lacks_answer(chat)]
+    known = [*measured_on, *prompts]
     return by_teacher(shown, len(chats), config, known, open_teacher, _part(run.root / "prompts"), wanted)
 
 
 def _answered(prompts: Sequence[Chat], texts: Sequence[str | None]) -> list[Chat]:
     """Conversations of the prompts whose answer ended."""
-    return [[*p, {"role": "assistant", "content": t}] for p, t in zip(prompts, texts, strict=True) if t]
+    return [answered(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text]
 
 
 def _with_answers(rows: Sequence[Row], texts: Mapping[int, str | None]) -> Iterator[Row]:
@@ -135,7 +137,8 @@ def _chat(row: Row, number: int) -> Chat:
             f"data.variants and data.completions need rows with messages, row {number} has {kind}; "
             "turn prompts into a message of role user."
         )
-    return conversation(row, kind)
+    tools = tools_of(row)
+    return {"messages": conversation(row, kind)} | ({"tools": tools} if tools else {})
 
 
 def _answers(
@@ -146,15 +149,15 @@ def _answers(
     wanted: Mapping[str, Any],
 ) -> list[str | None]:
     """The teacher's answer to each prompt, None where it does not end; kept in `part` batch by batch."""
-    done = kept_lines(part, wanted, str | None)[: len(prompts)]
+    journal = Journal(part, wanted, str | None)
     size = config.evaluation.batch_size
-    if len(done) == len(prompts):
-        return done
+    if len(journal.values) >= len(prompts):
+        return journal.values[: len(prompts)]
     teacher = open_teacher()
     assert teacher.tokenizer is not None
-    with bar(len(prompts), "teacher's answers") as progress, part.open("a", encoding="utf-8") as file:
-        progress.update(len(done))
-        for start in range(len(done), len(prompts), size):
+    with bar(len(prompts), "teacher's answers") as progress:
+        progress.update(len(journal.values))
+        for start in range(len(journal.values), len(prompts), size):
             batch = prompts[start : start + size]
             found = answers(
                 teacher.model,
@@ -164,9 +167,6 @@ def _answers(
                 size,
                 engine=config.evaluation.engine,
             )
-            texts = [text if has_ended and text.strip() else None for text, has_ended in found]
-            file.write("".join(map(json_line, texts)))
-            file.flush()
-            done += texts
+            journal.add(text if has_ended and text.strip() else None for text, has_ended in found)
             progress.update(len(batch))
-    return done
+    return journal.values

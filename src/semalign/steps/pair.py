@@ -25,6 +25,7 @@ from semalign.methods import resolve
 from semalign.models.capture import Point
 from semalign.models.decoder import Decoder
 from semalign.run import results
+from semalign.run.digests import seal_of
 from semalign.run.files import read_json
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
@@ -155,7 +156,7 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         inputs=inputs.fingerprint if is_measured else None,
         heads=heads if config.pairing.heads else None,
     )
-    if is_done(run.pairs, wanted):
+    if _is_planned(run, wanted):
         return
     result: dict[str, Any] = {}
     with measured(result):
@@ -180,3 +181,20 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         "trained_layers": [p.student for p in pairs],
     }
     save_result(run.pairs, wanted, result)
+
+
+def _is_planned(run: RunFolder, wanted: dict[str, Any]) -> bool:
+    """Whether the plan is there for the same scores and options, as it was written or as somebody edited it.
+
+    Raises:
+        ConfigError: it was edited, and is not for these; writing it again would lose the edit.
+    """
+    if not run.pairs.exists() or seal_of(run.pairs.read_bytes(), ".json") == "whole":
+        return is_done(run.pairs, wanted)
+    plan = read_json(run.pairs, "pair", results.Plan, may_be_edited=True)
+    if plan.get("fingerprint") == wanted:
+        return True
+    raise ConfigError(
+        f"{run.pairs}: edited or damaged, and not a plan for the present models, rows and options; "
+        "delete it and run `semalign pair` to have it made again."
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from semalign.config import EvaluationConfig, TransferConfig, differences, plain
 from semalign.data.inputs import Inputs, load_inputs
-from semalign.errors import ConfigError
+from semalign.errors import CacheError, ConfigError
 from semalign.evaluation.readiness import check_evaluation
 from semalign.evaluation.summary import add_costs
 from semalign.models.origin import origin
@@ -18,9 +18,11 @@ from semalign.report import build_report
 from semalign.report.card import write_card
 from semalign.report.hub import push
 from semalign.run import ranks
+from semalign.run.digests import damage, seal_of
 from semalign.run.environment import environment
-from semalign.run.files import write_json, write_yaml
+from semalign.run.files import find_json, keep_once, say_once, write_json, write_yaml
 from semalign.run.folder import RunFolder
+from semalign.run.secrets import redacted
 from semalign.signals.prepared import Prepared
 from semalign.signals.remote import Remote, is_remote
 from semalign.steps.attribute import attribute
@@ -48,17 +50,46 @@ def open_run(config: TransferConfig) -> RunFolder:
     """The run folder with its config and environment written; another config in the same folder stops with a diff."""
     run = RunFolder(Path(config.output_dir))
     new = plain(config)
-    if run.config.exists():
+    _check_version(run)
+    if run.config.exists() and seal_of(run.config.read_bytes(), ".yaml") != "whole":
+        say_once(f"{run.config}: damaged or edited since it was written; written again from the given config")
+    elif run.config.exists():
         old = read_yaml(run.config)
-        if changed := [line for line in differences(old, new) if not line.startswith(NOT_THE_RUN)]:
+        if changed := [line for line in differences(old, redacted(new)) if not line.startswith(NOT_THE_RUN)]:
             raise ConfigError(
                 f"{run.root}: holds a run with another config ({'; '.join(changed)}); choose another output_dir or delete the folder."
             )
     _place_cache(config, run)
     write_yaml(run.config, new)
-    if not run.environment.exists():
-        write_json(run.environment, environment())
+    _drop_foreign(run)
+    keep_once(run.environment, environment)
     return run
+
+
+def _drop_foreign(run: RunFolder) -> None:
+    """Delete what says of the run how it was made and is another run's; it is written again."""
+    try:
+        files = find_json(run.metrics, step="evaluate").get("files", {})
+    except CacheError:
+        return  # the evaluate step makes it again
+    for path in (run.environment, run.models):
+        if (
+            path.exists()
+            and path.name in files
+            and (wrong := damage(run.root, {path.name: files[path.name]}))
+        ):
+            say_once(f"{run.root}: {wrong}; written again")
+            path.unlink()
+
+
+def _check_version(run: RunFolder) -> None:
+    """Refuse a folder from before files had seals: nothing in it can be verified, and its plan may have been edited."""
+    files = {path: path.suffix for path in (run.config, run.environment)}
+    if all(path.exists() and seal_of(path.read_bytes(), kind) == "none" for path, kind in files.items()):
+        raise CacheError(
+            f"{run.root}: holds a run of an earlier version, whose files have no digests to verify them by; choose another "
+            "output_dir, or delete the folder to run it again."
+        )
 
 
 def _place_cache(config: TransferConfig, run: RunFolder) -> None:
@@ -105,8 +136,9 @@ def transfer(
         inputs = load_inputs(config, run)
         if ranks.is_main():
             write_json(run.data, inputs.counts())
-            if not run.models.exists():
-                write_json(run.models, {"teacher": origin(config.teacher), "student": origin(config.student)})
+            keep_once(
+                run.models, lambda: {"teacher": origin(config.teacher), "student": origin(config.student)}
+            )
         prepared = lru_cache(partial(Prepared.read, config, run, inputs))
         for step in (s for s in STEPS if s in steps and s != "generate"):
             if ranks.is_main():

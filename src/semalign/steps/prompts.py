@@ -15,16 +15,17 @@ from typing import Any
 
 from semalign.config import DataConfig, TransferConfig
 from semalign.data import prompt_of, variants
-from semalign.data.chat import Message, encode_next_turn
+from semalign.data.chat import encode_next_turn
 from semalign.data.kinds import Row
 from semalign.embedded.keys import splits_of
 from semalign.errors import DataError
 from semalign.evaluation.decoding import continuations
 from semalign.models.decoder import Decoder
-from semalign.run.files import json_line, kept_lines
+from semalign.run.journal import Journal
 from semalign.run.progress import bar
 
-Chat = list[Message]
+Chat = Row
+"""A row of `messages`, and of `tools` where the model may call some."""
 ROWS_SHOWN = 3
 PROMPTS_A_CONTEXT = 16
 PATIENCE = 2
@@ -33,11 +34,12 @@ PATIENCE = 2
 
 def by_words(prompts: Sequence[Chat], config: TransferConfig, measured_on: Sequence[Row]) -> Iterator[Chat]:
     """Prompts whose last turn is a variant of a given one; none is a prompt that students are measured on."""
-    texts = [prompt[-1]["content"] or "" for prompt in prompts]
+    texts = [prompt["messages"][-1].get("content") or "" for prompt in prompts]
     is_new = _novelty(config.data, measured_on)
 
     def chat(number: int, text: str) -> Chat:
-        return [*prompts[number][:-1], {**prompts[number][-1], "content": text}]
+        *before, last = prompts[number]["messages"]
+        return {**prompts[number], "messages": [*before, {**last, "content": text}]}
 
     count = config.data.variants * len(texts)
     found = variants(texts, count, seed=config.seed, accept=lambda number, text: is_new(chat(number, text)))
@@ -71,24 +73,22 @@ def by_teacher(
         )
     is_new, count = _novelty(config.data, known), config.data.variants * given
     found: list[Chat] = []
-    done = kept_lines(part, wanted, list[str])
+    journal = Journal(part, wanted, list[str])
     most = -(-PATIENCE * count // PROMPTS_A_CONTEXT)
     at_once = max(1, config.evaluation.batch_size // PROMPTS_A_CONTEXT)
     shown = [
         random.Random(f"{config.seed} {number}").sample(rows, min(ROWS_SHOWN, len(rows)))
         for number in range(most)
     ]
-    with bar(count, "teacher's prompts") as progress, part.open("a", encoding="utf-8") as file:
+    with bar(count, "teacher's prompts") as progress:
         for number in range(most):
-            if number == len(done):
+            if number == len(journal.values):
                 missing = -(-(count - len(found)) // PROMPTS_A_CONTEXT)
                 contexts = shown[number : number + min(at_once, missing)]
-                texts = _next_turns(open_teacher(), contexts, config, number)
-                file.write("".join(map(json_line, texts)))
-                file.flush()
-                done += texts
-            system = _system(shown[number])
-            chats = [[*system, {"role": "user", "content": text}] for text in done[number]]
+                journal.add(_next_turns(open_teacher(), contexts, config, number))
+            head = _head(shown[number])
+            users = [{"role": "user", "content": text} for text in journal.values[number]]
+            chats = [{**head, "messages": [*head["messages"], user]} for user in users]
             new = [chat for chat in chats if is_new(chat)][: count - len(found)]
             found += new
             progress.update(len(new))
@@ -97,9 +97,9 @@ def by_teacher(
     return found
 
 
-def _system(shown: Sequence[Chat]) -> Chat:
-    """The system turn that a context and its new prompts begin with, where there is one."""
-    return [turn for turn in shown[0] if turn["role"] == "system"]
+def _head(shown: Sequence[Chat]) -> Chat:
+    """What a context and its new prompts begin with: a system turn and tools, where there are some."""
+    return {**shown[0], "messages": [turn for turn in shown[0]["messages"] if turn["role"] == "system"]}
 
 
 def _next_turns(
@@ -121,11 +121,13 @@ def _next_turns(
 def _context_ids(teacher: Decoder, shown: Sequence[Chat], config: TransferConfig) -> list[int]:
     """Tokens up to the user's next turn, of as many of the rows as the teacher has positions for."""
     assert teacher.tokenizer is not None
-    turns = [[turn for turn in chat if turn["role"] != "system"] for chat in shown]
-    limit = teacher.shape.positions
+    turns = [[turn for turn in chat["messages"] if turn["role"] != "system"] for chat in shown]
+    limit, head = teacher.shape.positions, _head(shown)
     while True:
         ids = encode_next_turn(
-            [*_system(shown), *(turn for chat in turns for turn in chat)], teacher.tokenizer
+            [*head["messages"], *(turn for chat in turns for turn in chat)],
+            teacher.tokenizer,
+            head.get("tools"),
         )
         if limit is None or len(turns) == 1 or len(ids) + config.data.max_new_tokens <= limit:
             return ids
@@ -138,8 +140,8 @@ def _novelty(data: DataConfig, known_rows: Sequence[Row]) -> Callable[[Chat], bo
     is_kept_apart = _kept_apart(data)
 
     def is_new(chat: Chat) -> bool:
-        prompt = prompt_of({"messages": chat})
-        if prompt in known or is_kept_apart(chat[-1]["content"]):
+        prompt = prompt_of(chat)
+        if prompt in known or is_kept_apart(chat["messages"][-1]["content"]):
             return False
         known.add(prompt)
         return True

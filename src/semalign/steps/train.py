@@ -14,10 +14,15 @@ from semalign.methods.recipe import Recipe
 from semalign.run import ranks
 from semalign.run.folder import fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
+from semalign.run.sums import SUMS, write_sums
 from semalign.signals.prepared import Prepared
 from semalign.training.stages import Training, stages, trained_plan, with_recipe
 from semalign.training.start import make_start
 from semalign.training.student import add_deltas, merge, movement, save_student, trainable, weights_of
+
+OUTPUTS = ("student", "adapter", "train.jsonl", "start.json", "start.safetensors")
+CARD = ("README.md", "LICENSE")
+"""What the card writes beside the weights, from other files of the run."""
 
 
 def train(prepared: Prepared, baseline: str | None = None) -> None:
@@ -32,11 +37,12 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
     wanted = fingerprint(
         cache=stores.fingerprint, recipe=asdict(recipe), train=to_dict(config.train), seed=config.seed
     )
-    if ranks.from_main(lambda: _is_trained(folder, wanted)):
+    if ranks.from_main(lambda: is_done(folder / "train.json", wanted)):
         return
     # Checkpoints hold only for the batches that this many processes share.
+    made_from = wanted | {"processes": ranks.world()} if ranks.world() > 1 else wanted
     if ranks.is_main():
-        _forget_another(folder, wanted | {"processes": ranks.world()} if ranks.world() > 1 else wanted)
+        _forget_another(folder, made_from)
     ranks.wait()
     result: dict[str, Any] = {}
     with measured(result):
@@ -50,7 +56,7 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
             result |= made | {"trained_parameters": 0, "train_seconds": 0.0}
         else:
             with trainable(student, plan, config, recipe.start, start) as model:
-                training = Training(prepared, recipe, student, folder)
+                training = Training(prepared, recipe, student, folder, made_from)
                 result |= made | training.run(stages(plan, recipe))
                 if isinstance(model, PeftModel) and ranks.is_main():
                     merged = merge(model, folder, recipe.start)
@@ -58,16 +64,20 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
         if ranks.is_main():
             result["movement"] = movement(student, before)
             save_student(merged, inputs, config, folder / "student")
+            write_sums(folder / "student")
         del student, merged
         free_memory()
     if ranks.is_main():
-        save_result(folder / "train.json", wanted, result | {"processes": ranks.world()})
+        outputs = [folder / name for name in OUTPUTS if (folder / name).exists()]
+        save_result(folder / "train.json", wanted, result | {"processes": ranks.world()}, _files(outputs))
         _forget(folder)
     ranks.wait()
 
 
-def _is_trained(folder: Path, wanted: dict[str, Any]) -> bool:
-    return is_done(folder / "train.json", wanted) and (folder / "student" / "config.json").exists()
+def _files(outputs: list[Path]) -> list[Path]:
+    """All files that training leaves, but for those that the card brings to them later."""
+    every = [p for path in outputs for p in (path.rglob("*") if path.is_dir() else [path])]
+    return [p for p in every if p.name not in (SUMS, *CARD)]
 
 
 def _forget_another(folder: Path, wanted: dict[str, Any]) -> None:

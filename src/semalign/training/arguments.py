@@ -12,7 +12,6 @@ from transformers.integrations import get_available_reporting_integrations
 
 from semalign.config import OptimiserConfig, TransferConfig
 from semalign.errors import ConfigError
-from semalign.methods.recipe import Recipe
 
 OPTIMISER = tuple(f.name for f in fields(OptimiserConfig))
 """Fields that a config and TrainingArguments share, name by name."""
@@ -30,8 +29,8 @@ class SuffixArguments(TrainingArguments):
     """GradientCheck makes sure that the loss reaches every trained parameter."""
 
 
-def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int = 1) -> SuffixArguments:
-    """The config's fields as transformers' own; several stages share the epochs or steps."""
+def arguments(config: TransferConfig, folder: Path, stages: int = 1) -> SuffixArguments:
+    """The config's fields as transformers' own, once a recipe has said its part; several stages share the epochs or steps."""
     t = config.train
     trackers = ["none", *get_available_reporting_integrations()]
     if t.report_to not in trackers:
@@ -45,7 +44,6 @@ def arguments(config: TransferConfig, recipe: Recipe, folder: Path, stages: int 
         given["max_steps"] = max(1, t.max_steps // stages)
     return SuffixArguments(
         output_dir=str(folder),
-        learning_rate=recipe.learning_rate,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=t.logging_steps,
         save_steps=t.save_steps,

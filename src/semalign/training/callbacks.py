@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from semalign.errors import SemAlignError
-from semalign.run import ranks, results
-from semalign.run.files import json_line, read_lines, write_atomic
+from semalign.run import ranks
+from semalign.run.files import append, json_line, say_once, write_atomic
+from semalign.run.folder import is_done, save_result
 from semalign.run.meter import free_memory
+from semalign.run.signals import Interrupted, handled, interrupt
+
+logger = logging.getLogger(__name__)
+
+Line = dict[str, Any]
 
 
 class LineLog(TrainerCallback):
-    """One line of train.jsonl per logged step; lines after the step that is resumed from are dropped.
+    """One line of train.jsonl per logged step.
 
-    `earlier` steps were made by stages before this one.
+    The file is never read again: what comes before the first step are the lines of stages before this one, and those that the
+    checkpoint which is resumed from knows.
     """
 
-    def __init__(self, path: Path, earlier: int = 0) -> None:
-        self.path, self.earlier = path, earlier
+    def __init__(self, path: Path, earlier: Sequence[Line] = (), steps: int = 0) -> None:
+        self.path, self.lines, self.steps = path, list(earlier), steps
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep the lines that the checkpoint knows about."""
-        if not state.is_world_process_zero:
-            return
-        known = self.earlier + state.global_step
-        lines = read_lines(self.path, "train", results.LogLine) if known else []
-        write_atomic(self.path, "".join(json_line(line) for line in lines if line["step"] <= known))
+        """Write what is known already."""
+        known = [line for line in state.log_history if "loss" in line]
+        self.lines += [{"step": self.steps + line["step"], **_without_step(line)} for line in known]
+        if state.is_world_process_zero:
+            write_atomic(self.path, "".join(map(json_line, self.lines)))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -44,8 +50,13 @@ class LineLog(TrainerCallback):
         """Append."""
         logs = kwargs.get("logs") or {}
         if "loss" in logs and state.is_world_process_zero:
+            self.lines.append({"step": self.steps + state.global_step, **logs})
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json_line({"step": self.earlier + state.global_step, **logs}))
+                append(file, json_line(self.lines[-1]))
+
+
+def _without_step(line: Line) -> Line:
+    return {key: value for key, value in line.items() if key != "step"}
 
 
 class GradientCheck(TrainerCallback):
@@ -77,6 +88,46 @@ class GradientCheck(TrainerCallback):
                 )
 
 
+class RisingLoss(TrainerCallback):
+    """Warns once, and at once, when the loss has stayed above where it started for a tenth of the training.
+
+    The start is the mean over the first tenth; a tenth is at least FEWEST logged steps, so that the noise of single batches
+    is no alarm.
+    """
+
+    FEWEST = 5
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.has_warned = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A resumed training goes on with the losses that its checkpoint knows."""
+        self.losses = [float(line["loss"]) for line in state.log_history if "loss" in line]
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the newest loss."""
+        if "loss" not in (kwargs.get("logs") or {}) or self.has_warned:
+            return
+        self.losses.append(float(kwargs["logs"]["loss"]))
+        tenth = max(self.FEWEST, round(state.max_steps / state.logging_steps / 10))
+        start = sum(self.losses[:tenth]) / tenth
+        if len(self.losses) >= 2 * tenth and min(self.losses[-tenth:]) > start:
+            self.has_warned = True
+            logger.warning(
+                "the training loss has been above its start (%.4g) for %d logged steps and is %.4g now: stop and lower "
+                "train.learning_rate (%g), or train LoRA (train.lora_r) instead of full weights",
+                start,
+                tenth,
+                self.losses[-1],
+                args.learning_rate,
+            )
+
+
 class GiveBack(TrainerCallback):
     """Gives freed memory back to the system now and then.
 
@@ -99,7 +150,7 @@ class GiveBack(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal ends the process at once.
+    """SIGINT or SIGTERM: finish the step, save a checkpoint, stop. A second signal interrupts at once.
 
     When several processes train together, all of them stop after the same step, whichever of them received the signal. A second
     signal is then ignored, because launchers pass signals on to every process and kill those that do not stop.
@@ -111,21 +162,20 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def installed(self) -> Iterator[StopOnSignal]:
-        """Handlers live as long as the block; only a main thread can have them."""
-        if threading.current_thread() is not threading.main_thread():
+        """The signals come here as long as the block lives."""
+        with handled(self._receive):
             yield self
-            return
-        kept = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
         if self.received is not None and ranks.world() == 1:
-            raise SystemExit(128 + number)
+            interrupt(number, frame)
         self.received = number
+
+    def interrupted(self, step: int) -> Interrupted:
+        """What to raise once the checkpoint of the step is there."""
+        # Another process of the launch may have had the signal.
+        number = self.received or signal.SIGTERM
+        return Interrupted(number, f"stopped after step {step}; run the same command again to go on")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -136,13 +186,33 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint whose last-written file is there and readable."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+class Vouch(TrainerCallback):
+    """Writes the list of a checkpoint's files with their digests, once all of them are there; without it a checkpoint does not count."""
+
+    LIST = "files.json"
+
+    def __init__(self, made_from: Mapping[str, Any]) -> None:
+        self.made_from = dict(made_from)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Wait for the other processes, whose states of chance are among the files."""
+        ranks.wait()
+        folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.is_world_process_zero:
+            saved = [path for path in folder.iterdir() if path.name != self.LIST]
+            save_result(folder / self.LIST, self.made_from, {}, saved)
+
+
+def complete_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> str | None:
+    """The newest checkpoint of the same training whose files are all as they were written; one that is passed over is named."""
+    found = sorted(
+        folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True
+    )
     for path in found:
-        try:
-            json.loads((path / "trainer_state.json").read_text())
+        if not (path / Vouch.LIST).exists():
+            say_once(f"{path}: passed over, it was not saved to its end")
+        elif is_done(path / Vouch.LIST, made_from, doing="the checkpoint is passed over"):
             return str(path)
-        except (OSError, json.JSONDecodeError):
-            continue
     return None

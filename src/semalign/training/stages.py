@@ -26,20 +26,20 @@ from semalign.signals.shards import ShardStore
 from semalign.signals.stores import fill, shard_plan
 from semalign.signals.supervision import supervision_of
 from semalign.training.arguments import arguments
-from semalign.training.callbacks import GradientCheck, LineLog, StopOnSignal, complete_checkpoint
+from semalign.training.callbacks import (
+    GradientCheck,
+    LineLog,
+    StopOnSignal,
+    Vouch,
+    complete_checkpoint,
+)
 from semalign.training.collator import Collator
 from semalign.training.suffix import SuffixModel, SuffixTrainer
 
 
-class Interrupted(KeyboardInterrupt):
-    """Training stopped on a signal after saving a checkpoint."""
-
-
 def with_recipe(config: TransferConfig, recipe: Recipe) -> TransferConfig:
-    """The config with what the recipe says about LoRA in place."""
-    names = ("lora_r", "lora_target_modules")
-    given = {name: getattr(recipe, name) for name in names if getattr(recipe, name) is not None}
-    return replace(config, train=replace(config.train, **given))
+    """The config with what the recipe says about LoRA and the rate in place."""
+    return replace(config, train=recipe.train_of(config.train))
 
 
 def trained_plan(plan: Plan, recipe: Recipe, depth: int) -> Plan:
@@ -61,14 +61,13 @@ def stages(plan: Plan, recipe: Recipe) -> list[Plan]:
     ]
 
 
-def _interrupted(step: int) -> Interrupted:
-    return Interrupted(f"stopped after step {step}; run the same command again to go on")
-
-
 class Training:
     """One student's training, stage by stage, each in a Trainer with an optimiser of its own."""
 
-    def __init__(self, prepared: Prepared, recipe: Recipe, student: Decoder, folder: Path) -> None:
+    def __init__(
+        self, prepared: Prepared, recipe: Recipe, student: Decoder, folder: Path, made_from: Mapping[str, Any]
+    ) -> None:
+        self.made_from = made_from
         self.config, self.inputs, self.stores = prepared.config, prepared.inputs, prepared.stores
         self.recipe, self.student, self.folder = recipe, student, folder
         self.teacher_head = prepared.teacher_head.to(student.device) if recipe.needs_teacher_head else None
@@ -83,20 +82,19 @@ class Training:
             self.cut, self.prefixes = self.stores.request.cut, self.stores.student
         trainable = [p for p in self.student.model.parameters() if p.requires_grad]
         done: list[dict[str, Any]] = []
-        # One listener for all stages: a signal in the last step of one, or between two, stops before the next.
+        # One listener for all stages: a signal in the last step of one, or after it, stops before what comes next.
         with self.stopper.installed():
             for number, plan in enumerate(plans, 1):
-                steps = sum(stage["steps"] for stage in done)
-                if done and ranks.agree(self.stopper.received is not None):
-                    raise _interrupted(steps)
                 chosen = {id(p) for k in plan.trained_layers for p in self.student.layers[k - 1].parameters()}
                 for parameter in trainable:
                     parameter.requires_grad_(id(parameter) in chosen)
                 if len(plans) == 1:
-                    done.append(self._optimise(plan, self.folder, steps, stages=1))
+                    done.append(self._optimise(plan, self.folder, [], stages=1))
                 else:
                     stage = self.folder / f"stage-{number}"
-                    done.append(self._stage(plan, stage, steps, stages=len(plans)))
+                    done.append(self._stage(plan, stage, done, stages=len(plans)))
+                if ranks.agree(self.stopper.received is not None):
+                    raise self.stopper.interrupted(sum(d["steps"] for d in done))
         for parameter in trainable:
             parameter.requires_grad_(True)
         return {
@@ -106,13 +104,13 @@ class Training:
             "train_seconds": round(sum(stage["train_seconds"] for stage in done), 3),
         }
 
-    def _stage(self, plan: Plan, folder: Path, steps: int, stages: int) -> dict[str, Any]:
+    def _stage(self, plan: Plan, folder: Path, done: Sequence[dict[str, Any]], stages: int) -> dict[str, Any]:
         """One of several stages: what it trained lies in its folder, so that a resumed run goes on from the very weights."""
         names = [n for n, p in self.student.model.named_parameters() if p.requires_grad]
         parameters = dict(self.student.model.named_parameters())
         before, store = self.prefixes, self._prefix_store(plan.cut, folder)
-        if is_done(folder / "stage.json", {}):
-            for name, tensor in read_tensors(folder / "weights.safetensors").items():
+        if ranks.from_main(lambda: is_done(folder / "stage.json", self.made_from)):
+            for name, tensor in read_tensors(folder / "weights.safetensors", "train").items():
                 parameters[name].data.copy_(tensor)
             self.cut, self.prefixes = plan.cut if store else self.cut, store
             return read_json(folder / "stage.json", "train", results.Stage)
@@ -120,10 +118,11 @@ class Training:
             self._extend(store, plan.cut)
             if before is not None and before is not self.stores.student and ranks.is_main():
                 shutil.rmtree(before.folder, ignore_errors=True)
-        result = self._optimise(plan, folder, steps, stages)
+        result = self._optimise(plan, folder, done, stages)
         if ranks.is_main():
-            write_tensors(folder / "weights.safetensors", {name: parameters[name] for name in names})
-            save_result(folder / "stage.json", {}, result)
+            weights = folder / "weights.safetensors"
+            write_tensors(weights, {name: parameters[name] for name in names})
+            save_result(folder / "stage.json", self.made_from, result, [weights])
         ranks.wait()
         return result
 
@@ -153,8 +152,12 @@ class Training:
         fill(store, through, label=f"prefix to layer {cut}", batch_size=self.config.cache.batch_size)
         self.cut, self.prefixes = cut, store
 
-    def _optimise(self, plan: Plan, folder: Path, steps: int, stages: int) -> dict[str, Any]:
-        """Run the Trainer, from the newest complete checkpoint if there is one."""
+    def _optimise(
+        self, plan: Plan, folder: Path, done: Sequence[dict[str, Any]], stages: int
+    ) -> dict[str, Any]:
+        """Run the Trainer after the stages that are done, from the newest complete checkpoint if there is one."""
+        steps = sum(stage["steps"] for stage in done)
+        log = LineLog(self.folder / "train.jsonl", [line for stage in done for line in stage["log"]], steps)
         student, config = self.student, self.config
         suffix = SuffixModel(
             student,
@@ -166,22 +169,24 @@ class Training:
         )
         trainer = SuffixTrainer(
             suffix,
-            arguments(config, self.recipe, folder, stages),
+            arguments(config, folder, stages),
             self.inputs.train,
             Collator(self.inputs.train, self.supervision, self.prefixes, self.stores.request.prefix_keys),
-            callbacks=[LineLog(self.folder / "train.jsonl", steps), GradientCheck(), self.stopper],
+            callbacks=[log, GradientCheck(), self.stopper, Vouch(self.made_from)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if ranks.is_main() and logging.getLogger("semalign").isEnabledFor(logging.INFO):
             trainer.add_callback(LossProgress)
-        output = trainer.train(resume_from_checkpoint=complete_checkpoint(folder))
+        newest = ranks.from_main(lambda: complete_checkpoint(folder, self.made_from))
+        output = trainer.train(resume_from_checkpoint=newest)
         if self.stopper.must_stop and trainer.state.global_step < trainer.state.max_steps:
-            raise _interrupted(steps + trainer.state.global_step)
+            raise self.stopper.interrupted(steps + trainer.state.global_step)
         return {
             "steps": trainer.state.global_step,
             "loss": mean_loss(trainer.state.log_history, output.training_loss),
             "train_seconds": round(output.metrics["train_runtime"], 3),
+            "log": log.lines[sum(len(stage["log"]) for stage in done) :],
         }
 
 

@@ -34,12 +34,13 @@ def make_start(
     if recipe.start not in starts():
         return {}, {}
     tensors, facts = folder / "start.safetensors", folder / "start.json"
-    if ranks.is_main() and not (is_done(facts, wanted) and tensors.exists()):
+    if ranks.is_main() and not is_done(facts, wanted):
         begin = time.perf_counter()
         teacher = inputs.load_teacher()
         made, found = starts()[recipe.start].make(teacher, student, inputs.train, config, recipe)
         write_tensors(tensors, made)
-        save_result(facts, wanted, found | {"start_seconds": round(time.perf_counter() - begin, 3)})
+        found = found | {"start_seconds": round(time.perf_counter() - begin, 3)}
+        save_result(facts, wanted, found, [tensors])
         del teacher, made
         free_memory()
     ranks.wait()
@@ -50,4 +51,4 @@ def make_start(
         if ranks.is_main():
             write_atomic(folder / "train.jsonl", lines)
         told |= {"steps": len(losses), "loss": losses[-1]}
-    return read_tensors(tensors), told
+    return read_tensors(tensors, "train"), told

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +16,8 @@ from semalign.config import TransferConfig
 from semalign.data.batches import batch_inputs
 from semalign.data.inputs import Inputs
 from semalign.errors import ConfigError, ModelError
-from semalign.models.decoder import Decoder, lora_modules
-from semalign.run.files import Record
+from semalign.models.decoder import Decoder, is_transposed, lora_modules
+from semalign.run.files import Record, replacing_folder, saving
 from semalign.signals.plan import Plan
 
 
@@ -44,6 +41,7 @@ def trainable(
             lora_alpha=config.train.lora_alpha,
             target_modules=lora_modules(student, plan.trained_layers, config.train.lora_target_modules),
             task_type="CAUSAL_LM",
+            fan_in_fan_out=is_transposed(student),
             init_lora_weights="pissa" if start == "pissa" else True,
         )
         if start == "pissa" or factors:
@@ -138,7 +136,7 @@ def movement(student: Decoder, before: dict[int, list[Tensor]]) -> list[dict[str
     if all(m["relative_change"] == 0 for m in moved):
         raise ModelError(
             "training changed no weight of the saved student; give it more steps (the first warm-up step has rate 0), "
-            "raise recipe.learning_rate, or load it in float32."
+            "raise train.learning_rate, or load it in float32."
         )
     return moved
 
@@ -155,19 +153,16 @@ def merge(model: PeftModel, folder: Path, start: str) -> Any:
 
 
 def _keep_adapter(model: PeftModel, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter-") as temporary:
-        model.save_pretrained(temporary)
-        shutil.rmtree(folder / "adapter", ignore_errors=True)
-        shutil.copytree(temporary, folder / "adapter")
+    with replacing_folder(folder / "adapter") as temporary, saving(folder / "adapter"):
+        model.save_pretrained(str(temporary))
 
 
 def save_student(model: Any, inputs: Inputs, config: TransferConfig, target: Path) -> None:
     """Save in a temporary folder, reload, compare logits, then move into place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".student-"))
-    try:
-        model.save_pretrained(temporary)
-        inputs.tokenizer.save_pretrained(temporary)
+    with replacing_folder(target) as temporary:
+        with saving(target):
+            model.save_pretrained(temporary)
+            inputs.tokenizer.save_pretrained(temporary)
         kernel = config.student.attn_implementation
         options = {"attn_implementation": kernel} if kernel else {}
         reloaded: Any = AutoModelForCausalLM.from_pretrained(temporary, dtype=model.dtype, **options)
@@ -185,7 +180,3 @@ def save_student(model: Any, inputs: Inputs, config: TransferConfig, target: Pat
             raise ModelError(
                 f"{target}: the reloaded student's logits differ by {float(difference):.2g} from the trained one's."
             )
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -6,6 +6,7 @@ The recipes `kl` and `cross_entropy` are controls and do form logits, in chunks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder, let_checkpoint
 from semalign.models.head import Head
 from semalign.run import ranks
+from semalign.run.files import saving
 from semalign.training import lora
-from semalign.training.callbacks import GiveBack
+from semalign.training.callbacks import GiveBack, RisingLoss
 from semalign.training.collator import Collator, EpochSampler, _Numbers
 
 
@@ -97,6 +99,7 @@ class SuffixTrainer(Trainer):
         args._n_gpu = min(args.n_gpu, 1)
         super().__init__(model, args, train_dataset=numbers, data_collator=collator, **options)
         self.add_callback(GiveBack())
+        self.add_callback(RisingLoss())
         self.samples = samples
         self.objective: Objective = model.objective
         # Ask the Trainer for the number of supervised positions of the whole step, and normalise by it here.
@@ -144,7 +147,7 @@ class SuffixTrainer(Trainer):
                 value = float(outputs[name].detach())
                 if not torch.isfinite(torch.tensor(value)):
                     raise SemAlignError(
-                        f"step {self.state.global_step + 1}: {name} is {value}; lower recipe.learning_rate or train without bf16."
+                        f"step {self.state.global_step + 1}: {name} is {value}; lower train.learning_rate or train without bf16."
                     )
                 share = torch.tensor([value * counted, counted], dtype=torch.float64)
                 self._parts[name] = self._parts.get(name, 0) + share
@@ -153,6 +156,11 @@ class SuffixTrainer(Trainer):
             # Processes average their gradients, which this turns into the sum.
             loss = loss * counted / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's; several libraries write here, each with errors of its own."""
+        with saving(Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss term since the last line, over the supervised positions of all processes."""

@@ -1,0 +1,140 @@
+"""lm-evaluation-harness' tasks that run code, graded in the jail: what stands in for the metric that would run it here.
+
+The harness' tasks (humaneval, mbpp and their kin) hand code to the metric `code_eval` of the package evaluate, which runs it with
+this user's rights. While `graded_in_jail` is open that metric is this module's, and a task that would run code in another way is
+refused before anything is generated.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import comb
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from semalign.errors import ConfigError
+from semalign.jail.process import Permission, require_backend
+from semalign.jail.programs import Program, jails_kept, run_programs
+
+TASKS = Path(__file__).parent / "harness_tasks"
+
+
+class CodeEval:
+    """The part of evaluate's metric that tasks use; `compute` returns what it returns."""
+
+    def __init__(self, permission: Permission) -> None:
+        self.backend = require_backend(permission)
+        self.doc: Mapping[str, Any] = {}
+        """The item whose answers are graded now."""
+
+    def compute(
+        self,
+        *,
+        references: Sequence[str],
+        predictions: Sequence[Sequence[str]],
+        k: Sequence[int] = (1, 10, 100),
+        **_: Any,
+    ) -> tuple[dict[str, float], dict[int, Any]]:
+        """pass@k of answers to tests, as 1 - C(n - c, k) / C(n, k) with c right of n answers, a mean over the items."""
+        programs = [
+            program_of(answer, tests, str(self.doc.get("prompt", "")))
+            for tests, answers in zip(references, predictions, strict=True)
+            for answer in answers
+        ]
+        passed = iter([outcome.passed for outcome in run_programs(programs, backend=self.backend)])
+        counts = [(len(answers), sum(next(passed) for _ in answers)) for answers in predictions]
+        rates = {
+            f"pass@{n}": sum(1 - comb(all_ - right, n) / comb(all_, n) for all_, right in counts)
+            / len(counts)
+            for n in k
+            if all(all_ >= n for all_, _ in counts)
+        }
+        return rates, {}
+
+
+def program_of(answer: str, tests: str, prompt: str) -> Program:
+    """An answer and its tests as a program: what the tests call is the answer's, and the item's own prompt gives the rest.
+
+    Of a prompt that the answer continues, the text before the function is the tests' too: the functions and imports that it
+    defines, as they stand there and not as the answer may have changed them.
+    """
+    wanted = _free_names(tests)
+    checked = re.search(r"^check\((\w+)\)\s*\Z", tests, re.MULTILINE)
+    entries = {checked[1]} if checked else wanted
+    prefix = prompt if prompt and answer.startswith(prompt) else ""
+    return Program(answer, (tests,), tuple(sorted(entries)), prefix)
+
+
+def _free_names(code: str) -> set[str]:
+    """Names that code reads and nowhere gives a value to."""
+    try:
+        nodes = list(ast.walk(ast.parse(code)))
+    except (SyntaxError, ValueError):
+        return set()
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    given = {name.id for name in names if not isinstance(name.ctx, ast.Load)} | set(dir(builtins))
+    given |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    given |= {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
+    given |= {
+        (alias.asname or alias.name).split(".")[0]
+        for node in nodes
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    return {name.id for name in names} - given
+
+
+@contextmanager
+def graded_in_jail(permission: Permission) -> Iterator[None]:
+    """Where code may run, let the harness' tasks that run it have it graded in the jail.
+
+    Raises:
+        ConfigError: this machine offers no jail, at once; or a task that runs code does not leave that to `code_eval`.
+    """
+    if not permission:
+        yield
+        return
+    import evaluate
+    from lm_eval.api.task import ConfigurableTask
+
+    metric = CodeEval(permission)
+    load, start, process = evaluate.load, ConfigurableTask.__init__, ConfigurableTask.process_results
+
+    def load_metric(path: str, *args: Any, **kwargs: Any) -> Any:
+        return metric if path == "code_eval" else load(path, *args, **kwargs)
+
+    def start_task(self: Any, *args: Any, **kwargs: Any) -> None:
+        start(self, *args, **kwargs)
+        if getattr(self, "UNSAFE_CODE", False) and not _is_jailed(self, metric):
+            raise ConfigError(
+                f"evaluation.harness: {self.config.task} runs generated code by itself, outside the sandbox; leave it out."
+            )
+
+    def process_item(self: Any, doc: dict[str, Any], results: Any) -> Any:
+        metric.doc = doc
+        return process(self, doc, results)
+
+    with (
+        patch.object(evaluate, "load", load_metric),
+        patch.object(ConfigurableTask, "__init__", start_task),
+        patch.object(ConfigurableTask, "process_results", process_item),
+        jails_kept(),
+    ):
+        yield
+
+
+def _is_jailed(task: Any, metric: CodeEval) -> bool:
+    """Whether a task's code runs in the jail: by way of this metric, or because the task is one of SemAlign's own."""
+    own = getattr(task.config.process_results, "__code__", None)
+    if own is not None:
+        return Path(own.co_filename).is_relative_to(TASKS)
+    functions = [getattr(found, "__self__", found) for found in task._metric_fn_list.values()]
+    return bool(functions) and all(
+        any(value is metric for value in getattr(function, "__globals__", {}).values())
+        for function in functions
+    )
