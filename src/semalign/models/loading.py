@@ -93,7 +93,7 @@ def load_shape(config: ModelConfig) -> Shape:
     """
     with _reading(config):
         shape = shape_of(_load_config(config), config.model_name_or_path)
-        check_allocation(shape, Path(locate(config)[0]), config.model_name_or_path)
+        check_allocation(shape, Path(locate(config)[0]))
         return shape
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
-
 from pydantic import ConfigDict, Field, model_validator
 
 from semalign.reading import MOST_LAYERS, Count, Figure, Seconds, Shape
@@ -120,10 +118,10 @@ class TokenRow(Shape):
     @model_validator(mode="after")
     def _lengths(self) -> TokenRow:
         students = [s for s in (self.before, self.after) if s is not None and s.model_fields_set]
-        lists: list[Sized] = [self.teacher.top, self.teacher.p]
+        counts = {len(self.teacher.top), len(self.teacher.p)}
         for student in students:
-            lists += [student.top, student.kl, *student.lens]
-        if any(len(values) != len(self.expected) for values in lists):
+            counts |= {len(student.top), len(student.kl), *map(len, student.lens)}
+        if counts != {len(self.expected)}:
             raise ValueError(f"expected {len(self.expected)} tokens of every model")
         return self
 
