@@ -17,22 +17,28 @@ _MUTABLE = ("list", "dict", "set", "bytearray", "deque")
 def serve(channel: int) -> None:
     """Run the code that arrives, say that it ran, and answer calls until the other side is gone."""
     names: dict[str, Any] = {"__name__": "program"}
-    try:
-        code = receive(channel, _MOST)
-        exec(compile(code, "program", "exec", dont_inherit=True, optimize=0), names)
-        reply: dict[str, Any] = {"ran": True}
-    except BaseException as error:
-        reply = _raised(error)
-    send(channel, reply)
+    send(channel, run(receive(channel, _MOST), names))
     while True:
-        call = receive(channel, _MOST)
-        try:
-            if call["name"] not in names:
-                raise NameError(f"the code does not define {call['name']}")
-            reply = _answered(names[call["name"]], call["args"], call["kwargs"])
-        except BaseException as error:
-            reply = _raised(error)
-        send(channel, reply)
+        send(channel, call(receive(channel, _MOST), names))
+
+
+def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Run code that fills `names`; what to say of it."""
+    try:
+        exec(compile(code, "program", "exec", dont_inherit=True, optimize=0), names)
+    except BaseException as error:
+        return _raised(error)
+    return {"ran": True}
+
+
+def call(order: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+    """Call a function of `names`; what it gave."""
+    try:
+        if order["name"] not in names:
+            raise NameError(f"the code does not define {order['name']}")
+        return _answered(names[order["name"]], order["args"], order["kwargs"])
+    except BaseException as error:
+        return _raised(error)
 
 
 def _answered(function: Any, sent: list[Any], named: dict[str, Any]) -> dict[str, Any]:

@@ -66,9 +66,8 @@ def make_filter(*more: str) -> Callable[[], Any]:
     }
     for name in _ALLOWED + more + (_ALLOWED_ON_X86 if audit_arch() == AUDIT_ARCH_X86_64 else ()):
         found.allow(name, args=conditions.get(name))
-    # What is made once here every child would make again: the program, and the type of an array of its length.
-    array = ctypes.c_char * len(found.program)
-    return lambda: (found.load(), array)
+    _ = found.program  # compiled once, before any fork
+    return found.load
 
 
 def limit(memory_bytes: int) -> None:

@@ -29,34 +29,41 @@ def send(pipe: int, message: Any) -> None:
         data = data[os.write(pipe, data) :]
 
 
+_DECODER = json.JSONDecoder(parse_float=_no_number, parse_constant=_no_number)
+
+
 def receive(pipe: int, most: int, deadline: float | None = None) -> Any:
     """Read one message of at most `most` bytes, until `deadline` on the monotonic clock.
 
     Raises:
-        EndedError: the other side has closed, or what it sent is too long or no JSON.
+        EndedError: the other side has closed, or what it sent is too long, more than one message, or no JSON.
         LateError: the deadline has passed.
     """
-    length = int.from_bytes(_read(pipe, 4, deadline), "big")
+    data = bytearray()
+    while len(data) < 4:
+        data += _some(pipe, deadline)
+    length = int.from_bytes(data[:4], "big")
     if length > most:
         raise EndedError(f"sent {length} bytes at once, of at most {most}")
+    while len(data) < 4 + length:
+        data += _some(pipe, deadline)
+    if len(data) > 4 + length:
+        raise EndedError("sent more than it was asked for")
     try:
-        return json.loads(_read(pipe, length, deadline), parse_float=_no_number, parse_constant=_no_number)
+        return _DECODER.decode(data[4:].decode("ascii"))
     except (ValueError, RecursionError) as error:
         raise EndedError("sent no plain data") from error
 
 
-def _read(pipe: int, count: int, deadline: float | None) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([pipe], [], [], left)[0]:
-                raise LateError
-        try:
-            found = os.read(pipe, min(count - len(data), 2**16))
-        except OSError as error:
-            raise EndedError("left") from error
-        if not found:
-            raise EndedError("left")
-        data += found
-    return bytes(data)
+def _some(pipe: int, deadline: float | None) -> bytes:
+    if deadline is not None:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([pipe], [], [], left)[0]:
+            raise LateError
+    try:
+        found = os.read(pipe, 2**16)
+    except OSError as error:
+        raise EndedError("left") from error
+    if not found:
+        raise EndedError("left")
+    return found

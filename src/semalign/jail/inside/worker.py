@@ -22,10 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 from . import lock
-from .answer import serve
+from .answer import call, run, serve
 from .checker import decide
 from .library import keep_library
-from .values import decode, encode
 from .wire import receive, send
 
 _GRACE_SECONDS = 1.0
@@ -83,18 +82,16 @@ def _nothing() -> None:
 
 
 def _warm_up() -> None:
-    """Do once what every child does, so that a child finds it done in its copy of the memory: half of its page faults."""
-    ours, theirs = (end.detach() for end in socket.socketpair())
-    names: dict[str, Any] = {}
-    for _ in range(3):
-        exec(
-            compile("def f(x):\n    return [x + 1]\nassert f(1) == [2]", "warm", "exec", dont_inherit=True),
-            names,
-        )
-        send(ours, {"args": encode([1, "a", 1.5, (2,), {"a": [None]}])})
-        decode(receive(theirs, 2**20, time.monotonic() + 1)["args"])
-    os.close(ours)
-    os.close(theirs)
+    """Do what an answer's process does, often enough that a child finds it done in its copy of the memory and need not change it."""
+    ours, theirs = socket.socketpair()
+    code = "def f(x):\n    return [x, 'a', 1.5, (2,), {'a': None}]\n"
+    order = {"name": "f", "args": [[1]], "kwargs": {}}
+    with ours, theirs:
+        for _ in range(20):
+            names: dict[str, Any] = {}
+            for said in (run(code, names), call(order, names), order):
+                send(ours.fileno(), said)
+                receive(theirs.fileno(), 2**20)
 
 
 class _Worker:
