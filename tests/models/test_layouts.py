@@ -239,7 +239,7 @@ def test_positions_end_where_the_frequencies_of_a_batch_change(
     # transformers writes into what it is given.
     sizes = {"max_position_embeddings": 128, "rope_parameters": copy.deepcopy(rope)} if rope else {}
     if kind == "phi3":
-        sizes |= {"hidden_size": 32, "num_attention_heads": 4}
+        sizes |= {"hidden_size": 32, "num_attention_heads": 4, "original_max_position_embeddings": 48}
     assert shape_of(AutoConfig.for_model(kind, **sizes)).positions == positions
 
 

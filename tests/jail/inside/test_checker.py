@@ -143,7 +143,7 @@ CHEATS = {
         def f(x):
             for value in gc.get_objects():
                 inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-                if any(isinstance(v, str) and v.startswith('assert f') for v in inner):
+                if any(isinstance(v, str) and v.startswith(''.join(['ass', 'ert f('])) for v in inner):
                     return x * x
             return 0""",
     "the asserts from files": r"""

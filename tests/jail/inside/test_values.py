@@ -30,6 +30,7 @@ VALUES = st.recursive(
         | st.sets(KEYS, max_size=4)
         | st.builds(deque, st.lists(inner, max_size=3))
     ),
+    max_leaves=20,
 )
 
 
@@ -46,6 +47,9 @@ def types(value: Any) -> Any:
     return type(value)
 
 
+@pytest.mark.filterwarnings(
+    "ignore::hypothesis.errors.HypothesisWarning"
+)  # of its own long name for the strategy
 @given(VALUES)
 def test_a_value_comes_back_as_itself_with_its_types(value: Any) -> None:
     found = there_and_back(value)
