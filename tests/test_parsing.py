@@ -46,7 +46,9 @@ def test_bad_values_in_a_file_are_config_errors(config_file: Path) -> None:
 def test_an_unknown_key_in_a_file_is_answered_with_the_nearest_in_python_too(config_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"'lora_q'.*did you mean train\.lora_r"):
         load_config(config_file, train={"lora_q": 0})
-    with pytest.raises(ConfigError, match=r"learning_rate.*did you mean train\.learning_rate or recipe\.learning_rate\?"):
+    with pytest.raises(
+        ConfigError, match=r"learning_rate.*did you mean train\.learning_rate or recipe\.learning_rate\?"
+    ):
         load_config(config_file, learning_rate=1e-3)
 
 
