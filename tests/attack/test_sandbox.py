@@ -19,7 +19,7 @@ from semalign.jail.process import Backend, Limits, probe
 from semalign.jail.programs import Program, run_programs
 
 pytest.importorskip("seccompy", reason="the sandbox is tested on Linux")
-QUICK = Limits(cpu_seconds=1, wall_seconds=1.5, memory_bytes=256 * 2**20)
+QUICK = Limits(cpu_seconds=1, wall_seconds=5.0, memory_bytes=256 * 2**20)
 SECRET = "hush-91746"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from semalign.jail.process import Backend, Limits, probe
 
-QUICK = Limits(cpu_seconds=1, wall_seconds=2.0, memory_bytes=256 * 2**20)
+QUICK = Limits(cpu_seconds=1, wall_seconds=5.0, memory_bytes=256 * 2**20)
 KINDS = ("bubblewrap", "landlock")
 
 
