@@ -303,7 +303,7 @@ def test_a_cell_leaves_one_file_and_no_weights_and_is_not_run_twice(
     (folder / "train.jsonl").write_text("the rest of an interrupted training")
     run_cell(job)
     assert fakes == ["train kl seed 5 steps -1", "load student"]
-    assert sorted(p.name for p in folder.iterdir()) == ["cell.json", "train.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [".lock", "cell.json", "train.json"]
     found = read_json(folder / "cell.json", "compare")
     assert found["fingerprint"] == {"seed": 1} and found["items"] == [{"item": "a"}]
     expected = {"method": "kl", "trained": "sums", "seed": 2, "budget": "rows", "rows": 3, "steps": 4}
@@ -333,8 +333,8 @@ def test_at_equal_time_the_steps_are_those_that_fit_the_defaults_median(
     source = source_of(tiny_pair, rows_file, tmp_path / "source")
     walls = {"d0": 100.0, "d1": 400.0, "d2": 103.0}
     for name, wall in walls.items():
-        write_json(tmp_path / name / "cell.json", {"cell": {"wall_seconds": wall}})
-    same = {"seconds": 7.0, "train_seconds": 5.0, "steps": 10}
+        write_json(tmp_path / name / "cell.json", {"cell": {"method": "aligned", "wall_seconds": wall}})
+    same = {"method": "kl", "seconds": 7.0, "train_seconds": 5.0, "steps": 10}
     write_json(tmp_path / "same" / "cell.json", {"cell": same})
     job = job_of(
         source,

@@ -302,10 +302,12 @@ def test_each_cell_has_its_costs_items_and_rows_or_why_it_has_none(tmp_path: Pat
     jobs = jobs_of(found, ["aligned"])
     name = "arithmetic/aligned/rows-0"
     key = {"method": "aligned", "trained": "arithmetic", "seed": 0, "budget": "rows"}
+    item = {"measured": "arithmetic", "item": "a", "correct": 1, "extracted": 1}
+    row = {"measured": "arithmetic", "row": 0, "tokens": 3, "kl": 0.5, "top1": 1.0, "nll": 0.3}
     result = {
         "cell": key | {"steps": 7},
-        "items": [{"item": "a", "correct": 1}],
-        "rows": [{"row": 0, "kl": 0.5}],
+        "items": [item],
+        "rows": [row],
     }
     save_result(jobs[name].folder / "cell.json", jobs[name].fingerprint, result)
     # A result of other inputs is none.
@@ -318,8 +320,8 @@ def test_each_cell_has_its_costs_items_and_rows_or_why_it_has_none(tmp_path: Pat
         {"kind": "failed", "method": "teacher", "error": "no memory"},
         {"kind": "failed", **key, "trained": "knowledge", "error": "was not run"},
         {"kind": "cell", **key, "steps": 7},
-        {"kind": "item", **key, "item": "a", "correct": 1},
-        {"kind": "row", **key, "row": 0, "kl": 0.5},
+        {"kind": "item", **key, **item},
+        {"kind": "row", **key, **row},
     ]
 
 
