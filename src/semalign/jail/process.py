@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import shutil
 import signal
 import socket
@@ -36,6 +37,7 @@ Permission = bool | Literal["unsafe"]
 _INSIDE = Path(__file__).with_name("inside")
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 5.0
+_END_SECONDS = 0.2  # between the end of a checker and the end of the jail that took it along
 _PACKAGES = ("seccompy", "landlockpy")
 # Tries what a jail must refuse, and tells what was open.
 _PROOF = """
@@ -69,7 +71,7 @@ class Limits:
     """What one program may use."""
 
     cpu_seconds: int = 2
-    wall_seconds: float = 4.0
+    wall_seconds: float = 10.0
     memory_bytes: int = 512 * 2**20
     """Address space of a process."""
     output_bytes: int = 2**20
@@ -104,6 +106,7 @@ class Jail:
 
     def __init__(self, backend: Backend, limits: Limits) -> None:
         self.limits = limits
+        self._said = "it ended"
         settings = {
             "kind": backend.kind,
             "limits": asdict(limits),
@@ -111,32 +114,35 @@ class Jail:
         }
         start = f"import sys; sys.path.insert(0, {str(_INSIDE.parent)!r}); from inside.worker import main; main(sys.argv[1])"
         python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", start, json.dumps(settings)]
+        command = [*_bubblewrap(backend.kind, python[0]), *python]
         self._control, theirs = socket.socketpair()
         self._control.settimeout(_START_SECONDS)
         with theirs:
-            self._process = subprocess.Popen(
-                [*_bubblewrap(backend.kind, python[0]), *python],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env={},
-                cwd="/",
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env={},
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._control.close()
+                raise JailError(str(error)) from error
         try:
             self.details: dict[str, Any] = json.loads(self._line())
         except (OSError, ValueError):
-            raise JailError(self._end()) from None
+            self.close()
+            raise JailError(self._said) from None
+        self._control.setblocking(True)
 
     def __enter__(self) -> Jail:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def close(self) -> None:
-        """End it."""
-        self._end()
 
     def run(
         self, code: str, asserts: Sequence[str], entries: Sequence[str], prefix: str, *, is_bare: bool
@@ -160,39 +166,44 @@ class Jail:
                 send(ours.fileno(), program)
                 return _verdict(receive(ours.fileno(), 4096, time.monotonic() + wait))
             except EndedError:
-                if self._process.poll() is None:
+                if self._is_running():
                     return "its checker met a limit of time or memory"
-                raise JailError(self._end()) from None
+                self.close()
+                raise JailError(self._said) from None
             except (LateError, OSError) as error:
-                self._end()
+                self.close()
                 raise JailError(str(error) or "no answer in time") from None
 
     def _line(self) -> bytes:
         found = b""
         while not found.endswith(b"\n"):
             if not (more := self._control.recv(4096)):
-                raise JailError(self._end())
+                raise OSError("it ended")
             found += more
         return found
 
-    def _end(self) -> str:
-        """End every process of it; what it last said of a failure."""
+    def _is_running(self) -> bool:
+        # It says nothing after its start, so that a socket with something to read is one that has been closed.
+        return not select.select([self._control], [], [], _END_SECONDS)[0]
+
+    def close(self) -> None:
+        """End every process of it; it may be called again."""
         self._control.close()
+        assert self._process.stderr is not None
+        if self._process.stderr.closed:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        said = b""
-        if self._process.stderr is not None and not self._process.stderr.closed:
-            said = self._process.stderr.read(2**16)
-            self._process.stderr.close()
+        with self._process.stderr as stderr:
+            said = stderr.read(2**16).decode(errors="replace").strip().splitlines()
+        self._said = said[-1][:200] if said else self._said
         self._process.wait()
-        return (said.decode(errors="replace").strip().splitlines() or ["it ended"])[-1][:200]
 
 
 def _verdict(message: Any) -> str | None:
-    if not isinstance(message, dict) or set(message) != {"failed"}:
-        raise JailError("its checker gave no verdict")
-    failed = message["failed"]
-    return None if failed is None else str(failed)
+    if isinstance(message, dict) and set(message) == {"failed"}:
+        return None if message["failed"] is None else str(message["failed"])
+    return "its checker gave no verdict"
 
 
 def _package_folders(kind: Kind) -> list[Path]:

@@ -28,6 +28,6 @@ code_write = partial(_test, "code_write")
 
 
 def verdict(doc: dict[str, Any], results: list[str]) -> dict[str, int]:
-    """Whether the answer is right; the harness has asked for permission before a task that runs code."""
+    """Whether the answer is right; before a task that runs code the harness has asked for permission, and SemAlign for a jail."""
     rows = [row for row in embedded.rows("test") if row["task"] == doc["task"]]
-    return {"acc": int(check_answer(rows[doc["number"]], results[0], allow_code_execution=True).correct)}
+    return {"acc": int(check_answer(rows[doc["number"]], results[0], allow_code_execution="unsafe").correct)}

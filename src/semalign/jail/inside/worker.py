@@ -28,6 +28,7 @@ from .library import keep_library
 from .wire import receive, send
 
 _GRACE_SECONDS = 1.0
+_GOES_ON = b"k"
 # Without Python's handlers after a fork, which mend locks of other threads: this process has none, and they are half of the cost.
 _FORK = ctypes.PyDLL(None).fork
 
@@ -44,6 +45,7 @@ def main(settings: str) -> None:
         os.dup2(1, stream)  # the null device
     sys.path[:0] = given["packages"]
     sys.argv[:] = [""]
+    os.environ.clear()
     answers, checkers, said = _shut_in(given["kind"])
     _warm_up()
     lock.limit(given["limits"]["memory_bytes"])
@@ -123,13 +125,15 @@ class _Worker:
             os.close(pipe)
         answer = self._fork([theirs], self.lock_answer, self.limits["cpu_seconds"], serve)
         os.close(theirs)
-        # The checker closes its end of this pipe when it is done; the host's socket is readable before only if the host is gone.
+        # A checker that can go on says so; one that ends closes the pipe, a moment before it is gone. The host's socket is
+        # readable before only if the host is gone.
         left = max(0.0, deadline + _GRACE_SECONDS - time.monotonic())
         waiting: list[Any] = [done, self.control]
         is_done = done in select.select(waiting, [], [], left)[0]
+        goes_on = is_done and os.read(done, 1) == _GOES_ON
         os.close(done)
         _end(answer)
-        if (is_last or not is_done) and self.checker is not None:
+        if (is_last or not goes_on) and self.checker is not None:
             _end(self.checker[0])
             self.checker[1].close()
             self.checker = None
@@ -156,6 +160,8 @@ class _Worker:
                 return
             job, channel, ending = passed
             is_clean = decide(job, channel, struct.unpack("d", word)[0], self.limits["output_bytes"])
+            if is_clean:
+                os.write(ending, _GOES_ON)
             for pipe in (job, channel, ending):
                 os.close(pipe)
             if not is_clean:
