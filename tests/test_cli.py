@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from semalign.cli import main, parser
+from semalign.cli import main
 from semalign.errors import CacheError, ConfigError, DataError, ModelError, SemAlignError, require
+from semalign.options import parser
 from semalign.parsing import UsageError
 
 
@@ -141,6 +142,17 @@ def test_what_does_not_parse_has_one_sentence_with_the_nearest_valid_key(
     assert main([*given, "--json"]) == 2
     found = json.loads(capsys.readouterr().out)
     assert hint in found["error"] and found["exit_code"] == 2
+
+
+def test_help_and_mistakes_do_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from semalign.cli import main\n"
+        "for words in (['--help'], ['transfer', '--help'], ['transfer', 'none.yaml']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_help_fits_one_screen_and_names_every_command_and_exit_code(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import semalign
-from semalign.cli import HELP, parser
 from semalign.config import TransferConfig
+from semalign.options import HELP, parser
 from semalign.parsing import keys_of
 
 WRITTEN = Path(__file__).with_name("interface.txt")

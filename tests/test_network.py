@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from semalign.cli import DEMO
+from semalign.options import DEMO
 from semalign.parsing import load_config
 from semalign.report import build_report
 from semalign.steps.pipeline import transfer

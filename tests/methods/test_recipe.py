@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from semalign.cli import DEMO
 from semalign.config import RecipeConfig, TrainConfig
 from semalign.methods import methods, resolve
+from semalign.options import DEMO
 from semalign.parsing import load_config
 from semalign.signals.request import recipes_of
 

@@ -20,18 +20,27 @@ __all__ = ["compare"]
 
 
 def compare(
-    path: Path, labels: Sequence[str] | None, changes: Mapping[str, Any], console: Console
+    path: Path,
+    labels: Sequence[str] | None,
+    changes: Mapping[str, Any],
+    console: Console,
+    *,
+    is_regraded: bool = False,
 ) -> dict[str, Any]:
     """Run the comparison in a YAML file; returns its figures, also in figures.json and page.html.
 
     Args:
         labels: methods to run; none: all. The default is always among them.
         changes: fields of `CompareConfig` in place of the file's.
+        is_regraded: grade the stored answers of what is done again, by the present checkers.
     """
     comparison = read_comparison(path, **changes)
     chosen, start = comparison.chosen(labels), time.perf_counter()
     lines = run_comparison(
-        comparison, chosen, lambda sentence: console.print(sentence, markup=False, soft_wrap=True)
+        comparison,
+        chosen,
+        lambda sentence: console.print(sentence, markup=False, soft_wrap=True),
+        is_regraded=is_regraded,
     )
     found = figures(lines) | {"output_dir": str(comparison.root)}
     environment = environment_of(comparison)

@@ -19,9 +19,9 @@ from semalign.config import ModelConfig, TransferConfig
 from semalign.data.drawing import task_rows
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError, DataError
-from semalign.evaluation.answers import answer_items
+from semalign.evaluation.answers import Answer, answer_items, graded_again
 from semalign.evaluation.heldout import heldout_batches
-from semalign.evaluation.summary import trained_model
+from semalign.evaluation.summary import store_answers, stored_answers, trained_model
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load, load_tokenizer, random_model
@@ -38,6 +38,8 @@ from semalign.steps.pair import pair
 from semalign.steps.train import train_student
 
 Line = dict[str, Any]
+Answers = Mapping[str, Sequence[Answer]]
+ANSWERS = "answers.jsonl"
 PATIENCE = 30.0  # seconds; workers outlive a comparison that was killed by a moment
 _inputs: dict[str, Inputs] = {}
 _prepared: dict[str, Prepared] = {}
@@ -138,10 +140,11 @@ def _run(job: CellJob, path: Path) -> None:
         about = train(job, job.source, job.recipe)
         check_files(job.folder / "train.json", "compare")
         model = trained_model(job.config.student, job.folder)
-    found = measure(load(model), job)
+    decoder = load(model)
+    answered = answers_of(decoder, job)
+    rows = [line for task, source in job.references.items() for line in closeness(decoder, source, task)]
     _let_go(job.folder / "train.json")
-    logs = [p for p in (job.folder / "train.json", job.folder / "train.jsonl") if p.exists()]
-    save_result(path, job.fingerprint, {"cell": key_of(cell) | about, **found}, logs)
+    _save(job, {"cell": key_of(cell) | about, "items": verdicts(job, answered), "rows": rows}, answered)
     for name in ("student", "adapter"):
         shutil.rmtree(job.folder / name, ignore_errors=True)
     free_memory()
@@ -241,33 +244,60 @@ def _lines(folders: Sequence[Path]) -> list[Line]:
     return lines
 
 
-def measure(decoder: Decoder, job: CellJob) -> dict[str, list[Line]]:
-    """Verdicts on items of every task, and closeness on its held-out rows."""
-    items: list[Line] = []
-    rows: list[Line] = []
-    for task, reference in job.references.items():
-        is_own = job.cell.task in ("", task)
-        items += verdicts(decoder, reference.config, task, None if is_own else job.retention_items)
-        rows += closeness(decoder, reference, task)
-    return {"items": items, "rows": rows}
+def _save(job: CellJob, result: dict[str, Any], answered: Answers) -> None:
+    """Write the answers, and cell.json, which records them and the training's log."""
+    store_answers(job.folder / ANSWERS, answered)
+    names = ("train.json", "train.jsonl", ANSWERS)
+    kept = [job.folder / name for name in names if (job.folder / name).exists()]
+    save_result(job.folder / "cell.json", job.fingerprint, result, kept)
 
 
-def verdicts(decoder: Decoder, config: TransferConfig, task: str, limit: int | None) -> list[Line]:
-    """One line per item of a task, the first `limit` alone."""
-    options = config.evaluation
-    if options.tasks is None:
-        return []
-    limits = [n for n in (options.max_items, limit) if n is not None]
-    config = replace(config, evaluation=replace(options, max_items=min(limits, default=None)))
-    names = [row.get("id", n) for n, row in enumerate(items_of(config, task))]
+def regrade_cell(job: CellJob) -> int:
+    """Grade the stored answers of a cell that is done again; how many verdicts changed.
+
+    Raises:
+        CacheError: a file of the cell is damaged, or it was measured before answers were stored.
+        DataError: its answers are to other items.
+    """
+    names = [ANSWERS] if any(source.config.evaluation.tasks for source in job.references.values()) else []
+    cell = check_files(job.folder / "cell.json", "compare", names)
+    answered = {
+        task: graded_again(measuring(job, task), given, task)
+        for task, given in stored_answers(job.folder / ANSWERS).items()
+    }
+    items = verdicts(job, answered)
+    changed = sum(a["correct"] != b["correct"] for a, b in zip(cell["items"], items, strict=True))
+    if changed:
+        _save(job, {"cell": cell["cell"], "items": items, "rows": cell["rows"]}, answered)
+    return changed
+
+
+def measuring(job: CellJob, task: str) -> TransferConfig:
+    """The config that a cell's student answers a task's items with: all of its own task, `retention_items` of another."""
+    config = job.references[task].config
+    limits = [config.evaluation.max_items, None if job.cell.task in ("", task) else job.retention_items]
+    fewest = min((n for n in limits if n is not None), default=None)
+    return replace(config, evaluation=replace(config.evaluation, max_items=fewest))
+
+
+def answers_of(decoder: Decoder, job: CellJob) -> Answers:
+    """Task -> answers to its items."""
+    tasks = [task for task, source in job.references.items() if source.config.evaluation.tasks is not None]
+    return {task: answer_items(decoder, measuring(job, task), task) for task in tasks}
+
+
+def verdicts(job: CellJob, answered: Answers) -> list[Line]:
+    """One line per item."""
     return [
         {
             "measured": task,
-            "item": name,
+            "item": answer["id"],
             "correct": int(answer["correct"]),
             "extracted": int(answer["extracted"]),
+            "ended": int(answer["ended"]),
         }
-        for name, answer in zip(names, answer_items(decoder, config, task), strict=True)
+        for task, given in answered.items()
+        for answer in given
     ]
 
 

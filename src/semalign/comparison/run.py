@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 
-from semalign.comparison.cells import CellJob, items_of, key_of, make_random_teacher, prepare, run_cell
+from semalign.comparison.cells import (
+    CellJob,
+    items_of,
+    key_of,
+    make_random_teacher,
+    prepare,
+    regrade_cell,
+    run_cell,
+)
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
 from semalign.config import ModelConfig, to_dict, without_names
@@ -29,19 +37,27 @@ Say = Callable[[str], None]
 
 
 def run_comparison(
-    comparison: Comparison, labels: Sequence[str], say: Say = lambda sentence: None
+    comparison: Comparison,
+    labels: Sequence[str],
+    say: Say = lambda sentence: None,
+    *,
+    is_regraded: bool = False,
 ) -> list[Line]:
     """Prepare, train and measure what is not done yet; the lines of results.jsonl, which is written.
 
     Args:
         labels: methods to compare, the default among them.
         say: called with the sentence of each piece that fails.
+        is_regraded: give the verdicts on the answers of cells that are done again, by the present checkers.
     """
     with RunFolder(comparison.root).lock():
         environment_of(comparison)
         write_yaml(comparison.root / "compare.yaml", json.loads(json.dumps(vars(comparison.options))))
         jobs = jobs_of(comparison, labels)
         open_cells = {name: job for name, job in jobs.items() if not _is_done(job)}
+        for name, job in jobs.items() if is_regraded else ():
+            if name not in open_cells and (changed := regrade_cell(job)):
+                say(f"{name}: {changed} verdicts changed")
         failures = _run(comparison, open_cells, say)
         lines = list(result_lines(comparison, labels, jobs, failures))
         write_atomic(comparison.root / "results.jsonl", "".join(map(json_line, lines)))

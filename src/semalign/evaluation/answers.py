@@ -1,41 +1,77 @@
-"""A model's answers to the items of the tasks, each with its verdict."""
+"""A model's answers to the items of the tasks, each with its verdict, and verdicts given again."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from semalign.config import TransferConfig
 from semalign.data.chat import prompt_row
 from semalign.data.drawing import task_rows
-from semalign.evaluation.decoding import generate
+from semalign.errors import DataError
+from semalign.evaluation.decoding import answers
 from semalign.evaluation.tasks import check_answers
 from semalign.models.decoder import Decoder
 
+Answer = dict[str, Any]
 
-def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = None) -> list[dict[str, Any]]:
-    """Answers to the items of all tasks, or of one, with their verdicts, by greedy decoding."""
-    rows, options = task_rows(config), config.evaluation
-    rows = [row for row in rows if task in (None, row["task"])]
-    prompts = [prompt_row(row) for row in rows]
+
+def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = None) -> list[Answer]:
+    """Answers to the items of all tasks, or of one, with their verdicts, by greedy decoding.
+
+    An answer has the item's `id` (its number where it has none), `task`, `prompt` and `gold`, the `text`, whether it `ended` or was
+    cut off at evaluation.max_new_tokens, and the verdict: `correct`, `extracted`, `reason`, and the `code` that was run.
+    """
+    rows, options = _rows(config, task), config.evaluation
     assert decoder.tokenizer is not None
-    texts = generate(
+    found = answers(
         decoder.model,
         decoder.tokenizer,
-        prompts,
-        max_new_tokens=options.max_new_tokens,
-        batch_size=options.batch_size,
+        [prompt_row(row) for row in rows],
+        options.max_new_tokens,
+        options.batch_size,
         engine=options.engine,
     )
-    verdicts = check_answers(rows, texts, allow_code_execution=options.allow_code_execution)
+    return _graded(config, rows, [{"text": text, "ended": has_ended} for text, has_ended in found])
+
+
+def graded_again(config: TransferConfig, given: Sequence[Answer], task: str | None = None) -> list[Answer]:
+    """The same answers with the verdicts that the present items and checkers give.
+
+    Raises:
+        DataError: the answers are not to these items, in this order.
+    """
+    rows = _rows(config, task)[: len(given)]
+    asked = [prompt_row(row)["messages"][-1]["content"] for row in rows]
+    if asked != [answer["prompt"] for answer in given]:
+        raise DataError(
+            f"evaluation.tasks: expected the items that the {len(given)} stored answers were given to, in their order, got others; "
+            "answer them anew: run the evaluate step without regrade."
+        )
+    return _graded(config, rows, given)
+
+
+def _rows(config: TransferConfig, task: str | None) -> list[dict[str, Any]]:
+    return [row for row in task_rows(config) if task in (None, row["task"])]
+
+
+def _graded(config: TransferConfig, rows: Sequence[dict[str, Any]], given: Sequence[Answer]) -> list[Answer]:
+    permission = config.evaluation.allow_code_execution
+    verdicts = check_answers(rows, [answer["text"] for answer in given], allow_code_execution=permission)
     return [
         {
+            "id": row.get("id", number),
             "task": row["task"],
-            "prompt": prompt["messages"][-1]["content"],
+            "prompt": prompt_row(row)["messages"][-1]["content"],
             "gold": gold_of(row),
-            "text": text,
+            "text": answer["text"],
+            "ended": answer["ended"],
+            "correct": verdict.correct,
+            "extracted": verdict.extracted,
+            "reason": verdict.reason,
+            **({"code": verdict.code} if verdict.code is not None else {}),
         }
-        | {"correct": v.correct, "extracted": v.extracted}
-        for row, prompt, text, v in zip(rows, prompts, texts, verdicts, strict=True)
+        for number, (row, answer, verdict) in enumerate(zip(rows, given, verdicts, strict=True))
     ]
 
 

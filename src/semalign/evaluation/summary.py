@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from semalign.config import ModelConfig, TransferConfig
+from semalign.evaluation.answers import Answer
 from semalign.evaluation.statistics import wilson_interval
 from semalign.evaluation.tokens import teacher_view
 from semalign.maths.similarity import LEAST_KL, gap_closed, kl_gap_closed
 from semalign.run import results
-from semalign.run.files import read_json
+from semalign.run.files import json_line, read_json, read_lines, write_atomic
 from semalign.run.folder import RunFolder, save_result
 from semalign.run.metrics import Metrics
 from semalign.signals.prepared import Prepared
@@ -33,35 +34,21 @@ def trained_model(student: ModelConfig, folder: Path) -> ModelConfig:
 
 def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """metrics.json without its fingerprint: headline figures, baselines, tasks, closeness, alignment, CKA, costs."""
-    config, tasks = prepared.config, _tasks(found)
-    accuracy = {
-        name: sum(t[name]["accuracy"] for t in tasks.values()) / len(tasks)
-        for name, figures in found.items()
-        if "answers" in figures
-    }
-
-    def closed(name: str) -> dict[str, float | None]:
-        near = {n: f["closeness"]["kl"] for n, f in found.items() if "closeness" in f}
-        return {
-            # Where the teacher is not ahead there is no gap to close.
-            "accuracy_gap_closed": gap_closed(accuracy["before"], accuracy[name], accuracy["teacher"])
-            if accuracy and accuracy["before"] < accuracy["teacher"]
-            else None,
-            "kl_gap_closed": kl_gap_closed(near["before"], near[name]) if near else None,
-        }
-
+    config = prepared.config
+    near = {name: f["closeness"]["kl"] for name, f in found.items() if "closeness" in f}
     trained = {
         n: read_json(f / "train.json", "train", results.Trained)
         for n, f in trainings(config, prepared.run).items()
     }
-    summary: dict[str, Any] = {"recipe": config.recipe.name, **closed("after")} | _no_gap(prepared, found)
-    summary["baselines"] = {
-        n: closed(n) | {"train_seconds": trained[n]["train_seconds"]} for n in config.evaluation.baselines
-    }
-    summary["train_seconds"] = trained["after"]["train_seconds"]
+    summary: dict[str, Any] = {"recipe": config.recipe.name} | _no_gap(prepared, found)
+    for name, training in trained.items():
+        entry = summary if name == "after" else summary.setdefault("baselines", {}).setdefault(name, {})
+        entry["kl_gap_closed"] = kl_gap_closed(near["before"], near[name]) if near else None
+        entry["train_seconds"] = training["train_seconds"]
+    summary.setdefault("baselines", {})
     summary["movement"] = trained["after"]["movement"]
-    summary["accuracy"], summary["tasks"] = accuracy, tasks
     summary["harness"] = _harness(found)
+    add_answers(summary, {name: f["answers"] for name, f in found.items() if "answers" in f})
     if prepared.inputs.heldout:
         summary |= _closeness(prepared, found)
         summary["tokens"] = [
@@ -70,8 +57,38 @@ def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str,
             | {name: found[name]["token_view"][n] for name in ("before", "after")}
             for n, row in enumerate(teacher_view(prepared))
         ]
-    summary["samples"] = _samples(found)
     return summary
+
+
+def add_answers(summary: dict[str, Any], answers: Mapping[str, Sequence[Answer]]) -> None:
+    """Put what models' answers say into metrics: accuracy by model and task, shares of the gap closed, samples."""
+    tasks = _tasks(answers)
+    accuracy = {name: sum(task[name]["accuracy"] for task in tasks.values()) / len(tasks) for name in answers}
+    for name, entry in {"after": summary, **summary["baselines"]}.items():
+        # Where the teacher is not ahead there is no gap to close.
+        entry["accuracy_gap_closed"] = (
+            gap_closed(accuracy["before"], accuracy[name], accuracy["teacher"])
+            if accuracy and accuracy["before"] < accuracy["teacher"]
+            else None
+        )
+    summary |= {"accuracy": accuracy, "tasks": tasks, "samples": _samples(answers)}
+
+
+def store_answers(path: Path, answers: Mapping[str, Sequence[Answer]]) -> None:
+    """Write answers as JSON lines, each with its model's name; without any there is no file."""
+    if not answers:
+        path.unlink(missing_ok=True)
+        return
+    lines = [json_line({"model": name, **answer}) for name, given in answers.items() for answer in given]
+    write_atomic(path, "".join(lines))
+
+
+def stored_answers(path: Path) -> dict[str, list[Answer]]:
+    """Model -> its answers, in the order of the items."""
+    found: dict[str, list[Answer]] = {}
+    for line in read_lines(path, "evaluate", results.Answer):
+        found.setdefault(line.pop("model"), []).append(line)
+    return found
 
 
 def _no_gap(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -85,8 +102,7 @@ def _no_gap(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, s
     return {}
 
 
-def _tasks(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    answers = {name: f["answers"] for name, f in found.items() if "answers" in f}
+def _tasks(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     tasks: dict[str, Any] = {}
     for name, items in answers.items():
         for task in sorted({i["task"] for i in items}):
@@ -100,6 +116,7 @@ def _tasks(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 "low": low,
                 "high": high,
                 "extraction_failures": failures,
+                "ended": sum(i["ended"] for i in chosen) / len(chosen),
             }
     return tasks
 
@@ -135,11 +152,11 @@ def _closeness(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str
     return {"closeness": counts | closeness, "alignment": alignment, "cka": cka}
 
 
-def _samples(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _samples(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
     """A few answers per task side by side, those that changed first."""
-    if "answers" not in found["before"]:
+    if not answers:
         return []
-    rows = list(zip(*(found[n]["answers"] for n in ("teacher", "before", "after")), strict=True))
+    rows = list(zip(*(answers[n] for n in ("teacher", "before", "after")), strict=True))
     changed: Callable[[Any], tuple[bool, str]] = lambda r: (  # noqa: E731
         r[1]["correct"] == r[2]["correct"],
         hashlib.sha256(r[0]["prompt"].encode()).hexdigest(),
@@ -192,6 +209,7 @@ def add_costs(run: RunFolder, config: TransferConfig) -> dict[str, Any]:
         metrics["peak_gpu_bytes"] = max(on_gpu)
     wanted = metrics.pop("fingerprint")
     # What the figures and the report are made from; none of it makes measuring again necessary by itself.
-    made_from = [path for path in (*run.about(), *files.values()) if path != run.metrics and path.exists()]
+    about = (*run.about(), run.answers, *files.values())
+    made_from = [path for path in about if path != run.metrics and path.exists()]
     save_result(run.metrics, wanted, metrics, made_from)
     return metrics

@@ -6,6 +6,7 @@ A row's ``check`` holds what is needed: ``{"kind": "letter", "answer": "B", "opt
 another process, and what the prefix defines (`semalign.jail.programs`).
 """
 
+import ast
 import re
 import textwrap
 import warnings
@@ -21,6 +22,7 @@ _NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
 _FINAL_NUMBER = re.compile(rf"(?:answer is:?|####|=>)\s*\$?({_NUMBER})", re.IGNORECASE)
 _ANY_NUMBER = re.compile(rf"(?<![\w.])({_NUMBER})")
 _FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)
 _CODE_START = re.compile(r"^(?:def |async def |class |import |from |@)", re.MULTILINE)
 
 
@@ -32,6 +34,8 @@ class Verdict:
     extracted: bool
     """Whether the completion held an answer in a known form, right or wrong."""
     reason: str
+    code: str | None = None
+    """What was run, where the row is graded by running code."""
 
 
 def check_answer(row: Mapping[str, Any], completion: str, *, allow_code_execution: Permission) -> Verdict:
@@ -70,7 +74,7 @@ def check_answers(
         assert backend is not None
         outcomes = run_programs(list(programs.values()), workers=workers, backend=backend)
         for number, outcome in zip(programs, outcomes, strict=True):
-            verdicts[number] = Verdict(outcome.passed, True, outcome.reason)
+            verdicts[number] = Verdict(outcome.passed, True, outcome.reason, programs[number].code)
     assert all(verdict is not None for verdict in verdicts)
     return [verdict for verdict in verdicts if verdict is not None]
 
@@ -131,26 +135,54 @@ def extract_number(completion: str) -> float | None:
 
 
 def extract_code(completion: str, entry: str, prefix: str = "") -> str | None:
-    """Python source that defines ``entry``, from a completion with or without fences.
+    """Python source that defines ``entry``, from a completion with or without fences; None when nothing compiles.
 
-    A completion that does not define ``entry`` is taken as the body that continues ``prefix``. Lines after the code
-    that are no Python are dropped. None when nothing compiles.
+    An answer may be the whole of a module, begin at its definition, or be the body alone, which then continues ``prefix``. It has
+    the prompt's imports, helpers and constants in every case, as it was written below them: those of ``prefix`` stand before it, and
+    what the answer defines anew replaces them. Lines after the code that are no Python are dropped.
     """
-    text = completion.replace("\r\n", "\n")
-    blocks = _FENCE.findall(text)
+    text, prefix = plain_lines(completion), plain_lines(prefix)
     defines = re.compile(rf"^(?:async )?def {re.escape(entry)}\s*\(", re.MULTILINE)
-    candidates = [block for block in blocks if defines.search(block)] or blocks[:1] or [text]
-    source = textwrap.dedent(candidates[0])
-    if defines.search(source):
-        start = _CODE_START.search(source)
-        assert start is not None
-        return _compilable(source[start.start() :], defines)
-    if not prefix:
+    blocks = _FENCE.findall(text)
+    # A text with a fence that closes and none that opens is code up to there.
+    open_text = text.partition("\n```")[0]
+    for source in map(textwrap.dedent, (*blocks, open_text, text)):
+        if definition := defines.search(source):
+            # Prose may begin as code does: "from here on".
+            starts = [m.start() for m in _CODE_START.finditer(source) if m.start() <= definition.start()]
+            codes = (_compilable(source[start:], defines) for start in starts)
+            code = next((code for code in codes if code is not None), None)
+            return code and _below(_context(prefix, entry), code)
+    if not defines.search(prefix):
         return None
-    body = candidates[0].strip("\n")
+    body = (blocks[0] if blocks else open_text).strip("\n")
     if body and not body[0].isspace():
         body = textwrap.indent(body, "    ")
     return _compilable(prefix + body, defines)
+
+
+def plain_lines(text: str) -> str:
+    """The text with line feeds alone at the ends of its lines."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _context(prefix: str, entry: str) -> str:
+    """What a prompt defines beside the function that it asks for."""
+    for text in (prefix, f"{prefix.rstrip()}\n    pass"):
+        try:
+            tree = ast.parse(text)
+        except (SyntaxError, ValueError):
+            continue
+        nodes = [node for node in tree.body if getattr(node, "name", None) != entry]
+        return "\n".join(map(ast.unparse, nodes))
+    return ""
+
+
+def _below(context: str, code: str) -> str:
+    """Code below other code; imports from __future__ may only stand at the top of both."""
+    if not context.strip():
+        return code
+    return "".join(_FUTURE.findall(code)) + f"{context}\n\n{_FUTURE.sub('', code)}"
 
 
 def _compilable(source: str, defines: re.Pattern[str]) -> str | None:

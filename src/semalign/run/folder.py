@@ -96,6 +96,11 @@ class RunFolder:
         return self.root / "metrics.json"
 
     @property
+    def answers(self) -> Path:
+        """Every model's answer to every item, with its verdict."""
+        return self.root / "answers.jsonl"
+
+    @property
     def report(self) -> Path:
         """The page."""
         return self.root / "report.html"

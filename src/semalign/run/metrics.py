@@ -17,6 +17,7 @@ class Answered(Shape):
     low: Figure | None = None
     high: Figure | None = None
     extraction_failures: Figure | None = None
+    ended: Figure | None = None
 
 
 class Task(Shape):

@@ -208,11 +208,27 @@ class Data(Shape):
     sources: dict[str, Given] = {}
 
 
+class Answer(Shape):
+    """A line of answers.jsonl: what a model answered to an item, and the verdict."""
+
+    model: str = ""
+    id: str | int
+    task: str
+    prompt: str
+    text: str
+    ended: bool
+    correct: bool
+    extracted: bool
+    reason: str = ""
+    code: str | None = None
+
+
 class CellItem(Shape):
     measured: str
     item: str | int
     correct: Annotated[int, Field(ge=0, le=1)]
     extracted: Annotated[int, Field(ge=0, le=1)]
+    ended: Annotated[int, Field(ge=0, le=1)] | None = None
 
 
 class CellRow(Shape):

@@ -6,21 +6,28 @@ from typing import Any
 
 from semalign.config import ModelConfig, TransferConfig, to_dict
 from semalign.data.drawing import task_rows
-from semalign.evaluation.answers import answer_items
+from semalign.evaluation.answers import answer_items, graded_again
 from semalign.evaluation.harness import harness_figures
 from semalign.evaluation.heldout import heldout_figures
-from semalign.evaluation.summary import summarise, trained_model, trainings
+from semalign.evaluation.summary import (
+    add_answers,
+    store_answers,
+    stored_answers,
+    summarise,
+    trained_model,
+    trainings,
+)
 from semalign.evaluation.tokens import token_view
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load
 from semalign.run.files import hash_of, read_json
-from semalign.run.folder import check_files, fingerprint, is_done, save_result
+from semalign.run.folder import RunFolder, check_files, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
 from semalign.signals.prepared import Prepared
 
 
 def evaluate(prepared: Prepared) -> None:
-    """Write metrics.json."""
+    """Write metrics.json, and answers.jsonl with every answer."""
     config, run = prepared.config, prepared.run
     folders = trainings(config, run)
     trained = {n: read_json(f / "train.json", "train") for n, f in folders.items()}
@@ -31,7 +38,7 @@ def evaluate(prepared: Prepared) -> None:
         students={n: found["fingerprint"] for n, found in trained.items()},
         weights={n: hash_of(_of_student(found)) for n, found in trained.items()},
     )
-    if is_done(run.metrics, wanted, ()):
+    if is_done(run.metrics, wanted, (run.answers.name,)):
         return
     for folder in folders.values():
         check_files(folder / "train.json", "train")
@@ -43,7 +50,35 @@ def evaluate(prepared: Prepared) -> None:
         if config.evaluation.tasks or config.evaluation.harness:
             found["teacher"] = _outcomes(load(config.teacher), config)
     result |= summarise(prepared, found)
-    save_result(run.metrics, wanted, result)
+    answers = {name: f["answers"] for name, f in found.items() if "answers" in f}
+    store_answers(run.answers, answers)
+    save_result(run.metrics, wanted, result, [run.answers] if answers else [])
+
+
+def regrade(config: TransferConfig, run: RunFolder) -> list[str]:
+    """Grade the stored answers of a finished run again, by the present items and checkers; no model is loaded.
+
+    Returns:
+        A sentence about each model whose verdicts changed.
+
+    Raises:
+        CacheError: the run is not evaluated, or a file of it is damaged.
+        DataError: its answers are to other items.
+    """
+    metrics = check_files(run.metrics, "evaluate", [run.answers.name])
+    old, new, changes = stored_answers(run.answers), {}, []
+    for name, given in old.items():
+        new[name] = graded_again(config, given)
+        gained = sum(b["correct"] > a["correct"] for a, b in zip(given, new[name], strict=True))
+        lost = sum(b["correct"] < a["correct"] for a, b in zip(given, new[name], strict=True))
+        if gained or lost:
+            changes.append(f"{name}: {gained} more and {lost} fewer answers are right")
+    wanted = metrics.pop("fingerprint") | {"items": hash_of(task_rows(config))}
+    add_answers(metrics, new)
+    store_answers(run.answers, new)
+    files = [run.root / name for name in metrics.pop("files")]
+    save_result(run.metrics, wanted, metrics, [path for path in files if path.exists()])
+    return changes
 
 
 def _of_student(trained: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""Answers are stored with their verdicts, and graded again without a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import config_of
+
+from semalign.cli import main
+from semalign.config import EvaluationConfig, TransferConfig, plain
+from semalign.errors import CacheError, DataError
+from semalign.evaluation import tasks
+from semalign.run.files import find_json, write_yaml
+from semalign.run.verify import verify
+from semalign.steps.evaluate import regrade
+from semalign.steps.pipeline import transfer
+
+
+def item(number: int, answer: float) -> dict[str, object]:
+    messages = [{"role": "user", "content": f"{number} and {number}"}]
+    return {
+        "id": f"i{number}",
+        "task": "sums",
+        "messages": messages,
+        "check": {"kind": "number", "answer": answer},
+    }
+
+
+@pytest.fixture
+def config(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -> TransferConfig:
+    items = tmp_path / "items.jsonl"
+    items.write_text("".join(json.dumps(item(n, 2 * n)) + "\n" for n in range(4)))
+    config = config_of(tiny_pair, rows_file, tmp_path / "run")
+    evaluation = EvaluationConfig(tasks=str(items), max_new_tokens=3, baselines=("cross_entropy",))
+    return replace(config, evaluation=evaluation)
+
+
+def test_every_answer_is_stored_and_graded_again(
+    config: TransferConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = transfer(config)
+    lines = [json.loads(line) for line in run.answers.read_text().splitlines()]
+    assert [line["model"] for line in lines[::4]] == ["before", "after", "cross_entropy", "teacher"]
+    assert [line["id"] for line in lines[:4]] == ["i0", "i1", "i2", "i3"]
+    assert {"prompt", "gold", "text", "ended", "correct", "extracted", "reason"} <= set(lines[0])
+    metrics = find_json(run.metrics)
+    assert metrics["accuracy"]["after"] == 0 and "answers.jsonl" in metrics["files"]
+    ended = [line["ended"] for line in lines if line["model"] == "after"]
+    assert metrics["tasks"]["sums"]["after"]["ended"] == sum(ended) / 4
+    assert regrade(config, run) == []
+    assert {**find_json(run.metrics), "files": 0} == {**metrics, "files": 0}
+    # A checker that finds what this one does not.
+    monkeypatch.setattr(tasks, "extract_number", lambda text: 2.0)
+    write_yaml(tmp_path / "config.yaml", plain(config))
+    assert main(["evaluate", str(tmp_path / "config.yaml"), "--regrade", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["changes"] == [
+        f"{n}: 1 more and 0 fewer answers are right" for n in ("before", "after", "cross_entropy", "teacher")
+    ]
+    again = find_json(run.metrics)
+    assert again["accuracy"] == dict.fromkeys(("before", "after", "cross_entropy", "teacher"), 0.25)
+    assert again["closeness"] == metrics["closeness"] and again["steps"] == metrics["steps"]
+    # What was graded again is done: nothing is answered anew.
+    before = run.answers.read_bytes()
+    transfer(config, ("evaluate", "report"))
+    assert run.answers.read_bytes() == before and verify(run.root).is_sound
+
+
+def test_items_with_other_answers_are_graded_by_them_and_other_items_refused(
+    config: TransferConfig, tmp_path: Path
+) -> None:
+    run = transfer(config)
+    items = tmp_path / "items.jsonl"
+    text = next(
+        json.loads(line)["text"] for line in run.answers.read_text().splitlines() if '"after"' in line
+    )
+    number = tasks.extract_number(text)
+    items.write_text(
+        "".join(json.dumps(item(n, number if number is not None else 7)) + "\n" for n in range(4))
+    )
+    changes = regrade(config, run)
+    assert (number is None) == (changes == []) or changes
+    items.write_text("".join(json.dumps(item(n + 1, 1)) + "\n" for n in range(4)))
+    with pytest.raises(DataError, match="the items that the 4 stored answers were given to"):
+        regrade(config, run)
+
+
+def test_damaged_answers_are_not_graded(config: TransferConfig) -> None:
+    run = transfer(config)
+    run.answers.write_bytes(run.answers.read_bytes()[:-5])
+    with pytest.raises(CacheError, match=r"answers\.jsonl"):
+        regrade(config, run)
