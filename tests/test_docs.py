@@ -27,6 +27,7 @@ PAGES = [
     ROOT / "README.md",
     *sorted(p for p in (ROOT / "docs").rglob("*.md") if not RECORDS & {p.name, p.parent.name}),
 ]
+AFTER = re.compile(r"<!-- after: (\S+) -->")
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<why>[^>]+) -->\n+)?^```(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^```$", re.M | re.S
 )
@@ -45,13 +46,8 @@ def blocks_of(page: Path) -> list[Block]:
     return [Block(m["kind"], m["text"], m["why"]) for m in FENCE.finditer(page.read_text(encoding="utf-8"))]
 
 
-def run_page(page: Path, folder: Path) -> int:
-    """Run a page's blocks in a folder; how many ran."""
-    done = folder / f".{page.stem}-done"
-    if done.exists():
-        return int(done.read_text())
-    for before in re.findall(r"<!-- after: (\S+) -->", page.read_text(encoding="utf-8")):
-        run_page(page.parent / before, folder)
+def run_page(page: Path) -> int:
+    """Run a page's blocks in the present folder; how many ran."""
     ran, names = 0, {"__name__": "__main__"}
     for block in blocks_of(page):
         if block.why_not is not None:
@@ -66,7 +62,6 @@ def run_page(page: Path, folder: Path) -> int:
                 run_line(line)
         else:
             ran -= 1
-    done.write_text(str(ran))
     return ran
 
 
@@ -99,12 +94,24 @@ def workplace(tmp_path_factory):
     return tmp_path_factory.mktemp("docs")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
+def befores(page: Path) -> list[Path]:
+    """The pages whose files a page needs."""
+    return [(page.parent / name).resolve() for name in AFTER.findall(page.read_text(encoding="utf-8"))]
+
+
+# A page that others need is run with them, in one test: workers share no files.
+CHAINS = [
+    [first, *(page for page in PAGES if first in befores(page))] for first in PAGES if not befores(first)
+]
+
+
+@pytest.mark.parametrize("pages", CHAINS, ids=[str(pages[0].relative_to(ROOT)) for pages in CHAINS])
 @pytest.mark.filterwarnings("ignore")
-def test_every_block_of_a_page_runs(page, workplace, monkeypatch):
+def test_every_block_of_a_page_runs(pages, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    written = [b for b in blocks_of(page) if b.kind in ("python", "yaml", "bash")]
-    assert run_page(page, workplace) == sum(b.why_not is None for b in written)
+    for page in pages:
+        written = [b for b in blocks_of(page) if b.kind in ("python", "yaml", "bash")]
+        assert run_page(page) == sum(b.why_not is None for b in written)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,6 +17,7 @@ ORDER = (
     "reading",
     "config",
     "parsing",
+    "options",
     "jail",
     "run",
     "maths",

@@ -111,9 +111,9 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         from semalign.estimate.check import check
 
         return check(config, console)
-    from semalign.run.files import read_json
     from semalign.report.tables import final_table
     from semalign.report.words import MEND, setback
+    from semalign.run.files import read_json
     from semalign.run.metrics import Metrics
     from semalign.steps.pipeline import STEPS, transfer
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,12 +31,18 @@ from semalign.comparison.plan import Cell, Source, read_comparison
 from semalign.config import DataConfig, EvaluationConfig, ModelConfig, PairingConfig
 from semalign.data.inputs import load_inputs
 from semalign.errors import ConfigError, DataError
+from semalign.evaluation import answers as answering
+from semalign.evaluation import tasks
 from semalign.methods import method
 from semalign.models.loading import load
 from semalign.run.files import read_json, write_json
 from semalign.run.folder import save_result
+from semalign.run.verify import verify
 
 from .small import TASKS, results, write
+
+ANSWER = {"id": "a", "correct": True, "extracted": True, "ended": False, "prompt": "1 + 1?", "text": "2"}
+ITEM = {"measured": "sums", "item": "a", "correct": 1, "extracted": 1, "ended": 0}
 
 
 def test_every_cell_answers_all_tasks_and_leaves_no_weights(straight: Path) -> None:
@@ -275,8 +283,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def loaded(model: ModelConfig) -> Any:
         calls.append(f"load {Path(model.model_name_or_path).name}")
 
-    def measured(decoder: Any, job: CellJob) -> dict[str, Any]:
-        return {"items": [{"item": "a"}], "rows": [{"row": 0}]}
+    def measured(decoder: Any, job: CellJob) -> tuple[Any, list[Any]]:
+        return {"sums": [ANSWER]}, [{"row": 0}]
 
     def prepared(source: Source) -> Any:
         class Found:
@@ -303,9 +311,14 @@ def test_a_cell_leaves_one_file_and_no_weights_and_is_not_run_twice(
     (folder / "train.jsonl").write_text("the rest of an interrupted training")
     run_cell(job)
     assert fakes == ["train kl seed 5 steps -1", "load student"]
-    assert sorted(p.name for p in folder.iterdir()) == [".lock", "cell.json", "train.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        ".lock",
+        "answers.jsonl",
+        "cell.json",
+        "train.json",
+    ]
     found = read_json(folder / "cell.json", "compare")
-    assert found["fingerprint"] == {"seed": 1} and found["items"] == [{"item": "a"}]
+    assert found["fingerprint"] == {"seed": 1} and found["items"] == [ITEM]
     expected = {"method": "kl", "trained": "sums", "seed": 2, "budget": "rows", "rows": 3, "steps": 4}
     costs = {"preparation_seconds": 73.0, "seconds": 7.0, "wall_seconds": 80.0, "budget_seconds": None}
     assert (expected | costs).items() <= found["cell"].items()
@@ -378,19 +391,49 @@ def test_a_student_answers_as_many_items_as_the_lower_limit_says(
     limit: int | None,
     names: list[Any],
 ) -> None:
-    def answers(decoder: Any, config: Any, task: str) -> list[dict[str, Any]]:
-        return [{"correct": n % 2 == 0, "extracted": True} for n, _ in enumerate(items_of(config, task))]
+    def answers(*_: Any, **options: Any) -> list[tuple[str, bool]]:
+        return [("2" if n % 2 == 0 else "6", True) for n in range(4)][: len(names)]
 
-    monkeypatch.setattr(cells, "answer_items", answers)
+    def closeness(*_: Any) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(answering, "answers", answers)
+    monkeypatch.setattr(cells, "closeness", closeness)
     options = EvaluationConfig(tasks=items_file(tmp_path / "items.jsonl"), max_items=most)
     config = tiny_config(tiny_pair, rows_file, tmp_path, evaluation=options)
-    found = verdicts(None, config, "sums", limit)  # type: ignore[arg-type]
+    source = Source("sums", config)
+    job = CellJob(Cell("aligned", "names", 0), tmp_path, config, {"sums": source}, {}, retention_items=limit)
+    decoder: Any = SimpleNamespace(model=None, tokenizer="")
+    found = verdicts(job, cells.measure(decoder, job)[0])
     assert [x["item"] for x in found] == names and {x["measured"] for x in found} == {"sums"}
     assert [x["correct"] for x in found] == [1, 0, 1, 0][: len(names)] and all(
         x["extracted"] == 1 for x in found
     )
-    without = replace(config, evaluation=EvaluationConfig())
-    assert verdicts(None, without, "sums", limit) == []  # type: ignore[arg-type]
+    without = replace(source, config=replace(config, evaluation=EvaluationConfig()))
+    assert cells.measure(decoder, replace(job, references={"sums": without}))[0] == {}
+
+
+def test_answers_of_cells_are_graded_again_without_training(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "compare"
+    shutil.copytree(straight.parent, root)
+    path = root / straight.name
+    path.write_text(path.read_text().replace(str(straight.parent), str(root)))
+    out, cell = root / "out", root / "out/cells/knowledge/cross_entropy/rows-0"
+    before, trained = results(out), (cell / "train.json").read_bytes()
+    answers = [json.loads(line) for line in (cell / "answers.jsonl").read_text().splitlines()]
+    assert [a["correct"] for a in answers] == [
+        bool(x["correct"]) for x in read_json(cell / "cell.json", "compare")["items"]
+    ]
+    assert main(["compare", str(path), "--regrade", "--quiet", "--json"]) == 0
+    assert results(out) == before
+    # A checker that finds every letter right.
+    monkeypatch.setattr(tasks, "_check_text", lambda *_: tasks.Verdict(True, True, "right"))
+    capsys.readouterr()
+    assert main(["compare", str(path), "--regrade", "--quiet", "--json"]) == 0
+    assert all(x["correct"] for x in results(out) if x["kind"] == "item" and x["measured"] == "knowledge")
+    assert (cell / "train.json").read_bytes() == trained and verify(out).is_sound
 
 
 def test_items_of_a_task_are_its_own_and_a_task_without_any_is_named(

@@ -48,6 +48,7 @@ def answers(marks: str, task: str = "sums") -> list[dict[str, Any]]:
             "text": mark,
             "correct": mark == "r",
             "extracted": mark != "-",
+            "ended": mark != "-",
         }
         for n, mark in enumerate(marks)
     ]
@@ -104,6 +105,7 @@ def test_a_task_has_its_accuracy_its_interval_and_its_share_without_an_answer(tm
     found = summarise(unmeasured(tmp_path), of_answers("rrrrr", "rw---", "rrw--"))["tasks"]["sums"]
     assert found["n"] == 5
     assert [found[n]["extraction_failures"] for n in ("teacher", "before", "after")] == [0.0, 0.6, 0.4]
+    assert [found[n]["ended"] for n in ("teacher", "before", "after")] == [1.0, 0.4, 0.6]
     for name, p in (("teacher", 1.0), ("before", 0.2), ("after", 0.4)):
         entry = found[name]
         assert entry["accuracy"] == p and 0 <= entry["low"] <= p <= entry["high"] <= 1

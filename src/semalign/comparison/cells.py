@@ -140,9 +140,7 @@ def _run(job: CellJob, path: Path) -> None:
         about = train(job, job.source, job.recipe)
         check_files(job.folder / "train.json", "compare")
         model = trained_model(job.config.student, job.folder)
-    decoder = load(model)
-    answered = answers_of(decoder, job)
-    rows = [line for task, source in job.references.items() for line in closeness(decoder, source, task)]
+    answered, rows = measure(load(model), job)
     _let_go(job.folder / "train.json")
     _save(job, {"cell": key_of(cell) | about, "items": verdicts(job, answered), "rows": rows}, answered)
     for name in ("student", "adapter"):
@@ -280,10 +278,12 @@ def measuring(job: CellJob, task: str) -> TransferConfig:
     return replace(config, evaluation=replace(config.evaluation, max_items=fewest))
 
 
-def answers_of(decoder: Decoder, job: CellJob) -> Answers:
-    """Task -> answers to its items."""
+def measure(decoder: Decoder, job: CellJob) -> tuple[Answers, list[Line]]:
+    """Answers to the items of every task, and closeness on its held-out rows."""
     tasks = [task for task, source in job.references.items() if source.config.evaluation.tasks is not None]
-    return {task: answer_items(decoder, measuring(job, task), task) for task in tasks}
+    answered = {task: answer_items(decoder, measuring(job, task), task) for task in tasks}
+    rows = [line for task, source in job.references.items() for line in closeness(decoder, source, task)]
+    return answered, rows
 
 
 def verdicts(job: CellJob, answered: Answers) -> list[Line]:
