@@ -70,7 +70,7 @@ def test_label_share_reaches_the_trained_distribution(tiny_pair: tuple[Path, Pat
         "valid": torch.ones(3, 2, dtype=torch.bool),
         "teacher_logp": torch.log(torch.tensor([[0.75, 0.25]] * 3)),
         "student_logp": torch.zeros(3, 2),
-        "outside": torch.full((3,), -1e30),
+        "rest": torch.tensor([[-1e30, 0.0, -1e30]] * 3),
     }
     labels = torch.tensor([5, 8, 9])
     logits = own @ objective.head.weight_VD.float().T
@@ -94,7 +94,7 @@ def test_losses_without_a_vocabulary_are_the_same_under_autocast(name: str) -> N
         "valid": torch.ones(6, 8, dtype=torch.bool),
         "teacher_logp": logp,
         "student_logp": logp.flip(1),
-        "outside": torch.zeros(6),
+        "rest": torch.zeros(6, 3),
         "target.2": target,
     }
     labels = torch.arange(6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from semalign.data import Sample, prepare
-from semalign.data.batches import candidates_of
+from semalign.data.batches import candidates_of, labels_of
 from semalign.errors import ModelError
 from semalign.maths.head import HeadOptions
 from semalign.maths.pairing import LayerPair
@@ -49,13 +50,16 @@ def whole(decoder: Decoder, sample: Sample) -> tuple[list[Tensor], Tensor, Tenso
     return [hidden[0] for hidden in found.hidden_states], found.logits[0], states
 
 
+TEMPERATURES = (2.0, 0.5)  # beside 1, at which probabilities are kept
+
+
 def test_what_is_left_outside_the_top_k_of_a_half_precision_head_is_not_rounding() -> None:
     draw = torch.Generator().manual_seed(0)
     weight, states = torch.randn(400, 16, generator=draw).bfloat16(), 3 * torch.randn(50, 16, generator=draw)
     ids, logits, lse = topk(Head(weight), states.bfloat16().float(), 8)
     exact = states.bfloat16().float() @ weight.float().T
     torch.testing.assert_close(logits, exact.gather(1, ids))
-    left = 1 - (logits - lse[:, None]).exp().sum(1)
+    left = 1 - (logits - lse).exp().sum(1)
     wanted = 1 - (exact.gather(1, ids) - exact.logsumexp(1)[:, None]).exp().sum(1)
     assert float(wanted.min()) < 1e-3 and float(wanted.max()) > 0.01, "both certain and uncertain positions"
     torch.testing.assert_close(left, wanted, rtol=0.05, atol=1e-5)
@@ -82,7 +86,7 @@ def test_the_student_leaves_its_stream_its_activations_and_its_likeliest_tokens(
             "positions.own.block.2": hidden[2][states],
             "positions.student_output": hidden[3][states],
             "positions.student_logp": logp.topk(K).values,
-            "positions.student_lse": logits[states].logsumexp(-1),
+            "positions.student_lse": logits[states].logsumexp(-1, keepdim=True),
         }
         assert record.keys() == expected.keys() | {"positions.own.block.3", "positions.student_ids"}
         for key, value in expected.items():
@@ -138,7 +142,7 @@ def test_the_teacher_leaves_blended_layers_and_its_own_output() -> None:
 
 
 def test_the_union_of_likeliest_tokens_has_both_models_log_probabilities() -> None:
-    found, theirs, own = signals_of_teacher(REQUEST)
+    found, theirs, own = signals_of_teacher(replace(REQUEST, temperatures=TEMPERATURES))
     followed = candidates_of(ROWS[:1])
     for record, sample in zip(found, ROWS, strict=True):
         (_, z_T, states), (_, z_S, _) = whole(theirs, sample), whole(own, sample)
@@ -149,11 +153,17 @@ def test_the_union_of_likeliest_tokens_has_both_models_log_probabilities() -> No
             torch.testing.assert_close(record[f"positions.{name}"].double(), expected, rtol=1e-4, atol=1e-4)
         for n, row in enumerate(ids):
             union = {*z_T[n].topk(K).indices.tolist(), *z_S[n].topk(K).indices.tolist()}
+            union.add(int(labels_of(sample)[n]))
             assert sorted(row[valid[n]].tolist()) == sorted(union), "every token once"
-            left = z_S[n].clone()
-            left[[*union, *followed.tolist()]] = -torch.inf
-            outside = float(record["positions.outside"][n])
-            assert outside == pytest.approx(float(left.logsumexp(0)), abs=1e-2)
+            for t in TEMPERATURES:
+                rest, known = (
+                    record[f"positions.rest.{t:g}"][n],
+                    [v for v in followed.tolist() if v not in union],
+                )
+                left, logp = z_S[n].clone(), z_T[n].log_softmax(0)
+                left[[*union, *known]] = logp[[*union]] = -torch.inf
+                expected = [t * (z / t).logsumexp(0) for z in (logp, z_S[n][known], left)]
+                torch.testing.assert_close(rest.double(), torch.stack(expected), rtol=0, atol=2e-2)
 
 
 def test_a_token_of_the_students_list_keeps_the_log_probability_of_the_unrounded_state() -> None:
@@ -204,7 +214,7 @@ def test_activations_have_the_requested_type_and_log_probabilities_do_not() -> N
     }
     assert {key for key, kind in types.items() if kind == torch.bfloat16} == half
     assert types["ids"] == types["student_ids"] == torch.int32 and types["valid"] == torch.bool
-    exact = {"teacher_logp", "student_logp", "student_lse", "outside"}
+    exact = {"teacher_logp", "student_logp", "student_lse", "rest.1"}
     assert {key for key, kind in types.items() if kind == torch.float32} == exact
 
 
@@ -276,7 +286,7 @@ def test_likeliest_tokens_of_many_positions_are_found_chunk_by_chunk(monkeypatch
     logits = 9.0 * torch.tanh(0.7 * (hidden.double() @ weight.double().T + head.options.bias_V) / 9.0)
     assert torch.equal(ids, logits.topk(5).indices)
     torch.testing.assert_close(values.double(), logits.topk(5).values, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(lse.double(), logits.logsumexp(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lse[:, 0].double(), logits.logsumexp(1), rtol=1e-4, atol=1e-5)
 
 
 def test_no_more_tokens_are_kept_than_there_are() -> None:
@@ -284,7 +294,7 @@ def test_no_more_tokens_are_kept_than_there_are() -> None:
     head, hidden = Head(torch.randn(4, 16, generator=draw)), torch.randn(3, 16, generator=draw)
     ids, values, lse = topk(head, hidden, 9)
     assert ids.shape == values.shape == (3, 4)
-    torch.testing.assert_close((values - lse[:, None]).exp().sum(1), torch.ones(3))
+    torch.testing.assert_close((values - lse).exp().sum(1), torch.ones(3))
 
 
 def test_states_of_every_layer_are_those_of_the_whole_model() -> None:

@@ -76,7 +76,7 @@ def test_a_batch_has_a_row_for_every_supervised_position(prepared: Prepared, nam
     found = of_cache(prepared, recipe).signals(numbers)
     count = sum(prepared.inputs.train[n].supervised for n in numbers)
     wide = {"target": 48 if recipe.map == "none" else 32}
-    shapes = dict.fromkeys(TOPK, (count, 16)) | {"outside": (count,), "teacher_output": (count, 48)}
+    shapes = dict.fromkeys(TOPK, (count, 17)) | {"rest": (count, 3), "teacher_output": (count, 48)}
     assert {key: tuple(tensor.shape) for key, tensor in found.items()} == {
         **{key: shapes[key] for key in recipe.reads},
         **({f"target.{k}": (count, wide["target"]) for k in "23"} if recipe.layer is not None else {}),

@@ -91,8 +91,8 @@ def literal(recipe: str, config: TransferConfig, run: RunFolder, numbers: list[i
         output = 1 - cosine_similarity(z_S, one_hot(labels, z_S.shape[1]).double(), dim=1).mean()
         return float(torch.stack(terms).mean() + output)
     union = [
-        sorted({*t.topk(8).indices.tolist(), *s.topk(8).indices.tolist()})
-        for t, s in zip(z_T, z_S, strict=True)
+        sorted({*t.topk(8).indices.tolist(), *s.topk(8).indices.tolist(), int(label)})
+        for t, s, label in zip(z_T, z_S, labels, strict=True)
     ]
     # Everything outside a union J is one more token.
     p_T, p_S = z_T.softmax(-1), z_S.softmax(-1)

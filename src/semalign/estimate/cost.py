@@ -26,7 +26,8 @@ class Sizes:
     token: int
     """A training token: the prefix stream, E numbers, or E + 6 bytes in eight bits."""
     position: int
-    """A supervised position: own state and target, E a pair; outputs, E and D; 2 k entries of 13 bytes and k of 8."""
+    """A supervised position: own state and target, E a pair; outputs, E and D; 2 k + 1 entries of 13 bytes, k of 8,
+    and what is left of both models at each temperature, 16 bytes."""
     heldout: int
     """A supervised position of a held-out row."""
     raw: int
@@ -39,8 +40,9 @@ def record_sizes(request: Request, wanted: Sequence[tuple[str, str]], wide: int,
     """Bytes by arithmetic from what a run stores (see `steps.stores.request_of`) and both models' widths."""
     size = torch.finfo(request.dtype).bits // 8
     own = sum(len(request.at(i)) for i in request.interfaces) * narrow * size
-    own += narrow * size + 8 * request.top_k + 4 if request.top_k else 0
-    top = 2 * request.top_k * 13 + 4 if request.top_k else 0
+    sums = 4 * len({1.0, *request.temperatures})
+    own += narrow * size + 8 * request.top_k + sums if request.top_k else 0
+    top = (2 * request.top_k + 1) * 13 + 12 * len(request.temperatures) if request.top_k else 0
     # Without a map a target stays in the teacher's width.
     target = sum(len(request.at(i)) * (wide if name == "none" else narrow) for name, i in wanted) * size
     output = wide * size

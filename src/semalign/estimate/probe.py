@@ -22,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from semalign.config import TransferConfig
 from semalign.data import Sample
 from semalign.data.inputs import Inputs
+from semalign.methods.loss import REST
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head, head_options
@@ -214,7 +215,7 @@ class _Invented:
     def __init__(
         self, samples: Sequence[Sample], recipe: Recipe, request: Request, inputs: Inputs, width: int
     ) -> None:
-        self.samples, self.inputs, self.width, self.slots = samples, inputs, width, 2 * request.top_k
+        self.samples, self.inputs, self.width, self.slots = samples, inputs, width, 2 * request.top_k + 1
         self.is_raw = recipe.map == "none"
         self.keys = wanted_keys(recipe, [p.place for p in request.at(recipe.interface)]).values()
 
@@ -228,8 +229,8 @@ class _Invented:
             return torch.randint(self.inputs.vocabulary, (count, self.slots), dtype=torch.int32)
         if key == "valid":
             return torch.ones(count, self.slots, dtype=torch.bool)
-        if key == "outside":
-            return torch.zeros(count)
+        if key == REST:
+            return torch.zeros(count, 3)
         if key.endswith("_logp"):
             return torch.randn(count, self.slots).log_softmax(1)
         raw = key == "teacher_output" or (key.startswith("target.") and self.is_raw)

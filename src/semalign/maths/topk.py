@@ -1,13 +1,13 @@
 """Losses on the union of both models' top-k tokens: the full KL's knowledge from 2k head rows.
 
-J is the union of the teacher's and the untouched student's top-k tokens at a position, stored as 2K ids of
-which repeats are masked out. Log-probabilities are those of the full softmax, not renormalised.
+J is the union of the teacher's and the untouched student's top-k tokens at a position and of the row's own token, stored as
+2K + 1 ids of which repeats are masked out. Log-probabilities are those of the full softmax, not renormalised.
 
 Losses on J alone leave everything outside J free: the student may put any mass there. One more slot, the rest, holds it
-in place: the teacher's 1 - sum_J p_T against the student's mass outside J, of which a fixed set of candidates is followed
-through training and all other tokens keep the logits of the untouched student.
+in place: the teacher's mass outside J against the student's, of which a fixed set of candidates is followed through training.
+What is neither in J nor a candidate moves as the candidates do: it keeps its share of their sum in the untouched student.
 
-Legend: N supervised positions, V vocabulary, K top tokens of one model, J = 2K slots of the union, C candidates.
+Legend: N supervised positions, V vocabulary, K top tokens of one model, J = 2K + 1 slots of the union, C candidates.
 """
 
 import torch
@@ -55,29 +55,52 @@ def topk_kl_loss(
     return terms_NJ.sum(-1).mean() * temperature**2
 
 
-def rest_logit(
-    logits_NC: Tensor, candidates_C: Tensor, ids_NJ: Tensor, mask_NJ: Tensor, outside_N: Tensor
-) -> Tensor:
-    """The logit of "any token outside J" (N x 1): log(sum_{c in C without J} exp z_c + exp outside).
+def with_labels(ids_NJ: Tensor, mask_NJ: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and mask with the row's own tokens in one more slot, masked where the others have them (N x (J + 1) each)."""
+    known_N = ((ids_NJ == labels_N[:, None]) & mask_NJ).any(1)
+    return torch.cat([ids_NJ, labels_N[:, None]], 1), torch.cat([mask_NJ, ~known_N[:, None]], 1)
 
-    A softmax over J and this slot gives it the joint probability of all these tokens. At the untouched student, or with C the
-    whole vocabulary, the KL on J and the rest is exactly that of both models once tokens outside J are taken as one: at most
-    the full KL, and 0 where the models agree.
+
+def followed_logit(
+    logits_NC: Tensor, candidates_C: Tensor, ids_NJ: Tensor, mask_NJ: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """t log sum exp(z_c / t) (N,) over the candidates that are not in J; -1e30 t where there are none.
 
     Args:
         logits_NC: the student's logits of the candidates.
         candidates_C: their token ids, ascending, each once.
         ids_NJ: the tokens of J of each position.
         mask_NJ: which of them count.
-        outside_N: log sum exp of the untouched student's logits over the tokens that are neither in J nor in C.
     """
     check_rows("Candidates' logits", "ids", len(logits_NC), len(ids_NJ))
     at_NJ = torch.searchsorted(candidates_C, ids_NJ).clamp_max(len(candidates_C) - 1)
     row_M, slot_M = ((candidates_C[at_NJ] == ids_NJ) & mask_NJ).nonzero(as_tuple=True)
     inside_NC = torch.zeros_like(logits_NC, dtype=torch.bool)
     inside_NC[row_M, at_NJ[row_M, slot_M]] = True
-    logits_NC = logits_NC.to(working_dtype(logits_NC)).masked_fill(inside_NC, _LOG_ZERO)
-    return torch.cat([logits_NC, outside_N[:, None].to(logits_NC.dtype)], 1).logsumexp(1, keepdim=True)
+    scaled_NC = (logits_NC.to(working_dtype(logits_NC)) / temperature).masked_fill(inside_NC, _LOG_ZERO)
+    # The least that a sum can be, so that without candidates it is no log 0.
+    return scaled_NC.logsumexp(1).clamp_min(_LOG_ZERO) * temperature
+
+
+def rest_logit(
+    followed_N: Tensor, untouched_N: Tensor, outside_N: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """The logit of "any token outside J" (N x 1) at temperature t: t log(exp(f / t) + exp((o + f - f0) / t)).
+
+    A softmax at t over J and this slot gives it the joint probability of all these tokens, as far as tokens that are not followed
+    move with those that are. At the untouched student, or with the whole vocabulary as candidates, the KL on J and the rest is exactly
+    that of both models once tokens outside J are taken as one: at most the full KL, and 0 where the models agree.
+
+    Args:
+        followed_N: f, `followed_logit` of the student.
+        untouched_N: f0, that of the untouched student.
+        outside_N: o, t log sum exp(z / t) of the untouched student's logits over the tokens that are neither in J nor candidates.
+    """
+    check_rows("Followed logits", "logits outside", len(followed_N), len(outside_N))
+    # Without candidates nothing says how the others move, and they stay.
+    moved_N = torch.where(untouched_N > _LOG_ZERO / 2, followed_N - untouched_N, 0.0)
+    both_NT = torch.stack([followed_N, outside_N.to(followed_N.dtype) + moved_N], 1)
+    return (both_NT / temperature).logsumexp(1, keepdim=True) * temperature
 
 
 def log_rest(logp_NJ: Tensor, mask_NJ: Tensor) -> Tensor:
@@ -87,30 +110,30 @@ def log_rest(logp_NJ: Tensor, mask_NJ: Tensor) -> Tensor:
     return rest_N1.clamp_min(torch.finfo(rest_N1.dtype).eps).log()
 
 
-def logp_with_rest(logp_NJ: Tensor, mask_NJ: Tensor) -> Tensor:
-    """Log-probabilities with one more slot, the rest (N x (J + 1))."""
-    return torch.cat([logp_NJ, log_rest(logp_NJ, mask_NJ)], 1)
+def rest_of(logits_NJ: Tensor, lse_N: Tensor, mask_NJ: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """t log sum exp(z / t) (N,) over the tokens outside J of a model whose t log sum exp over the vocabulary is `lse_N`."""
+    scaled_NJ = (logits_NJ - lse_N[:, None]) / temperature
+    return lse_N + temperature * log_rest(scaled_NJ, mask_NJ)[:, 0]
+
+
+def outside_of(
+    followed_N: Tensor, logits_NJ: Tensor, lse_N: Tensor, mask_NJ: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """The same over the tokens that are neither in J nor among the candidates, whose part is `followed_N`."""
+    rest_N = (rest_of(logits_NJ, lse_N, mask_NJ, temperature=temperature) - lse_N) / temperature
+    left_N = rest_N.exp() - ((followed_N - lse_N) / temperature).exp()
+    return lse_N + temperature * left_N.clamp_min(torch.finfo(left_N.dtype).eps).log()
 
 
 def with_rest(
-    logits_NJ: Tensor, rest_N1: Tensor, logp_NJ: Tensor, mask_NJ: Tensor
+    logits_NJ: Tensor, rest_N1: Tensor, logp_NJ: Tensor, logp_rest_N1: Tensor, mask_NJ: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, log-probabilities and mask with one more slot, the rest (N x (J + 1) each), for the losses below."""
     return (
         torch.cat([logits_NJ, rest_N1], 1),
-        logp_with_rest(logp_NJ, mask_NJ),
+        torch.cat([logp_NJ, logp_rest_N1], 1),
         torch.cat([mask_NJ, torch.ones_like(mask_NJ[:, :1])], 1),
     )
-
-
-def log_outside(
-    logp_NC: Tensor, candidates_C: Tensor, logp_NJ: Tensor, ids_NJ: Tensor, mask_NJ: Tensor
-) -> Tensor:
-    """The log-probability (N,) of all tokens that are neither in J nor among the candidates, from the others'."""
-    nothing_N = logp_NC.new_full((len(logp_NC),), _LOG_ZERO)
-    followed_N1 = rest_logit(logp_NC, candidates_C, ids_NJ, mask_NJ, nothing_N)
-    left_N = (log_rest(logp_NJ, mask_NJ).exp() - followed_N1.exp())[:, 0]
-    return left_N.clamp_min(torch.finfo(left_N.dtype).eps).log()
 
 
 def mix_labels(

@@ -6,22 +6,18 @@ pairs of 1 - cos(h_S, M h_T + b), with M and b fitted by ridge regression on the
 
 from torch import Tensor
 
-from semalign.maths.topk import mix_labels, topk_kl_loss
+from semalign.maths.topk import topk_kl_loss
 from semalign.methods.loss import TOPK, Batch, OutputLoss, OutputTerm, Setting
 from semalign.methods.recipe import Recipe
 from semalign.methods.topk import TopK
 
 
 def _topk_kl(setting: Setting) -> OutputTerm:
-    topk, recipe = TopK(setting), setting.recipe
+    recipe = setting.recipe
+    topk = TopK(setting, recipe.temperature)
 
     def term(output_NE: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
-        ids_NJ, teacher_NJ, valid_NJ = batch["ids"].long(), batch["teacher_logp"], batch["valid"]
-        if recipe.label_weight:
-            ids_NJ, teacher_NJ, valid_NJ = mix_labels(
-                ids_NJ, teacher_NJ, valid_NJ, labels_N, share=recipe.label_weight
-            )
-        slots = topk.with_rest(output_NE, ids_NJ, teacher_NJ, valid_NJ, batch["outside"])
+        slots = topk.slots(output_NE, labels_N, batch, label_share=recipe.label_weight)
         return topk_kl_loss(*slots, temperature=recipe.temperature)
 
     return term

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from semalign.maths.topk import fisher_loss, fisher_quadratic, logp_with_rest
+from semalign.maths.topk import fisher_loss, fisher_quadratic, log_rest
 from semalign.methods.loss import TOPK, Batch, LayerLoss, LayerTerm, OutputLoss, OutputTerm, Setting
 from semalign.methods.recipe import Recipe
 from semalign.methods.topk import TopK
@@ -15,10 +15,8 @@ def _at_output(setting: Setting) -> OutputTerm:
     topk = TopK(setting)
 
     def term(output_NE: Tensor, labels_N: Tensor, batch: Batch) -> Tensor:
-        logits_NJ, teacher_NJ, mask_NJ = topk.with_rest(
-            output_NE, batch["ids"].long(), batch["teacher_logp"], batch["valid"], batch["outside"]
-        )
-        untouched_NJ = logp_with_rest(batch["student_logp"], batch["valid"])
+        logits_NJ, teacher_NJ, mask_NJ = topk.slots(output_NE, labels_N, batch)
+        untouched_NJ = torch.cat([batch["student_logp"], log_rest(batch["student_logp"], batch["valid"])], 1)
         return fisher_loss(logits_NJ, teacher_NJ, untouched_NJ, mask_NJ)
 
     return term

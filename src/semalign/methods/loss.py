@@ -18,9 +18,12 @@ from semalign.config import RecipeFields
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
 
-TOPK = ("ids", "valid", "teacher_logp", "student_logp", "outside")
-"""The cached union of both models' top-k tokens: ids, which slots count, both models' log-probabilities (N, J), and `outside`
-(N,), log sum exp of the untouched student's logits over the tokens that are neither there nor among the candidates."""
+REST = "rest"
+"""What is left of both models outside the union at the recipe's temperature (N, 3): `rest_of` the teacher's log-probabilities,
+and of the untouched student `followed_logit` and `outside_of`; see `semalign.maths.topk`."""
+TOPK = ("ids", "valid", "teacher_logp", "student_logp", REST)
+"""The cached union of both models' top-k tokens and the row's own: ids, which slots count, both models' log-probabilities (N, J),
+and the rest."""
 TEACHER_OUTPUT = ("teacher_output",)
 """The teacher's states after its final norm (N, D)."""
 

@@ -52,6 +52,12 @@ class Recipe(RecipeFields[Never]):
         return tuple(dict.fromkeys(name for loss in losses for name in loss.reads))
 
     @property
+    def rest_temperature(self) -> float:
+        """Temperature at which its output loss takes what is left outside the top k."""
+        has_own = self.output is not None and "temperature" in self.output.options
+        return float(self.temperature) if has_own else 1.0
+
+    @property
     def needs_teacher_head(self) -> bool:
         """Whether training reads the teacher's head: its weights, or only its width."""
         return any(loss is not None and loss.needs_teacher_head for loss in (self.output, self.layer))

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
-from semalign.maths.topk import rest_logit, with_rest
-from semalign.methods.loss import Setting
+from semalign.maths.topk import followed_logit, mix_labels, rest_logit, with_rest
+from semalign.methods.loss import REST, Batch, Setting
 
 
 class TopK:
     """What losses on the top-k union share: N positions, J slots of the union."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.head, self.candidates_C = setting.head, setting.candidates_C
+    def __init__(self, setting: Setting, temperature: float = 1.0) -> None:
+        self.head, self.candidates_C, self.temperature = setting.head, setting.candidates_C, temperature
         self.others = setting.head.rows(setting.candidates_C)
 
-    def with_rest(
-        self, output_NE: Tensor, ids_NJ: Tensor, teacher_logp_NJ: Tensor, valid_NJ: Tensor, outside_N: Tensor
+    def slots(
+        self, output_NE: Tensor, labels_N: Tensor, batch: Batch, *, label_share: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, the teacher's log-probabilities and the mask, (N, J + 1) each."""
-        others_NC = self.others.logits(output_NE)
-        rest_N1 = rest_logit(others_NC, self.candidates_C, ids_NJ, valid_NJ, outside_N)
-        return with_rest(self.head.gathered(output_NE, ids_NJ), rest_N1, teacher_logp_NJ, valid_NJ)
+        """Logits, the teacher's log-probabilities and the mask, (N, J + 1) each.
+
+        Args:
+            label_share: how much of the teacher's distribution is replaced by the row's own token.
+        """
+        ids_NJ, teacher_logp_NJ, valid_NJ = batch["ids"].long(), batch["teacher_logp"], batch["valid"]
+        teacher_N, untouched_N, outside_N = batch[REST].unbind(1)
+        if label_share:
+            ids_NJ, teacher_logp_NJ, valid_NJ = mix_labels(
+                ids_NJ, teacher_logp_NJ, valid_NJ, labels_N, share=label_share
+            )
+            teacher_N = teacher_N + math.log1p(-label_share)
+        followed_N = followed_logit(
+            self.others.logits(output_NE),
+            self.candidates_C,
+            ids_NJ,
+            valid_NJ,
+            temperature=self.temperature,
+        )
+        rest_N1 = rest_logit(followed_N, untouched_N, outside_N, temperature=self.temperature)
+        return with_rest(
+            self.head.gathered(output_NE, ids_NJ), rest_N1, teacher_logp_NJ, teacher_N[:, None], valid_NJ
+        )

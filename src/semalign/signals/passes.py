@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from semalign.data import Sample
-from semalign.data.batches import batch_inputs
+from semalign.data.batches import batch_inputs, labels_of
 from semalign.errors import ModelError
 from semalign.maths.pairing import blend
 from semalign.maths.quantise import dequantise_rows, quantise_rows, relative_error
-from semalign.maths.topk import log_outside, union_topk
+from semalign.maths.topk import followed_logit, outside_of, rest_of, union_topk, with_labels
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
@@ -28,6 +28,7 @@ from semalign.signals.request import (
     Request,
     own_name,
     position_name,
+    rest_name,
     teacher_name,
 )
 
@@ -65,29 +66,36 @@ def stream_of(record: Mapping[str, Tensor]) -> Tensor:
     return codes_TE.float() if scale_T is None else dequantise_rows(codes_TE, scale_T)
 
 
-def topk(head: Head, hidden_ND: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids (N, k) and logits (N, k) of the likeliest tokens, and log sum exp over the vocabulary (N,), in chunks.
+def topk(
+    head: Head, hidden_ND: Tensor, k: int, temperatures: Sequence[float] = (1.0,)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids (N, k) and logits (N, k) of the likeliest tokens, and t log sum exp(z / t) over the vocabulary (N, temperatures), in chunks.
 
     A head in half precision rounds its logits, by some 0.03 at 20, and with them what is left outside the top k. So the
     likeliest tokens' logits are computed again in float32, and take their old places in the sum.
     """
-    ids, values, lse = [], [], []
+    ids, values, sums = [], [], []
     for chunk in hidden_ND.split(LOGIT_CHUNK):
         logits_NV = head.logits(chunk)
         top = logits_NV.topk(min(k, logits_NV.shape[1]), dim=1)
-        rounded_N = logits_NV.logsumexp(1)
         exact_NK = head.gathered(chunk, top.indices)
         ids.append(top.indices)
         values.append(exact_NK)
-        left_N = 1 - (top.values - rounded_N[:, None]).exp().sum(1)
-        lse.append(rounded_N + ((exact_NK - rounded_N[:, None]).exp().sum(1) + left_N.clamp_min(0)).log())
-    return torch.cat(ids), torch.cat(values), torch.cat(lse)
+        of_chunk = []
+        for t in temperatures:
+            rounded_N1 = (logits_NV / t).logsumexp(1, keepdim=True)
+            left_N = 1 - (top.values / t - rounded_N1).exp().sum(1)
+            exact_N = (exact_NK / t - rounded_N1).exp().sum(1) + left_N.clamp_min(0)
+            of_chunk.append(t * (rounded_N1[:, 0] + exact_N.log()))
+        sums.append(torch.stack(of_chunk, 1))
+    return torch.cat(ids), torch.cat(values), torch.cat(sums)
 
 
 @torch.no_grad()
 def student_signals(student: Decoder, samples: Sequence[Sample], request: Request) -> list[Record]:
     """Per sample: tokens.prefix (T, E); positions.own.<interface>.<place> (N, E); positions.student_output (N, E),
-    positions.student_ids and .student_logp (N, K), positions.student_lse (N,) of the untouched student."""
+    positions.student_ids and .student_logp (N, K), positions.student_lse (N, temperatures) of the untouched student; the first
+    temperature is 1."""
     ids_BT, attention_BT, states_BT = batch_inputs(student, samples)
     points = [Point(p.student, i, p.student_head) for i in request.interfaces for p in request.at(i)]
     if request.cut is not None:
@@ -105,10 +113,10 @@ def student_signals(student: Decoder, samples: Sequence[Sample], request: Reques
             _put(records, name, found[point][states_BT], samples, request.dtype)
     if request.top_k:
         output_XE = output_BTE[states_BT]
-        top, values, lse = topk(student.head(), output_XE, request.top_k)
+        top, values, lse = topk(student.head(), output_XE, request.top_k, _with_one(request))
         _put(records, position_name("student_output"), output_XE, samples, request.dtype)
         _put(records, position_name("student_ids"), top, samples, torch.int32)
-        _put(records, position_name("student_logp"), values - lse[:, None], samples, None)
+        _put(records, position_name("student_logp"), values - lse[:, :1], samples, None)
         _put(records, position_name("student_lse"), lse, samples, None)
     return records
 
@@ -143,9 +151,9 @@ def teacher_signals(
     candidates_C: Tensor,
 ) -> list[Record]:
     """Per sample: positions.teacher.<interface>.<place> (N, D), blended over depth where the pair says so;
-    positions.teacher_output (N, D); positions.ids, .teacher_logp, .student_logp, .valid (N, 2K) over the union of
-    both models' top-k sets; positions.outside (N,), log sum exp of the untouched student's logits over all tokens that are neither
-    there nor among the candidates. Stops after the deepest layer that anything needs."""
+    positions.teacher_output (N, D); positions.ids, .teacher_logp, .student_logp, .valid (N, 2K + 1) over the union of
+    both models' top-k sets and the row's own token; positions.rest.<temperature> (N, 3). Stops after the deepest layer that
+    anything needs."""
     ids_BT, attention_BT, states_BT = batch_inputs(teacher, samples)
     points = sorted(
         {
@@ -171,9 +179,7 @@ def teacher_signals(
     if request.teacher_output:
         _put(records, position_name("teacher_output"), output_XD, samples, request.dtype)
     if request.top_k:
-        _put_union(
-            records, samples, teacher.head(), output_XD, own, student_head, candidates_C, request.top_k
-        )
+        _put_union(records, samples, teacher.head(), output_XD, own, student_head, candidates_C, request)
     return records
 
 
@@ -206,28 +212,46 @@ def _put_union(
     own: Sequence[Record],
     student_head: Head,
     candidates_C: Tensor,
-    k: int,
+    request: Request,
 ) -> None:
     device = output_XD.device
     theirs = {
         name: torch.cat([r[position_name(f"student_{name}")] for r in own]).to(device)
         for name in ("ids", "logp", "lse", "output")
     }
-    top, values, lse = topk(head, output_XD, k)
-    ids, valid = union_topk(top, values, theirs["ids"].long(), theirs["logp"])
+    temperatures = _with_one(request)
+    top, values, lse_XT = topk(head, output_XD, request.top_k, temperatures)
+    labels_X = torch.cat([labels_of(sample) for sample in samples]).to(device)
+    union = union_topk(top, values, theirs["ids"].long(), theirs["logp"])
+    ids, valid = with_labels(*union, labels_X)
     student_head, candidates_C = student_head.to(device), candidates_C.to(device)
-    student_logp = student_head.gathered(theirs["output"], ids) - theirs["lse"][:, None]
+    student_logp = student_head.gathered(theirs["output"], ids) - theirs["lse"][:, :1]
     # The stored state is rounded. Its own likeliest tokens, which hold nearly all of the mass, are known better.
     known_NJK = ids[:, :, None] == theirs["ids"].long()[:, None, :]
     known_logp = torch.where(known_NJK, theirs["logp"][:, None, :], 0.0).sum(2)
     student_logp = torch.where(known_NJK.any(2), known_logp, student_logp)
-    others_NC = student_head.rows(candidates_C).logits(theirs["output"]) - theirs["lse"][:, None]
-    outside_N = theirs["lse"] + log_outside(others_NC, candidates_C, student_logp, ids, valid)
+    student_NJ = student_logp + theirs["lse"][:, :1]
+    others_NC = student_head.rows(candidates_C).logits(theirs["output"])
+    teacher_logp = head.gathered(output_XD, ids) - lse_XT[:, :1]
+    for n, t in enumerate(temperatures):
+        if t not in request.temperatures:
+            continue
+        own_N = theirs["lse"][:, n]
+        followed_N = followed_logit(others_NC, candidates_C, ids, valid, temperature=t)
+        outside_N = outside_of(followed_N, student_NJ, own_N, valid, temperature=t)
+        # Of the log-probabilities at temperature 1, as the union has them.
+        teacher_N = rest_of(teacher_logp, lse_XT[:, n] - lse_XT[:, 0], valid, temperature=t)
+        rest = torch.stack([teacher_N, followed_N, outside_N], 1)
+        _put(records, rest_name(t), rest, samples, None)
     _put(records, position_name("ids"), ids, samples, torch.int32)
     _put(records, position_name("valid"), valid, samples, None)
-    _put(records, position_name("teacher_logp"), head.gathered(output_XD, ids) - lse[:, None], samples, None)
+    _put(records, position_name("teacher_logp"), teacher_logp, samples, None)
     _put(records, position_name("student_logp"), student_logp, samples, None)
-    _put(records, position_name("outside"), outside_N, samples, None)
+
+
+def _with_one(request: Request) -> tuple[float, ...]:
+    """The temperatures of a request, 1 the first: probabilities are kept at it."""
+    return (1.0, *(t for t in request.temperatures if t != 1.0))
 
 
 def _put(

@@ -12,7 +12,7 @@ from semalign.errors import ConfigError
 from semalign.maths.pairing import LayerPair
 from semalign.maths.quantise import EightBit
 from semalign.methods import named, resolve
-from semalign.methods.loss import TEACHER_OUTPUT, TOPK
+from semalign.methods.loss import REST, TEACHER_OUTPUT, TOPK
 from semalign.methods.maps import MAPS
 from semalign.methods.recipe import Recipe
 from semalign.signals.plan import Plan
@@ -26,6 +26,11 @@ PREFIX_SCALE, PREFIX_ERROR = f"{PREFIX}_scale", f"{PREFIX}_error"
 def position_name(signal: str) -> str:
     """Where a signal lies in a record, one row a supervised position; `semalign.methods.loss` says what losses call them."""
     return f"positions.{signal}"
+
+
+def rest_name(temperature: float) -> str:
+    """What is left of both models outside the top k at a temperature (N, 3); see `semalign.methods.loss.REST`."""
+    return position_name(f"{REST}.{temperature:g}")
 
 
 def own_name(interface: str, place: str) -> str:
@@ -50,7 +55,10 @@ def target_name(map_name: str, interface: str, place: str) -> str:
 
 def wanted_keys(recipe: Recipe, places: Sequence[str]) -> dict[str, str]:
     """Name in the record -> name in the batch of what a recipe reads."""
-    keys = {position_name(signal): signal for signal in recipe.reads}
+    keys = {
+        rest_name(recipe.rest_temperature) if signal == REST else position_name(signal): signal
+        for signal in recipe.reads
+    }
     if recipe.layer is not None:
         keys |= {target_name(recipe.map, recipe.interface, k): f"target.{k}" for k in places}
     return keys
@@ -65,6 +73,8 @@ class Request:
     cut: int | None = None
     """Store the student's stream after this layer, 1 or more (None: not at all)."""
     top_k: int = 0
+    temperatures: tuple[float, ...] = (1.0,)
+    """Those at which losses take what is left outside the top k."""
     teacher_output: bool = False
     dtype: torch.dtype = torch.bfloat16
     heads: tuple[LayerPair, ...] = ()
@@ -115,6 +125,7 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
         cut=plan.cut if config.train.cache_prefix and plan.cut else None,
         # A weighted fit weights positions by what the teacher's top-k says.
         top_k=config.cache.top_k if any(_reads(r, TOPK) or MAPS[r.map].is_weighted for r in recipes) else 0,
+        temperatures=tuple(sorted({r.rest_temperature for r in recipes if REST in r.reads})) or (1.0,),
         teacher_output=any(_reads(r, TEACHER_OUTPUT) for r in recipes),
         dtype=getattr(torch, config.cache.dtype),
         prefix_dtype=config.cache.prefix_dtype,

@@ -19,7 +19,7 @@ from semalign.signals.remote import Remote, is_remote
 from semalign.signals.request import request_of
 from semalign.signals.shards import ShardStore
 
-SCHEMA = 3  # of the cache's files; a change makes older caches stale
+SCHEMA = 4  # of the cache's files; a change makes older caches stale
 Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
 
@@ -41,6 +41,7 @@ class Stores:
             targets=wanted,
             cut=request.cut,
             top_k=request.top_k,
+            temperatures=request.temperatures,
             teacher_output=request.teacher_output,
             dtype=config.cache.dtype,
             ridge_penalty=config.cache.ridge_penalty,

@@ -1,7 +1,7 @@
 """One protocol for the teacher's signals, two implementations: read from the cache, or computed live.
 
 The trainer never asks which. A batch of signals is a flat dict of tensors over the N supervised positions of
-its samples, in order: `ids`, `valid`, `teacher_logp`, `student_logp` (N, 2K), `outside` (N,), `teacher_output` (N, D) and
+its samples, in order: `ids`, `valid`, `teacher_logp`, `student_logp` (N, 2K + 1), `rest` (N, 3), `teacher_output` (N, D) and
 `target.<place>` (N, E), a place being a student layer (`3`) or a head in it (`3h2`).
 """
 
