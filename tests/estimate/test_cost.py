@@ -63,7 +63,12 @@ def test_bytes_are_those_of_the_records_that_a_run_stores(name: str, tmp_path: P
     student, teacher = inputs.load_student(), inputs.load_teacher()
     head, quiet = student.head(), replace(request, top_k=0, teacher_output=True)
     # The maps' values change no size.
-    tensors = {f"{m}.{i}.{p.place}": torch.zeros(32, 48) for m, i in wanted for p in request.at(i)}
+    tensors = {
+        f"{m}.{i}.{p.place}": torch.zeros(1) if m == "none" else torch.zeros(32, 48)
+        for m, i in wanted
+        for p in request.at(i)
+    }
+    tensors |= {f"{key}.bias": torch.zeros(1) for key in list(tensors) if key.startswith("none.")}
     maps = Maps(tensors | {name: torch.zeros(32, 48) for name, _ in wanted})
 
     def targets(records: list[Record]) -> list[Record]:

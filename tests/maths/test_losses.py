@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from semalign.errors import ModelError
 from semalign.maths.bases import gram
-from semalign.maths.losses import cosine_loss, geometry_loss, output_cosine_loss
+from semalign.maths.losses import cosine_loss, geometry_loss, output_cosine_loss, squared_distance_loss
+from semalign.maths.regression import Spread
 
 from . import reference
 
@@ -161,3 +162,24 @@ def test_mistakes_are_refused() -> None:
         output_cosine_loss(rows, weight, torch.eye(4), torch.tensor([0, 1]))
     with pytest.raises(ModelError, match="2 and 3"):
         geometry_loss(rows, torch.ones(3, 3))
+
+
+def test_targets_of_spread_one_make_the_unexplained_share_of_their_variance() -> None:
+    rows = 3 * torch.randn(200, 6, generator=torch.Generator().manual_seed(0)) + torch.arange(6)
+    spread = Spread(6)
+    for part in rows.split((1, 150, 49)):
+        spread.add(part)
+    spread.reduce(lambda sums: sums)
+    scale, shift = spread.solve()
+    target = rows * scale + shift
+    torch.testing.assert_close(target.mean(0), torch.zeros(6), rtol=0, atol=1e-5)
+    assert float(target.square().sum(1).mean()) == pytest.approx(1.0, rel=1e-5)
+    guess = rows[torch.randperm(200, generator=torch.Generator().manual_seed(1))]
+    expected = (guess - rows).square().sum() / (rows - rows.mean(0)).square().sum()
+    assert float(squared_distance_loss(guess * scale + shift, target)) == pytest.approx(
+        float(expected), rel=1e-4
+    )
+    assert float(squared_distance_loss(torch.zeros(200, 6), target)) == pytest.approx(1.0, rel=1e-4)
+    alike = Spread(2)
+    alike.add(torch.ones(5, 2))
+    assert alike.solve()[0].tolist() == [1.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from semalign.config import ModelConfig, RecipeConfig
 from semalign.data import Sample, collate
 from semalign.data.batches import state_mask
 from semalign.maths.losses import geometry_loss
-from semalign.methods import method, resolve
+from semalign.methods import method, methods, resolve
 from semalign.methods.objective import Objective, sum_of_row_means
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
@@ -40,15 +41,51 @@ def test_jsd_equals_the_literal_formula(tiny_pair: tuple[Path, Path]) -> None:
 def test_geometry_is_per_sequence_and_the_projector_learns_its_share(tiny_pair: tuple[Path, Path]) -> None:
     objective, width = one_objective(tiny_pair[1], method("v2"))
     own, target = torch.randn(7, width), torch.randn(7, width)
-    expected = (geometry_loss(own[:4], target[:4]) + geometry_loss(own[4:], target[4:])) / 2
+    expected = (4 * geometry_loss(own[:4], target[:4]) + 3 * geometry_loss(own[4:], target[4:])) / 7
     found = objective.layer_loss("1", own, [4, 3], {"target.1": target})
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     objective, _ = one_objective(tiny_pair[1], method("hidden_mse"))
     projected = objective.projectors["1"](own)
-    expected = mse_loss(projected, target) / target.var(0, unbiased=False).mean()
+    expected = mse_loss(projected, target) * width
     found = objective.layer_loss("1", own, [7], {"target.1": target})
     torch.testing.assert_close(found, expected)
     assert {p.requires_grad for p in objective.projectors.parameters()} == {True}
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_no_loss_depends_on_how_a_step_is_split(tiny_pair: tuple[Path, Path], name: str) -> None:
+    """Gradients of micro-batches, each weighted by its positions as the trainer does, add up to the whole batch's."""
+    objective, width = one_objective(tiny_pair[1], method(name))
+    draw = torch.Generator().manual_seed(0)
+    counts = [4, 1, 3, 6]
+    total, slots = sum(counts), 6
+    own = torch.randn(total, width, generator=draw)
+    logp = torch.randn(total, 2 * slots, generator=draw).log_softmax(1)
+    batch = {
+        "ids": torch.stack([torch.randperm(200, generator=draw)[:slots] for _ in range(total)]),
+        "valid": torch.ones(total, slots, dtype=torch.bool),
+        "teacher_logp": logp[:, :slots],
+        "student_logp": logp[:, slots:],
+        "rest": torch.randn(total, 3, generator=draw) - 2,
+        "teacher_output": torch.randn(total, width, generator=draw),
+        "target.1": torch.randn(total, width, generator=draw),
+    }
+    labels = torch.randint(200, (total,), generator=draw)
+
+    def gradient(first: int, last: int) -> torch.Tensor:
+        rows = slice(sum(counts[:first]), sum(counts[:last]))
+        part = own[rows].clone().requires_grad_()
+        signals = {key: value[rows] for key, value in batch.items()}
+        layers = {"1": part} if objective.recipe.layer is not None else {}
+        loss = objective(part, layers, labels[rows], counts[first:last], signals)["loss"]
+        weight = len(part) / total
+        (found,) = torch.autograd.grad(loss * weight, part)
+        return found
+
+    whole = gradient(0, 4)
+    for cuts in ((0, 1, 4), (0, 2, 4), (0, 1, 2, 3, 4)):
+        parts = [gradient(a, b) for a, b in itertools.pairwise(cuts)]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-7)
 
 
 def test_a_decaying_layer_weight_falls_to_nothing(tiny_pair: tuple[Path, Path]) -> None:

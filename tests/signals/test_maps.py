@@ -204,13 +204,18 @@ def test_targets_replace_raw_activations_and_the_rest_stays() -> None:
     wanted = [("ridge", "block"), ("none", "block")]
     raw = {teacher_name("block", k): drawn(4, D, seed=n).half() for n, k in enumerate(("2", "3"))}
     others = {"positions.ids": torch.arange(8).view(4, 2), "positions.teacher_output": drawn(4, D)}
-    made = Maps({"ridge.block.2": drawn(E, D), "ridge.block.3": drawn(E, D, seed=1)})
+    raws = {f"none.block.{k}": torch.full((1,), 0.5) for k in ("2", "3")}
+    raws |= {f"none.block.{k}.bias": drawn(1, D)[0] for k in ("2", "3")}
+    made = Maps({"ridge.block.2": drawn(E, D), "ridge.block.3": drawn(E, D, seed=1)} | raws)
     found = to_targets(raw | others, made, wanted, request)
     targets = {target_name(name, "block", k) for name in ("ridge", "none") for k in ("2", "3")}
     assert found.keys() == targets | others.keys()
     assert all(found[key] is value for key, value in others.items())
     for n, k in enumerate(("2", "3")):
-        assert torch.equal(found[target_name("none", "block", k)], raw[teacher_name("block", k)])
+        standard = raw[teacher_name("block", k)].float() / 2 + drawn(1, D)
+        torch.testing.assert_close(
+            found[target_name("none", "block", k)].float(), standard, rtol=1e-3, atol=1e-3
+        )
         target = found[target_name("ridge", "block", k)]
         expected = raw[teacher_name("block", k)].float() @ drawn(E, D, seed=n).T
         assert target.dtype == torch.float16
@@ -221,6 +226,7 @@ def test_a_run_with_baselines_has_a_target_for_every_map_and_interface(tmp_path:
     made = prepared(tmp_path, evaluation=EvaluationConfig(baselines=("cosine", "hidden_mse"))).stores
     record = {teacher_name(i, k): drawn(4, D) for i in ("block", "mlp") for k in ("2", "3")}
     tensors = {"ridge.block.2": drawn(E, D), "ridge.block.3": drawn(E, D), "semantic": drawn(E, D)}
+    tensors |= {f"none.block.{k}{end}": torch.ones(1) for k in ("2", "3") for end in ("", ".bias")}
     found = to_targets(record, Maps(tensors), made.wanted, made.request)
     kinds = (("ridge", "block"), ("semantic", "mlp"), ("none", "block"))
     assert found.keys() == {target_name(*kind, k) for kind in kinds for k in ("2", "3")}

@@ -90,7 +90,8 @@ def test_targets_are_the_raw_activations_through_the_maps_of_the_run(made: Prepa
                     f"positions.target.semantic.mlp.{k}": mlp
                     / mlp.norm(dim=1, keepdim=True)
                     @ maps["semantic"].T,
-                    f"positions.target.none.block.{k}": block,
+                    f"positions.target.none.block.{k}": block * maps[f"none.block.{k}"]
+                    + maps[f"none.block.{k}.bias"],
                 }
                 for key, value in expected.items():
                     torch.testing.assert_close(stored[key], value, rtol=1e-3, atol=1e-4)
@@ -101,7 +102,7 @@ def test_targets_are_the_raw_activations_through_the_maps_of_the_run(made: Prepa
 def test_held_out_rows_have_the_teachers_output_and_no_top_k(made: Prepared) -> None:
     keys = set(made.stores.heldout.read(0))
     assert "positions.teacher_output" in keys and "positions.target.ridge.block.2" in keys
-    assert not keys & {"positions.ids", "positions.valid", "positions.outside"}
+    assert not keys & {"positions.ids", "positions.valid", "positions.rest.1"}
 
 
 def test_alignment_is_the_mean_cosine_over_all_positions_of_every_pair_and_map(made: Prepared) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from semalign.embedded import arithmetic, function_kinds, world
+from semalign.embedded.items import split_rows
 from semalign.embedded.splits import Split, split_of
 
 _FIELD = re.compile(r"\\\{(\w+)\\\}")
@@ -75,3 +76,29 @@ def keys_of(prompt: str) -> set[str]:
 def splits_of(prompt: str) -> set[Split]:
     """The splits whose problems a prompt states."""
     return {split_of(key) for key in keys_of(prompt)}
+
+
+def is_apart(prompt: str, splits: frozenset[Split]) -> bool:
+    """Whether a new prompt has to be kept from training, because `splits` are what students are measured on.
+
+    It has to where it states a problem of theirs, in whatever words and with its options in any order, and where what it states
+    cannot be told: a word off a known form may be the same problem.
+    """
+    keys = keys_of(prompt)
+    return (
+        not keys
+        or not splits.isdisjoint(map(split_of, keys))
+        or not _measured(splits).isdisjoint(map(_unordered, keys))
+    )
+
+
+@cache
+def _measured(splits: frozenset[Split]) -> frozenset[str]:
+    rows = (row for split in splits for row in split_rows(split, 0))
+    return frozenset(_unordered(key) for row in rows for key in keys_of(row["messages"][0]["content"]))
+
+
+def _unordered(key: str) -> str:
+    """A key with the options of a question, which stand behind land and relation, in one order."""
+    first, second, *options = key.split("|")
+    return "|".join([first, second, *sorted(options)]) if len(options) > 2 else key

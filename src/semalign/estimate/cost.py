@@ -48,7 +48,7 @@ def record_sizes(request: Request, wanted: Sequence[tuple[str, str]], wide: int,
     output = wide * size
     prefix = narrow + 6 if request.prefix_dtype else narrow * size
     raw = sum(len(request.at(i)) for i in request.interfaces) * wide * size
-    is_fitted = any(MAPS[name].fitted is not None for name, _ in wanted)
+    is_fitted = any(MAPS[name].is_fitted for name, _ in wanted)
     return Sizes(
         token=prefix * (request.cut is not None),
         position=own + top + target + output * request.teacher_output,

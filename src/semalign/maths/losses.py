@@ -14,7 +14,7 @@ from semalign.errors import ModelError
 from semalign.maths._tensors import check_matrix, check_rows, unit, working_dtype
 from semalign.maths.head import check_ids
 
-__all__ = ["cosine_loss", "geometry_loss", "output_cosine_loss", "projected_mse_loss"]
+__all__ = ["cosine_loss", "geometry_loss", "output_cosine_loss", "squared_distance_loss"]
 
 
 def cosine_loss(hidden_NE: Tensor, target_NE: Tensor) -> Tensor:
@@ -74,20 +74,17 @@ def output_cosine_loss(
     return (1.0 - (hit_N / length_N).mean()).to(working_dtype(weight_VE))
 
 
-def projected_mse_loss(projected_ND: Tensor, target_ND: Tensor) -> Tensor:
-    """sum |x_n - y_n|^2 / sum |y_n - mean y|^2: the share of the target's variance that is not explained.
+def squared_distance_loss(projected_ND: Tensor, target_ND: Tensor) -> Tensor:
+    """1/N sum |x_n - y_n|^2, for targets of mean 0 and mean |y|^2 1: the share of their variance that is not explained.
 
-    0 for equal rows, 1 for a constant guess at the mean. The target is constant; where its rows are all alike, the
-    denominator is 1.
+    0 for equal rows, 1 on average for a constant guess at the mean (see `regression.Spread`). The target is constant.
     """
     check_matrix("Projected states", projected_ND)
     check_matrix("Targets", target_ND, projected_ND.shape[1])
     check_rows("Projected states", "targets", len(projected_ND), len(target_ND))
     _check_some(projected_ND)
     dtype = working_dtype(projected_ND, target_ND)
-    target_ND = target_ND.detach().to(dtype)
-    spread = (target_ND - target_ND.mean(0)).square().sum()
-    return (projected_ND.to(dtype) - target_ND).square().sum() / torch.where(spread > 0, spread, 1.0)
+    return (projected_ND.to(dtype) - target_ND.detach().to(dtype)).square().sum() / len(target_ND)
 
 
 def geometry_loss(student_TE: Tensor, target_TE: Tensor) -> Tensor:

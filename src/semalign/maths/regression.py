@@ -33,6 +33,31 @@ def ridge_scores(x_ND: Tensor, y: Sequence[Tensor], *, penalty: float = 1e-2) ->
     return [1.0 - float(m.sum() / s.sum().clamp_min(1e-300)) for m, s in shares]
 
 
+class Spread:
+    """Running sums for the mean m (D,) and the spread s of rows x: s^2 = mean |x - m|^2, in float64."""
+
+    def __init__(self, width: int) -> None:
+        self._sums = torch.zeros(width + 2, dtype=torch.float64)
+
+    def add(self, rows_ND: Tensor) -> None:
+        """Add rows."""
+        rows_ND = rows_ND.detach().double().cpu()
+        more = rows_ND.new_tensor([len(rows_ND), float(rows_ND.square().sum())])
+        self._sums += torch.cat([rows_ND.sum(0), more])
+
+    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """See `RidgeFit.reduce`."""
+        self._sums = total(self._sums)
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """1 / s (1,) and -m / s (D,) in float32, so that x / s - m / s has mean 0 and mean squared length 1; s is 1 where all rows agree."""
+        sum_D, count, squares = self._sums[:-2], self._sums[-2], self._sums[-1]
+        mean_D = sum_D / count
+        variance = squares / count - mean_D.square().sum()
+        scale = 1.0 / torch.where(variance > 0, variance, 1.0).sqrt()
+        return scale[None].float(), (-mean_D * scale).float()
+
+
 class RidgeFit:
     """Running sums for a linear fit y = M x + b; only D x D and D x E numbers are kept, in float64.
 

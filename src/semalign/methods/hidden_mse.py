@@ -1,13 +1,14 @@
 """Hidden-state distillation as commonly done (FitNets, TinyBERT): a learned projector per pair, thrown away afterwards.
 
-loss = cross-entropy + mean over pairs of |W_k h_S - h_T|^2 / |h_T - mean h_T|^2, W_k trained beside the student.
+loss = cross-entropy + mean over pairs of |W_k h_S - t|^2, t = (h_T - m) / s the teacher's activation with the mean and the spread
+of all training positions taken off, W_k trained beside the student.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from semalign.maths.losses import projected_mse_loss
+from semalign.maths.losses import squared_distance_loss
 from semalign.methods.loss import Batch, LayerLoss, Setting
 from semalign.methods.recipe import Recipe
 
@@ -23,14 +24,14 @@ class Projectors(nn.ModuleDict):
     def forward(
         self, place: str, hidden_NE: Tensor, target_ND: Tensor, counts: Sequence[int], batch: Batch
     ) -> Tensor:
-        """|W h_S - h_T|^2 / |h_T - mean h_T|^2."""
-        return projected_mse_loss(self[place](hidden_NE), target_ND)
+        """|W h_S - t|^2."""
+        return squared_distance_loss(self[place](hidden_NE), target_ND)
 
 
 LOSSES = (
     LayerLoss(
         "projected_mse",
-        "mean (P h_S - h_T)^2, P learned and thrown away",
+        "|P h_S - target|^2, P learned and thrown away",
         Projectors,
         is_raw=True,
         needs_teacher_head=True,

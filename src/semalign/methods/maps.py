@@ -30,8 +30,15 @@ class Map:
     """Matrix (E, D) and bias (E,) from the sums over all cached rows, and the ridge penalty."""
     is_weighted: bool = False
     """Whether its fit weights positions by the teacher's uncertainty, and so needs the top-k signals."""
+    is_raw: bool = False
+    """Whether it stays in the teacher's space, as mean 0 and mean squared length 1 over all cached rows."""
     is_directional: bool = False
     """Whether it reads directions alone: it works on unit vectors."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it needs all rows before the first target is known."""
+        return self.is_raw or self.fitted is not None
 
 
 def _semantic(teacher: Head, student: Head, norms: Norms) -> Tensor:
@@ -65,6 +72,6 @@ MAPS: dict[str, Map] = {
         is_weighted=True,
     ),
     "procrustes": Map("R h_T, R the best rotation on the untouched pair", fitted=_procrustes),
-    "none": Map("h_T"),
+    "none": Map("(h_T - m) / s, m and s the mean and the spread over the training rows", is_raw=True),
 }
-"""By the names of `recipe.map`; `none` leaves the teacher's activation as it is."""
+"""By the names of `recipe.map`; `none` leaves the teacher's activation in its own space."""

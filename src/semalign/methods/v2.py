@@ -17,7 +17,10 @@ from semalign.methods.recipe import Recipe
 def _geometry(setting: Setting) -> LayerTerm:
     def term(place: str, hidden_NE: Tensor, target_NE: Tensor, counts: Sequence[int], batch: Batch) -> Tensor:
         rows = zip(hidden_NE.split(list(counts)), target_NE.split(list(counts)), strict=True)
-        return torch.stack([geometry_loss(own_TE, target_TE) for own_TE, target_TE in rows]).mean()
+        losses = torch.stack([geometry_loss(own_TE, target_TE) for own_TE, target_TE in rows])
+        # A row counts by its positions, as in every other loss: however a step is split, its gradient is the same.
+        weights = losses.new_tensor(counts)
+        return (losses * weights).sum() / weights.sum()
 
     return term
 
@@ -25,7 +28,7 @@ def _geometry(setting: Setting) -> LayerTerm:
 LOSSES = (
     LayerLoss(
         "geometry",
-        "1 - <K(h_S), K(target)>, K the double-centred Gram matrix over a sequence's tokens",
+        "1 - <K(h_S), K(target)>, K the double-centred Gram matrix over a sequence's tokens, a mean weighted by tokens",
         _geometry,
     ),
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from semalign.maths.bases import apply_map
-from semalign.maths.regression import RidgeFit
+from semalign.maths.regression import RidgeFit, Spread
 from semalign.methods.maps import MAPS
 from semalign.models.head import Head
 from semalign.run import ranks
@@ -43,19 +43,27 @@ def fit_maps(
     teacher is certain, the logits may move without changing what it says. Each process adds up the shards it wrote. The sums
     lie on `device` where they leave half of its memory free, else on the CPU.
     """
-    fitted = [(name, i) for name, i in stores.wanted if MAPS[name].fitted is not None]
-    places = [(name, i, p.place) for name, i in fitted for p in stores.request.at(i)]
+    kinds = [(name, i) for name, i in stores.wanted if MAPS[name].is_fitted]
+    every = [(name, i, p.place) for name, i in kinds for p in stores.request.at(i)]
+    places = [place for place in every if MAPS[place[0]].fitted is not None]
+    spreads = {f"{name}.{i}.{k}": (Spread(widths[0]), i, k) for name, i, k in every if MAPS[name].is_raw}
     where = with_room(device, len(places) * 8 * widths[0] * (widths[0] + widths[1]))
     fits = {f"{name}.{i}.{k}": RidgeFit(*widths, device=where) for name, i, k in places}
     for numbers in stores.teacher.plan[ranks.rank() :: ranks.world()]:
         own_keys = sorted({own_name(i, k) for _, i, k in places})
         records = [(r, stores.student.read(n, own_keys)) for r, n in zip(raw(numbers), numbers, strict=True)]
+        for spread, i, k in spreads.values():
+            for theirs, _ in records:
+                spread.add(theirs[teacher_name(i, k)])
         for name, i, k in places:
             x = torch.cat([theirs[teacher_name(i, k)] for theirs, _ in records]).float()
             y = torch.cat([own[own_name(i, k)] for _, own in records]).float()
             weights = _uncertainty([r for r, _ in records]) if MAPS[name].is_weighted else None
             fits[f"{name}.{i}.{k}"].add(x, y, weights)
     maps = {}
+    for key, (spread, _, _) in spreads.items():
+        spread.reduce(ranks.total)
+        maps[key], maps[f"{key}.bias"] = spread.solve()
     for key, fit in fits.items():
         fit.reduce(ranks.total)
         solve = MAPS[key.split(".")[0]].fitted
@@ -78,7 +86,8 @@ def _uncertainty(records: Sequence[Record]) -> Tensor:
 
 @dataclass(frozen=True)
 class Maps:
-    """Matrices (E, D) and biases (E,) that carry teacher activations into the student's space, by name.
+    """Matrices (E, D) and biases (E,) that carry teacher activations into the student's space, by name; of a raw map a factor (1,) and
+    a shift (D,).
 
     A name is `<map>.<interface>.<place>` for fitted maps and `<map>` for those made from the heads alone.
     """
@@ -86,9 +95,12 @@ class Maps:
     tensors: Mapping[str, Tensor]
 
     def apply(self, hidden_ND: Tensor, name: str, interface: str, place: str) -> Tensor:
-        """Targets (N, E) in float32."""
+        """Targets (N, E), or (N, D) of a raw map, in float32."""
         key = f"{name}.{interface}.{place}" if f"{name}.{interface}.{place}" in self.tensors else name
         bias = self.tensors.get(f"{key}.bias")
+        if MAPS[name].is_raw:
+            assert bias is not None
+            return hidden_ND.float() * self.tensors[key] + bias
         return apply_map(hidden_ND.float(), self.tensors[key], bias, normalize=MAPS[name].is_directional)
 
     @classmethod
@@ -103,6 +115,6 @@ def to_targets(record: Record, maps: Maps, wanted: Sequence[tuple[str, str]], re
     for name, interface in wanted:
         for place in (p.place for p in request.at(interface)):
             raw = record[teacher_name(interface, place)]
-            target = raw if name == "none" else maps.apply(raw, name, interface, place).to(raw.dtype)
+            target = maps.apply(raw, name, interface, place).to(raw.dtype)
             kept[target_name(name, interface, place)] = target
     return kept

@@ -19,7 +19,7 @@ from semalign.signals.remote import Remote, is_remote
 from semalign.signals.request import request_of
 from semalign.signals.shards import ShardStore
 
-SCHEMA = 4  # of the cache's files; a change makes older caches stale
+SCHEMA = 5  # of the cache's files; a change makes older caches stale
 Source = Callable[[list[int]], list[Record]]  # sample numbers -> records
 
 

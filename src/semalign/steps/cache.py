@@ -147,7 +147,7 @@ def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
     # Else only damaged shards are rebuilt, with the maps that made the others.
     if not ranks.from_main(lambda: is_done(run.manifest, stores.fingerprint, BESIDE)):
         fitted: dict[str, Tensor] = {}
-        if any(MAPS[name].fitted is not None for name, _ in stores.wanted):
+        if any(MAPS[name].is_fitted for name, _ in stores.wanted):
             sources = _raw(stores, sources, options)
             widths = inputs.teacher.width, inputs.student.width
             fitted = fit_maps(stores, sources["teacher"], config.cache.ridge_penalty, widths, teacher.device)

@@ -17,7 +17,8 @@ from semalign.config import DataConfig, TransferConfig
 from semalign.data import prompt_of, variants
 from semalign.data.chat import encode_next_turn
 from semalign.data.kinds import Row
-from semalign.embedded.keys import splits_of
+from semalign.embedded.keys import is_apart
+from semalign.embedded.splits import Split
 from semalign.errors import DataError
 from semalign.evaluation.decoding import continuations
 from semalign.models.decoder import Decoder
@@ -150,9 +151,9 @@ def _novelty(data: DataConfig, known_rows: Sequence[Row]) -> Callable[[Chat], bo
 
 
 def _kept_apart(data: DataConfig) -> Callable[[str], bool]:
-    """Whether a prompt states a problem of the embedded world that is kept for validation or test, in whatever words."""
+    """Whether a prompt states a problem of the embedded world that is kept for validation or test, or none that can be told."""
     names = [
         name.removeprefix("embedded:").split("/")[0] for name in data.weights if name.startswith("embedded:")
     ]
-    apart = {"validation", "test"} - set(names)
-    return lambda text: bool(names) and not apart.isdisjoint(splits_of(text))
+    apart: frozenset[Split] = frozenset({"validation", "test"} - set(names))  # type: ignore[arg-type]
+    return lambda text: bool(names) and is_apart(text, apart)

@@ -29,8 +29,11 @@ class SuffixArguments(TrainingArguments):
     """GradientCheck makes sure that the loss reaches every trained parameter."""
 
 
-def arguments(config: TransferConfig, folder: Path, stages: int = 1) -> SuffixArguments:
-    """The config's fields as transformers' own, once a recipe has said its part; several stages share the epochs or steps."""
+def arguments(config: TransferConfig, folder: Path, stages: int = 1, stage: int = 1) -> SuffixArguments:
+    """The config's fields as transformers' own, once a recipe has said its part.
+
+    Several stages share the epochs or steps, and the first alone warms up: the rate would start at 0 in each.
+    """
     t = config.train
     trackers = ["none", *get_available_reporting_integrations()]
     if t.report_to not in trackers:
@@ -42,6 +45,8 @@ def arguments(config: TransferConfig, folder: Path, stages: int = 1) -> SuffixAr
     given["num_train_epochs"] /= stages
     if t.max_steps > 0:
         given["max_steps"] = max(1, t.max_steps // stages)
+    if stage > 1:
+        given["warmup_steps"] = 0
     return SuffixArguments(
         output_dir=str(folder),
         use_cpu=not torch.cuda.is_available(),

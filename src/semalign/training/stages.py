@@ -169,7 +169,7 @@ class Training:
         )
         trainer = SuffixTrainer(
             suffix,
-            arguments(config, folder, stages),
+            arguments(config, folder, stages, len(done) + 1),
             self.inputs.train,
             Collator(self.inputs.train, self.supervision, self.prefixes, self.stores.request.prefix_keys),
             callbacks=[log, GradientCheck(), self.stopper, Vouch(self.made_from)],
