@@ -112,6 +112,8 @@ class DataConfig:
     """How many rows are held out when heldout_name is null: the last ones of the dataset, or of the rows drawn from a mixture."""
     max_rows: int | None = None
     """Train on at most this many rows: the first ones of the dataset, or the total drawn from a mixture."""
+    rows_seed: int | None = None
+    """For one dataset: draw the max_rows rows at random with this seed, in the dataset's order, instead of taking the first ones."""
     completions: Literal["given", "teacher"] = "given"
     """Whose answers are trained on. given keeps the answers in the rows; teacher lets the teacher answer the same prompts. With
     teacher, rows may be prompts without answers, and the teacher then answers the held-out prompts too."""

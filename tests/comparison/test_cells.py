@@ -84,7 +84,7 @@ def test_the_budget_at_equal_time_is_the_defaults_time_and_the_steps_are_what_fi
 
 
 def test_a_recipe_pays_for_what_it_reads(straight: Path) -> None:
-    source = read_comparison(straight).sources["knowledge", "aligned"]
+    source = read_comparison(straight).sources["knowledge", "aligned", 0]
     read = {
         name: json.loads(path.read_text())
         for name, path in (
@@ -108,7 +108,7 @@ def test_a_recipe_pays_for_what_it_reads(straight: Path) -> None:
 def test_only_the_source_that_students_are_measured_with_caches_held_out_rows(straight: Path) -> None:
     sources = read_comparison(straight).sources
     for label, is_measured_with in (("aligned", True), ("cross_entropy", False)):
-        source = sources["knowledge", label]
+        source = sources["knowledge", label, 0]
         assert source.is_measured_with == is_measured_with
         assert source.run.manifest.exists()
         assert bool(list((source.run.targets / "heldout").glob("*.safetensors"))) == is_measured_with
@@ -161,7 +161,7 @@ def test_closeness_of_a_row_is_that_of_both_models_whole_logits(straight: Path) 
 
 def test_rows_of_a_source_are_read_once_and_held_out_ones_only_where_they_measure(straight: Path) -> None:
     sources = read_comparison(straight).sources
-    measuring, other = sources["knowledge", "aligned"], sources["knowledge", "cross_entropy"]
+    measuring, other = sources["knowledge", "aligned", 0], sources["knowledge", "cross_entropy", 0]
     assert inputs_of(measuring) is inputs_of(measuring)
     assert len(inputs_of(measuring).heldout) == 4 and inputs_of(other).heldout == []
     assert inputs_of(other).fingerprint["heldout"] is None

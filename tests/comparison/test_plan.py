@@ -11,6 +11,7 @@ import yaml
 
 from semalign.comparison.overrides import nested
 from semalign.comparison.plan import Comparison, read_comparison
+from semalign.data.drawing import split_rows
 from semalign.errors import ConfigError
 from semalign.models.loading import load
 
@@ -51,18 +52,42 @@ def read(folder: Path, **changes: Any) -> Comparison:
 
 def test_cells_share_a_source_exactly_when_rows_teacher_plan_and_cache_are_the_same(tmp_path: Path) -> None:
     found = read(tmp_path)
-    place = {key: source.config.output_dir for key, source in found.sources.items()}
+    place = {(t, m): s.config.output_dir for (t, m, seed), s in found.sources.items() if seed == 0}
     shared = {place["knowledge", m] for m in ("aligned", "kl", "mine", "shuffled")}
     assert len(shared) == 1
     apart = {place["knowledge", m] for m in ("aligned", "varied", "deep", "random")}
     assert len(apart) == 4
     assert not {place["knowledge", m] for m in METHODS} & {place["arithmetic", m] for m in METHODS}
-    source = found.sources["knowledge", "kl"]
+    source = found.sources["knowledge", "kl", 0]
     assert source.task == "knowledge" and not source.has_random_teacher
     assert set(source.config.evaluation.baselines) == {"aligned", "kl", "mine", "shuffled"}
-    random = found.sources["knowledge", "random"]
+    random = found.sources["knowledge", "random", 0]
     assert random.has_random_teacher
     assert random.config.teacher.model_name_or_path.startswith(str(Path("runs/x/random-teacher-")))
+
+
+def test_what_is_drawn_is_drawn_anew_for_every_seed(tmp_path: Path) -> None:
+    found = read(tmp_path)
+    assert found.sources["knowledge", "aligned", 0] is found.sources["knowledge", "aligned", 1]
+    first, second = (found.sources["knowledge", "varied", seed] for seed in range(2))
+    assert first.run.root != second.run.root and [s.config.seed for s in (first, second)] == [0, 1]
+    methods = METHODS | {"chosen": {"recipe.name": "aligned", "pairing.selection": "attribution"}}
+    few = read(tmp_path, methods=methods, base=values()["base"] | {"data.max_rows": 8, "seed": 3})
+    for label in methods:
+        one, two = (few.sources["knowledge", label, seed] for seed in range(2))
+        assert one.run.root != two.run.root and [s.config.data.rows_seed for s in (one, two)] == [0, 1]
+        drawn = [[row["id"] for row in split_rows(s.config.data)[0]] for s in (one, two)]
+        assert len(set(drawn[0])) == 8 and set(drawn[0]) != set(drawn[1])
+    all_rows = read(tmp_path, methods=methods)
+    assert (
+        all_rows.sources["knowledge", "chosen", 0].run.root
+        != all_rows.sources["knowledge", "chosen", 1].run.root
+    ), "the rows of the attribution are drawn"
+    # Students of all seeds are measured with the same held-out rows and teacher.
+    assert [s.is_measured_with for s in (few.sources["knowledge", "aligned", n] for n in range(2))] == [
+        True,
+        False,
+    ]
 
 
 def test_a_cells_config_is_the_base_with_its_tasks_and_its_methods_changes(tmp_path: Path) -> None:
@@ -103,7 +128,13 @@ def test_the_other_examples_are_plans_whose_labels_differ(name: str) -> None:
     found = read_comparison(EXAMPLES / f"{name}.yaml")
     task = next(iter(found.options.tasks))
     students = {
-        repr((replace(found.recipes[task, m], name=""), found.configs[task, m].train, found.sources[task, m]))
+        repr(
+            (
+                replace(found.recipes[task, m], name=""),
+                found.configs[task, m].train,
+                found.sources[task, m, 0],
+            )
+        )
         for m in found.options.methods
     }
     assert len(students) == len(found.options.methods)
@@ -164,5 +195,5 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
 
 def test_a_method_at_equal_time_has_a_cache_of_its_own(tmp_path: Path) -> None:
     found = read(tmp_path, equal_time=["kl"])
-    place = {m: found.sources["knowledge", m].config.output_dir for m in METHODS}
+    place = {m: found.sources["knowledge", m, 0].config.output_dir for m in METHODS}
     assert place["kl"] not in {place[m] for m in METHODS if m != "kl"} and place["aligned"] == place["mine"]

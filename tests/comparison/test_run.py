@@ -268,7 +268,7 @@ def test_what_a_piece_waits_for_is_what_it_reads(tmp_path: Path, monkeypatch: py
     assert len(sources) == 4 and "knowledge/aligned/rows-1" not in seen
 
     def place(task: str, label: str) -> str:
-        folder = found.sources[task, label].run.root
+        folder = found.sources[task, label, 0].run.root
         (name,) = (name for name, source in sources.items() if source.run.root == folder)
         return name
 

@@ -85,7 +85,7 @@ def test_bytes_are_those_of_the_records_that_a_run_stores(name: str, tmp_path: P
     assert found.token * tokens == nbytes(own, "tokens")
     assert found.position * positions == nbytes([*own, *targets(theirs)], "positions")
     assert found.heldout * held == nbytes(targets(heldout), "positions")
-    is_fitted = bool({name for name, _ in wanted} & {"ridge", "weighted_ridge", "procrustes"})
+    is_fitted = bool({name for name, _ in wanted} & {"ridge", "weighted_ridge", "procrustes", "none"})
     assert found.raw * positions == (nbytes(theirs, "positions") if is_fitted else 0)
     assert found.raw_heldout * held == (nbytes(heldout, "positions") if is_fitted else 0)
 

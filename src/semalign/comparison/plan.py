@@ -52,7 +52,8 @@ class CompareConfig:
     default: str
     """Label that the others are compared with, and whose wall time is the budget at equal time."""
     seeds: Repeats = 5
-    """Trainings per method and task; each has its own row order and initialisation, on the same rows and cached signals."""
+    """Trainings per method and task. Each draws anew whatever is drawn: the order of rows and the initialisation, the data.max_rows
+    rows, the variants, and the rows of an attribution that chooses layers."""
     workers: Repeats | None = None
     """Processes; they share the cores. null: one per core, or one where there is an accelerator."""
     equal_time: tuple[str, ...] = ()
@@ -116,8 +117,8 @@ class Comparison:
     """A checked comparison: what to prepare, what to train."""
 
     options: CompareConfig
-    sources: Mapping[tuple[str, str], Source]
-    """(task, label) -> what its cells read."""
+    sources: Mapping[tuple[str, str, int], Source]
+    """(task, label, seed) -> what its cell reads; one for all seeds where nothing is drawn."""
     configs: Mapping[tuple[str, str], TransferConfig]
     """(task, label) -> config of its cells, but for the seed."""
     recipes: Mapping[tuple[str, str], Recipe]
@@ -129,7 +130,7 @@ class Comparison:
 
     def reference(self, task: str) -> Source:
         """The source whose held-out rows and teacher all students of a task are measured with: the default's."""
-        return self.sources[task, self.options.default]
+        return self.sources[task, self.options.default, 0]
 
     def cells(self, labels: typing.Collection[str], budget: Budget) -> Iterator[Cell]:
         """Cells of some labels, seed by seed, so that an early stop leaves whole seeds."""
@@ -184,7 +185,7 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
     tasks = {t: flatten(v, f"tasks.{t}", FIXED_FOR_TASKS) for t, v in options.tasks.items()}
     configs: dict[tuple[str, str], TransferConfig] = {}
     recipes: dict[tuple[str, str], Recipe] = {}
-    groups: dict[str, list[tuple[str, str]]] = {}
+    groups: dict[str, list[tuple[str, str, int]]] = {}
     has_random = {label: _wants_random(options, label) for label in options.methods}
     for label, changes in options.methods.items():
         own = {k: v for k, v in changes.items() if not (k == "teacher" and has_random[label])}
@@ -199,15 +200,17 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
             recipes[task, label] = named(label, recipe_fields(config), "methods")
             # At equal time a method pays for a cache of its own, not for what others read.
             alone = label if label in options.equal_time else None
-            groups.setdefault(hash_of([task, alone, shared(config)]), []).append((task, label))
-    sources: dict[tuple[str, str], Source] = {}
+            for seed in range(options.seeds):
+                key = hash_of([task, alone, shared(redrawn(config, seed))])
+                groups.setdefault(key, []).append((task, label, seed))
+    sources: dict[tuple[str, str, int], Source] = {}
     for key, members in groups.items():
-        source = _source(key, {label: configs[task, label] for task, label in members}, options)
+        drawn = {label: redrawn(configs[task, label], seed) for task, label, seed in members}
         source = replace(
-            source,
+            _source(key, drawn, options),
             task=members[0][0],
             has_random_teacher=has_random[members[0][1]],
-            is_measured_with=options.default in (label for _, label in members),
+            is_measured_with=(members[0][0], options.default, 0) in members,
         )
         sources |= dict.fromkeys(members, source)
     return Comparison(options, sources, configs, recipes)
@@ -234,6 +237,17 @@ def random_teacher(options: CompareConfig, teacher: ModelConfig) -> ModelConfig:
     kept = {"dtype": teacher.dtype, "attn_implementation": teacher.attn_implementation}
     name = f"random-teacher-{hash_of(to_dict(teacher))}"
     return ModelConfig(str(Path(options.output_dir) / name), **kept)  # type: ignore[arg-type]
+
+
+def redrawn(config: TransferConfig, seed: int) -> TransferConfig:
+    """The config of a source for a cell's seed: the same for all seeds where rows, plan and cache have nothing that is drawn."""
+    data = config.data
+    is_drawn = data.max_rows is not None or data.variants > 0 or config.pairing.selection == "attribution"
+    if not is_drawn:
+        return config
+    if data.max_rows is not None:
+        data = replace(data, rows_seed=(data.rows_seed or 0) + seed, mixture_seed=data.mixture_seed + seed)
+    return replace(config, seed=config.seed + seed, data=data)
 
 
 def shared(config: TransferConfig) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _job(comparison: Comparison, cell: Cell, known: _Fingerprints) -> CellJob:
     job = replace(
         job,
         config=replace(config, seed=config.seed + cell.seed),
-        source=comparison.sources[key],
+        source=comparison.sources[(*key, cell.seed)],
         recipe=comparison.recipes[key],
     )
     if cell.budget == "rows":
@@ -192,14 +192,14 @@ class _Fingerprints:
         if not cell.task:
             return fingerprint(measured=measured)
         key = (cell.task, cell.method)
-        config, source = comparison.configs[key], comparison.sources[key]
+        config, source = comparison.configs[key], comparison.sources[(*key, cell.seed)]
         teacher = RANDOM_TEACHER if source.has_random_teacher else self.identity(config.teacher)
         return fingerprint(
             measured=measured,
             teacher=teacher,
-            rows=self.rows(config.data),
+            rows=self.rows(source.config.data),
             **{name: to_dict(getattr(config, name)) for name in ("attribution", "pairing", "cache", "train")},
-            data=without_names(config.data),
+            data=without_names(source.config.data),
             recipe=vars(comparison.recipes[key]),
             seed=[config.seed, cell.seed],
             # At equal time the default's seconds decide.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from semalign import embedded
 from semalign.config import DataConfig, TransferConfig
 from semalign.data import (
+    Sample,
     disjoint,
     load_rows,
 )
@@ -74,7 +77,7 @@ def draw_rows(data: DataConfig) -> Drawn:
 
 
 def _cut(data: DataConfig, heldout: int) -> Drawn:
-    """One dataset: the last rows are held out, the first are trained on."""
+    """One dataset: the last rows are held out, of the others the first or the drawn ones are trained on."""
     (name,) = data.weights
     rows = rows_named(name, data)
     if heldout >= len(rows):
@@ -82,7 +85,12 @@ def _cut(data: DataConfig, heldout: int) -> Drawn:
             f"data.heldout_rows: expected fewer than the {len(rows)} rows of {name}, got {heldout}; lower it."
         )
     at = len(rows) - heldout
-    train, kept = rows[:at][: data.max_rows], rows[at:]
+    train, kept = rows[:at], rows[at:]
+    if data.max_rows is not None and data.max_rows < len(train):
+        chosen: Sequence[int] = range(data.max_rows)
+        if data.rows_seed is not None:
+            chosen = sorted(random.Random(f"rows {data.rows_seed}").sample(range(len(train)), data.max_rows))
+        train = [train[n] for n in chosen]
     counts = {"weight": 1.0, "available": len(rows), "train": len(train), "heldout": len(kept)}
     return Drawn(train, kept, {name: counts})
 
@@ -101,3 +109,10 @@ def _mixed(data: DataConfig, heldout: int) -> Drawn:
         stopping=data.stopping_strategy,
         seed=data.mixture_seed,
     )
+
+
+def attribution_rows(config: TransferConfig, samples: Sequence[Sample]) -> list[Sample]:
+    """The rows that layers are scored on, drawn by the run's seed, in their order."""
+    count = min(config.attribution.rows, len(samples))
+    chosen = random.Random(f"attribution {config.seed}").sample(range(len(samples)), count)
+    return [samples[n] for n in sorted(chosen)]

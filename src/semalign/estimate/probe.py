@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from semalign.config import TransferConfig
 from semalign.data import Sample
+from semalign.data.drawing import attribution_rows
 from semalign.data.inputs import Inputs
 from semalign.methods.loss import REST
 from semalign.methods.recipe import Recipe
@@ -131,8 +132,7 @@ def probe_teacher(
     options = config.attribution
     with costs.watch():
         teacher = _load(inputs.load_teacher, costs, "load_teacher")
-        rows = inputs.train[: options.rows]
-
+        rows = attribution_rows(config, inputs.train)
         attribute_as(config, teacher, longest_rows(rows, options.batch_size))
         batch = typical_rows(rows, options.batch_size)
         with costs.clock("attribute", batch, REPEATS):

@@ -32,6 +32,7 @@ from torch import Tensor
 from semalign.config import TransferConfig
 from semalign.data import Sample
 from semalign.data.batches import batch_inputs
+from semalign.data.drawing import attribution_rows
 from semalign.errors import ConfigError, ModelError
 from semalign.maths.windows import best_span, best_window, low_rank
 from semalign.methods import Recipe, Start
@@ -158,7 +159,7 @@ def start(
         logger.warning(
             "%s: the student's are larger than the teacher's; they start as plain LoRA", ", ".join(skipped)
         )
-    rows = samples[: config.attribution.rows]
+    rows = attribution_rows(config, samples)
     seen = {
         n: _look(sums, {name: shapes[name] for name in fitting}) for n, sums in sensitivities(teacher, rows)
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 from semalign.config import TransferConfig
 from semalign.data import Sample, collate, length_batches
 from semalign.data.batches import state_mask
+from semalign.data.drawing import attribution_rows
 from semalign.data.inputs import Inputs
 from semalign.errors import ModelError
 from semalign.maths.attribution import head_scores
@@ -25,7 +26,7 @@ from semalign.run.meter import measured
 from semalign.run.progress import bar
 
 __all__ = ["Scores", "attribute", "attribute_all", "attribute_as", "attribute_layers"]
-SCHEMA = 2  # of scores.json; 2 has heads
+SCHEMA = 3  # of scores.json; 3 draws its rows
 
 
 @contextmanager
@@ -165,6 +166,7 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         teacher=inputs.fingerprint["teacher"],
         train=inputs.fingerprint["train"],
         rows=options.rows,
+        seed=config.seed,
         aggregate=options.aggregate,
         schema=SCHEMA,
     )
@@ -172,7 +174,7 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         return
     result: dict = {"aggregate": options.aggregate}
     with measured(result):
-        samples = inputs.train[: options.rows]
+        samples = attribution_rows(config, inputs.train)
         teacher = inputs.load_teacher()
         scores = attribute_as(config, teacher, samples)
     result |= {
