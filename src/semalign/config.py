@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from semalign.errors import ConfigError
 
 Interface = Literal["block", "delta", "attn", "mlp", "head", "output"]
-MapName = Literal["semantic", "logit", "ridge", "weighted_ridge", "procrustes", "none"]
+MapName = Literal["semantic", "logit", "ridge", "weighted_ridge", "procrustes", "none", "self"]
 LayerSchedule = Literal["constant", "decay"]
 Schedule = Literal["joint", "frontier"]
 Trained = Literal["pairs", "all", "none"]
 Match = Literal["depth", "cka", "ridge_error", "nearest"]
-Signals = Literal["teacher", "shuffled"]
+Signals = Literal["teacher", "shuffled", "shuffled_targets"]
 Engine = Literal["padded", "continuous", "vllm"]
 Open = TypeVar("Open")
 """The value of a field that is left open: None in a config, nothing in a recipe."""
@@ -255,7 +255,7 @@ class RecipeFields(Generic[Open]):
 
     name: str = "aligned"
     """aligned (default), cosine (the paper, version 1), fisher, acl, v2; seeking, laten; or a control: cross_entropy, kl, jsd,
-    hidden_mse, pissa, shuffled."""
+    hidden_mse, pissa, self, shuffled, shuffled_targets."""
     output_loss: str | Open = _of_recipe("none")
     """Loss at the output: topk_kl, fisher, cosine, cross_entropy, kl, jsd or none."""
     output_weight: float | Open = _of_recipe(1.0)
@@ -269,7 +269,8 @@ class RecipeFields(Generic[Open]):
     label_weight: float | Open = _of_recipe(0.0)
     """Share of the label in the target of the topk_kl loss: (1 - share) * teacher + share * onehot(label)."""
     map: MapName | Open = _of_recipe("ridge")
-    """How teacher activations are mapped into the student's space; none leaves them as they are."""
+    """How teacher activations are mapped into the student's space; none leaves them in their own. As a control, self takes the
+    untouched student's own activations in their place."""
     interface: Interface | Open = _of_recipe("block")
     """Which activation of a layer is supervised: the residual stream after it (block), what it adds to the stream (delta), the output
     of its attention (attn) or its MLP (mlp), single attention heads (head), or the stream after the final norm (output)."""
@@ -293,7 +294,8 @@ class RecipeFields(Generic[Open]):
     seeking and seeking_corrected with LoRA on crops of the teacher's weights, and laten and laten_corrected after teacher weights
     were mapped and added to the student's."""
     signals: Signals | Open = _of_recipe("teacher")
-    """Whether a row is trained with the teacher's signals for it (teacher) or, as a control, with those of another row (shuffled)."""
+    """Whose signals a row is trained with: its own (teacher) or, as a control, another row's (shuffled), or another row's at the layers
+    alone (shuffled_targets)."""
 
 
 @dataclass(frozen=True)

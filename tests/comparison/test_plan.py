@@ -133,6 +133,7 @@ def test_the_other_examples_are_plans_whose_labels_differ(name: str) -> None:
                 replace(found.recipes[task, m], name=""),
                 found.configs[task, m].train,
                 found.sources[task, m, 0],
+                found.targets.get((task, m, 0)),
             )
         )
         for m in found.options.methods

@@ -15,9 +15,10 @@ from statistics import mean
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from semalign.cli import main
-from semalign.comparison import cells, run
+from semalign.comparison import cells, compare, run
 from semalign.comparison.plan import Comparison, read_comparison
 from semalign.comparison.pool import Done, Job
 from semalign.comparison.run import environment_of, jobs_of, result_lines, run_comparison, workers
@@ -46,6 +47,33 @@ def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same lines with plain numbers."""
     return [{k: getattr(v, "expected", v) for k, v in x.items()} for x in untimed(lines)]
+
+
+def test_the_layers_targets_may_come_from_elsewhere_and_the_output_s_signals_may_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_jobs", here)
+    methods: dict[str, Any] = {
+        "aligned": {},
+        "self": {},
+        "shuffled_targets": {},
+        "random_targets": {"recipe.name": "aligned", "targets": "random"},
+    }
+    path = write(
+        tmp_path / "x",
+        seeds=1,
+        methods=methods,
+        tasks={"knowledge": {"data.heldout_name": "embedded:test/knowledge"}},
+    )
+    assert compare(path, None, {}, Console(quiet=True))["methods"]
+    first = {}
+    for label in methods:
+        folder = tmp_path / "x" / "out" / "cells" / "knowledge" / label / "rows-0"
+        first[label] = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
+    outputs = {round(line["loss_output"], 5) for line in first.values()}
+    layers = {label: line["loss_layer"] for label, line in first.items()}
+    assert len(outputs) == 1 and layers["self"] < 1e-3, first
+    assert len({round(value, 4) for value in layers.values()}) == 4, layers
 
 
 def test_one_json_object_with_everything_that_is_asked_of_it(

@@ -59,6 +59,8 @@ class CellJob:
     source: Source | None = None
     """None for models that are measured as they are."""
     recipe: Recipe | None = None
+    targets: Source | None = None
+    """Where the layers' targets come from, if not from the source."""
     retention_items: int | None = None
     same: Sequence[Path] = ()
     """Of a cell at equal time: folders of the same method's and task's cells at equal rows."""
@@ -172,7 +174,8 @@ def train(job: CellJob, source: Source, recipe: Recipe) -> Line:
         budget = median(line["wall_seconds"] for line in _lines(job.defaults))
         steps = steps_within(budget, before, _lines(job.same), recipe.name)
         config = replace(config, train=replace(config.train, max_steps=steps))
-    train_student(replace(prepared_of(source), config=config), recipe, job.folder)
+    targets = None if job.targets is None else prepared_of(job.targets).stores.teacher
+    train_student(replace(prepared_of(source), config=config, targets=targets), recipe, job.folder)
     result = read_json(job.folder / "train.json", "compare", results.Trained)
     kept = ("steps", "train_seconds", "seconds", "peak_rss_bytes", "trained_parameters", "loss")
     return {

@@ -46,7 +46,8 @@ class CompareConfig:
     """Fields of a run's config that all cells share; output_dir and recipe.name are not among them."""
     methods: Mapping[str, Mapping[str, Any]]
     """Label -> changes of the base by dotted name; without recipe.name the label is the method's name. `teacher: random`
-    takes a teacher of the same sizes with fresh weights."""
+    takes a teacher of the same sizes with fresh weights, and `targets: random` takes the layers' targets alone from it.
+    `{task}` in a text stands for the task's name."""
     tasks: Mapping[str, Mapping[str, Any]]
     """Name -> changes of the base by dotted name; items that are answered carry this name as their task."""
     default: str
@@ -122,6 +123,8 @@ class Comparison:
     configs: Mapping[tuple[str, str], TransferConfig]
     """(task, label) -> config of its cells, but for the seed."""
     recipes: Mapping[tuple[str, str], Recipe]
+    targets: Mapping[tuple[str, str, int], Source] = field(default_factory=dict)
+    """(task, label, seed) -> the source of the layers' targets, where it is not the cell's own."""
 
     @property
     def root(self) -> Path:
@@ -185,51 +188,73 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
     tasks = {t: flatten(v, f"tasks.{t}", FIXED_FOR_TASKS) for t, v in options.tasks.items()}
     configs: dict[tuple[str, str], TransferConfig] = {}
     recipes: dict[tuple[str, str], Recipe] = {}
-    groups: dict[str, list[tuple[str, str, int]]] = {}
-    has_random = {label: _wants_random(options, label) for label in options.methods}
+    groups: dict[str, list[_Member]] = {}
+    is_random = {label: _random_parts(options, label) for label in options.methods}
     for label, changes in options.methods.items():
-        own = {k: v for k, v in changes.items() if not (k == "teacher" and has_random[label])}
+        own = {k: v for k, v in changes.items() if k not in is_random[label]}
         own = {"recipe.name": label} | flatten(own, f"methods.{label}", FIXED_FOR_METHODS)
         for task in options.tasks:
+            named_own = {k: v.replace("{task}", task) if isinstance(v, str) else v for k, v in own.items()}
             config = build_config(
-                nested(base | tasks[task] | own | {"output_dir": options.output_dir}), folder
+                nested(base | tasks[task] | named_own | {"output_dir": options.output_dir}), folder
             )
-            if has_random[label]:
-                config = replace(config, teacher=random_teacher(options, config.teacher))
-            configs[task, label] = config
+            random = replace(config, teacher=random_teacher(options, config.teacher))
+            configs[task, label] = config = random if "teacher" in is_random[label] else config
             recipes[task, label] = named(label, recipe_fields(config), "methods")
+            if "targets" in is_random[label] and recipes[task, label].layer is None:
+                raise ConfigError(
+                    f"methods.{label}.targets: expected a recipe with a layer loss, got {recipes[task, label].name}, which has none; "
+                    "take targets out."
+                )
             # At equal time a method pays for a cache of its own, not for what others read.
             alone = label if label in options.equal_time else None
             for seed in range(options.seeds):
-                key = hash_of([task, alone, shared(redrawn(config, seed))])
-                groups.setdefault(key, []).append((task, label, seed))
-    sources: dict[tuple[str, str, int], Source] = {}
+                reads = {"own": redrawn(config, seed)}
+                reads |= {"targets": redrawn(random, seed)} if "targets" in is_random[label] else {}
+                for role, drawn in reads.items():
+                    key = hash_of([task, alone, shared(drawn)])
+                    groups.setdefault(key, []).append(_Member(task, label, seed, role, drawn))
+    sources: dict[str, dict[tuple[str, str, int], Source]] = {"own": {}, "targets": {}}
     for key, members in groups.items():
-        drawn = {label: redrawn(configs[task, label], seed) for task, label, seed in members}
+        first = members[0]
         source = replace(
-            _source(key, drawn, options),
-            task=members[0][0],
-            has_random_teacher=has_random[members[0][1]],
-            is_measured_with=(members[0][0], options.default, 0) in members,
+            _source(key, {m.label: m.config for m in members}, options),
+            task=first.task,
+            has_random_teacher=first.role == "targets" or "teacher" in is_random[first.label],
+            is_measured_with=any((m.label, m.seed, m.role) == (options.default, 0, "own") for m in members),
         )
-        sources |= dict.fromkeys(members, source)
-    return Comparison(options, sources, configs, recipes)
+        for m in members:
+            sources[m.role][m.task, m.label, m.seed] = source
+    return Comparison(options, sources["own"], configs, recipes, sources["targets"])
 
 
-def _wants_random(options: CompareConfig, label: str) -> bool:
+class _Member(typing.NamedTuple):
+    """A cell's label, and what it reads of a source: all signals (own), or the layers' targets alone."""
+
+    task: str
+    label: str
+    seed: int
+    role: str
+    config: TransferConfig
+
+
+def _random_parts(options: CompareConfig, label: str) -> set[str]:
+    """What of a method comes from a teacher with fresh weights: teacher, or targets."""
     changes = options.methods[label]
     if not isinstance(changes, Mapping):
         raise ConfigError(f"methods.{label}: expected changes by name, got {changes!r}; write {{}} for none.")
-    value = changes.get("teacher")
-    if isinstance(value, str) and value != RANDOM:
-        raise ConfigError(
-            f"methods.{label}.teacher: expected random or fields of a model, got {value!r}; change it."
-        )
+    found = set()
+    for name, others in (("teacher", "random or fields of a model"), ("targets", "random")):
+        value = changes.get(name)
+        if value == RANDOM:
+            found.add(name)
+        elif isinstance(value, str) or (name == "targets" and value is not None):
+            raise ConfigError(f"methods.{label}.{name}: expected {others}, got {value!r}; change it.")
     if label == options.default and any(str(k).split(".")[0] == "teacher" for k in changes):
         raise ConfigError(
             f"methods.{label}: the default is measured against the base's teacher, so it keeps it; name the teacher in base."
         )
-    return value == RANDOM
+    return found
 
 
 def random_teacher(options: CompareConfig, teacher: ModelConfig) -> ModelConfig:

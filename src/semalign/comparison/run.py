@@ -103,8 +103,7 @@ def workers(comparison: Comparison) -> int:
 def _sources(comparison: Comparison, job: CellJob) -> list[Source]:
     tasks = [job.cell.task] if job.cell.task else list(comparison.options.tasks)
     found = [comparison.reference(task) for task in tasks]
-    if job.source is not None:
-        found.append(job.source)
+    found += [source for source in (job.source, job.targets) if source is not None]
     return list({_name(s): s for s in found}.values())
 
 
@@ -150,6 +149,7 @@ def _job(comparison: Comparison, cell: Cell, known: _Fingerprints) -> CellJob:
         config=replace(config, seed=config.seed + cell.seed),
         source=comparison.sources[(*key, cell.seed)],
         recipe=comparison.recipes[key],
+        targets=comparison.targets.get((*key, cell.seed)),
     )
     if cell.budget == "rows":
         return job
@@ -197,6 +197,7 @@ class _Fingerprints:
         return fingerprint(
             measured=measured,
             teacher=teacher,
+            **({"targets": RANDOM_TEACHER} if (*key, cell.seed) in comparison.targets else {}),
             rows=self.rows(source.config.data),
             **{name: to_dict(getattr(config, name)) for name in ("attribution", "pairing", "cache", "train")},
             data=without_names(source.config.data),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,14 +31,35 @@ def rows_named(name: str, data: DataConfig) -> list[dict[str, Any]]:
 
 
 def embedded_rows(name: str) -> list[dict[str, Any]]:
-    """Rows of a split of the embedded world, of all tasks or of one."""
+    """Rows of a split of the embedded world, of all tasks or of one.
+
+    `transfer-more` has the rows of transfer and three times as many other ones of that split, with their true answers.
+    """
     split, _, task = name.removeprefix("embedded:").partition("/")
-    if split not in ("transfer", "validation", "test") or task not in ("", *TASKS):
+    if split not in ("transfer", "transfer-more", "validation", "test") or task not in ("", *TASKS):
         raise DataError(
             f"{name}: expected embedded:transfer, embedded:validation or embedded:test, alone or with one of "
             f"/{', /'.join(TASKS)}; choose one."
         )
-    return [row for row in embedded.rows(split) if task in ("", row["task"])]  # type: ignore[arg-type]
+    rows = _more_rows() if split == "transfer-more" else embedded.rows(split)  # type: ignore[arg-type]
+    return [row for row in rows if task in ("", row["task"])]
+
+
+TIMES_MORE = 4
+
+
+def _more_rows() -> list[dict[str, Any]]:
+    """Of each task TIMES_MORE as many rows as transfer has, those of transfer first, no prompt twice."""
+    wanted = Counter(row["task"] for row in embedded.rows("transfer"))
+    kept: dict[str, dict[str, Any]] = {}
+    counts: Counter[str] = Counter()
+    for seed in range(10 * TIMES_MORE):
+        for row in embedded.rows("transfer", seed):
+            prompt = row["messages"][0]["content"]
+            if prompt not in kept and counts[row["task"]] < TIMES_MORE * wanted[row["task"]]:
+                kept[prompt] = row | {"id": f"{row['id']}-{seed}" if seed else row["id"]}
+                counts[row["task"]] += 1
+    return list(kept.values())
 
 
 def task_rows(config: TransferConfig) -> list[dict[str, Any]]:

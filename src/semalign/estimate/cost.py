@@ -44,7 +44,8 @@ def record_sizes(request: Request, wanted: Sequence[tuple[str, str]], wide: int,
     own += narrow * size + 8 * request.top_k + sums if request.top_k else 0
     top = (2 * request.top_k + 1) * 13 + 12 * len(request.temperatures) if request.top_k else 0
     # Without a map a target stays in the teacher's width.
-    target = sum(len(request.at(i)) * (wide if name == "none" else narrow) for name, i in wanted) * size
+    made = [(name, i) for name, i in wanted if not MAPS[name].is_own]
+    target = sum(len(request.at(i)) * (wide if MAPS[name].is_raw else narrow) for name, i in made) * size
     output = wide * size
     prefix = narrow + 6 if request.prefix_dtype else narrow * size
     raw = sum(len(request.at(i)) for i in request.interfaces) * wide * size

@@ -12,6 +12,7 @@ from semalign.data import length_batches
 from semalign.data.batches import batch_inputs, labels_of
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.similarity import linear_cka, mean_cosine
+from semalign.methods.maps import MAPS
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder
 from semalign.run.files import Record, read_json, read_tensors
@@ -73,7 +74,7 @@ def heldout_batches(
 def heldout_figures(decoder: Decoder, prepared: Prepared, name: str) -> dict[str, Any]:
     """Closeness to the teacher per token, alignment per pair, CKA between all layers, on the held-out rows."""
     recipe = prepared.recipe
-    is_aligned = recipe.layer is not None and recipe.map != "none"
+    is_aligned = recipe.layer is not None and MAPS[recipe.map].is_aligned
     chosen = prepared.plan.at(recipe.interface) if is_aligned else ()
     points = {p: Point(p.student, recipe.interface, p.student_head) for p in chosen}
     tokens: dict[str, list[Tensor]] = {}

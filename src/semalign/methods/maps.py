@@ -32,8 +32,15 @@ class Map:
     """Whether its fit weights positions by the teacher's uncertainty, and so needs the top-k signals."""
     is_raw: bool = False
     """Whether it stays in the teacher's space, as mean 0 and mean squared length 1 over all cached rows."""
+    is_own: bool = False
+    """Whether the target is the untouched student's own activation, so that nothing of the teacher is in it."""
     is_directional: bool = False
     """Whether it reads directions alone: it works on unit vectors."""
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether it makes a target in the student's space of what the teacher says."""
+        return not (self.is_raw or self.is_own)
 
     @property
     def is_fitted(self) -> bool:
@@ -72,6 +79,7 @@ MAPS: dict[str, Map] = {
         is_weighted=True,
     ),
     "procrustes": Map("R h_T, R the best rotation on the untouched pair", fitted=_procrustes),
+    "self": Map("the untouched student's own activation", is_own=True),
     "none": Map("(h_T - m) / s, m and s the mean and the spread over the training rows", is_raw=True),
 }
-"""By the names of `recipe.map`; `none` leaves the teacher's activation in its own space."""
+"""By the names of `recipe.map`; `none` leaves the teacher's activation in its own space, and `self` is a control."""

@@ -113,6 +113,8 @@ def to_targets(record: Record, maps: Maps, wanted: Sequence[tuple[str, str]], re
     """A record with raw teacher activations replaced by targets in the student's space, same dtype."""
     kept = {k: v for k, v in record.items() if not is_of_teacher(k)}
     for name, interface in wanted:
+        if MAPS[name].is_own:
+            continue
         for place in (p.place for p in request.at(interface)):
             raw = record[teacher_name(interface, place)]
             target = maps.apply(raw, name, interface, place).to(raw.dtype)

@@ -13,6 +13,7 @@ from semalign.run.files import read_tensors
 from semalign.run.folder import RunFolder, verified
 from semalign.signals.plan import Plan, read_plan
 from semalign.signals.request import recipes_of
+from semalign.signals.shards import ShardStore
 from semalign.signals.stores import Stores
 
 
@@ -28,6 +29,8 @@ class Prepared:
     recipes: dict[str | None, Recipe]
     """The run's own recipe (None) and its baselines' by name."""
     stores: Stores
+    targets: ShardStore | None = None
+    """Where the layers' targets lie, if not beside the other signals: a control takes them from another teacher's cache."""
 
     @classmethod
     def read(cls, config: TransferConfig, run: RunFolder, inputs: Inputs) -> Prepared:

@@ -59,9 +59,16 @@ def wanted_keys(recipe: Recipe, places: Sequence[str]) -> dict[str, str]:
         rest_name(recipe.rest_temperature) if signal == REST else position_name(signal): signal
         for signal in recipe.reads
     }
-    if recipe.layer is not None:
-        keys |= {target_name(recipe.map, recipe.interface, k): f"target.{k}" for k in places}
-    return keys
+    return keys | target_keys(recipe, places)
+
+
+def target_keys(recipe: Recipe, places: Sequence[str]) -> dict[str, str]:
+    """The same of the targets alone; those of the map `self` lie among the student's signals."""
+    if recipe.layer is None:
+        return {}
+    if MAPS[recipe.map].is_own:
+        return {own_name(recipe.interface, k): f"target.{k}" for k in places}
+    return {target_name(recipe.map, recipe.interface, k): f"target.{k}" for k in places}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from semalign.data import Sample
 from semalign.data.batches import candidates_of
 from semalign.errors import ConfigError
+from semalign.methods.maps import MAPS
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
@@ -23,7 +24,7 @@ from semalign.run.folder import verified
 from semalign.signals.maps import Maps, to_targets
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.prepared import Prepared
-from semalign.signals.request import Request, wanted_keys
+from semalign.signals.request import Request, target_keys, wanted_keys
 from semalign.signals.shards import ShardStore
 
 
@@ -36,38 +37,64 @@ class Supervision(Protocol):
 
 
 class CachedSupervision:
-    """Signals from the shards that the cache step wrote; no teacher in memory."""
+    """Signals from the shards that the cache step wrote; no teacher in memory.
 
-    def __init__(self, store: ShardStore, recipe: Recipe, places: Sequence[str]) -> None:
-        self.store, self.keys = store, wanted_keys(recipe, places)
+    Args:
+        targets: the store of the layers' targets; None: the same.
+    """
+
+    def __init__(
+        self, store: ShardStore, recipe: Recipe, places: Sequence[str], targets: ShardStore | None = None
+    ) -> None:
+        self.store, self.targets, self.keys = store, targets or store, wanted_keys(recipe, places)
+        self.of_targets = list(target_keys(recipe, places))
+        self.others = [key for key in self.keys if key not in self.of_targets]
 
     def signals(self, samples: Sequence[int]) -> Record:
         """See `Supervision`."""
         if not self.keys:
             return {}
-        records = [self._record(sample) for sample in samples]
+        records = [self._others(sample) | self._targets(sample) for sample in samples]
         return {new: torch.cat([r[old] for r in records]) for old, new in self.keys.items()}
 
-    def _record(self, sample: int) -> Record:
-        return self.store.read(sample, list(self.keys))
+    def _others(self, sample: int) -> Record:
+        return self.store.read(sample, self.others) if self.others else {}
+
+    def _targets(self, sample: int) -> Record:
+        return self.targets.read(sample, self.of_targets) if self.of_targets else {}
 
 
 class ShuffledSupervision(CachedSupervision):
-    """A control: every sample gets the signals of another one, cut or repeated to its own number of positions."""
+    """A control: every sample gets the signals of another one, cut or repeated to its own number of positions.
+
+    Of all signals, or of the layers' targets alone, as `recipe.signals` says.
+    """
 
     def __init__(
-        self, store: ShardStore, recipe: Recipe, places: Sequence[str], counts: Sequence[int]
+        self,
+        store: ShardStore,
+        recipe: Recipe,
+        places: Sequence[str],
+        counts: Sequence[int],
+        targets: ShardStore | None = None,
     ) -> None:
-        super().__init__(store, recipe, places)
-        self.counts = counts
+        super().__init__(store, recipe, places, targets)
+        self.counts, self.is_whole = counts, recipe.signals == "shuffled"
         order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(0)).tolist()
         # The next one in a random cycle: with two samples or more, nobody keeps its own.
         self.other = dict(zip(order, order[1:] + order[:1], strict=True))
 
-    def _record(self, sample: int) -> Record:
-        other = self.other[sample]
-        rows = torch.arange(self.counts[sample]) % self.counts[other]
-        return {key: tensor[rows] for key, tensor in super()._record(other).items()}
+    def _others(self, sample: int) -> Record:
+        if not self.is_whole:
+            return super()._others(sample)
+        return self._fitted(sample, super()._others(self.other[sample]))
+
+    def _targets(self, sample: int) -> Record:
+        return self._fitted(sample, super()._targets(self.other[sample]))
+
+    def _fitted(self, sample: int, record: Record) -> Record:
+        rows = torch.arange(self.counts[sample]) % self.counts[self.other[sample]]
+        return {key: tensor[rows] for key, tensor in record.items()}
 
 
 class LiveSupervision:
@@ -100,8 +127,8 @@ class LiveSupervision:
             self.teacher, batch, self.request, own, self.student_head, self.candidates_C
         )
         records = [
-            to_targets(r, self.maps, [(self.recipe.map, self.recipe.interface)], self.request)
-            for r in records
+            theirs | to_targets(r, self.maps, [(self.recipe.map, self.recipe.interface)], self.request)
+            for r, theirs in zip(records, own, strict=True)
         ]
         keys = wanted_keys(self.recipe, [p.place for p in self.request.at(self.recipe.interface)])
         return {new: torch.cat([r[old] for r in records]) for old, new in keys.items()}
@@ -110,14 +137,16 @@ class LiveSupervision:
 def cached_supervision(prepared: Prepared, recipe: Recipe) -> Supervision:
     """The stored signals of each sample, or of another one where the recipe says so."""
     store, places = prepared.stores.teacher, [p.place for p in prepared.plan.at(recipe.interface)]
-    if recipe.signals == "shuffled":
-        return ShuffledSupervision(store, recipe, places, [s.supervised for s in prepared.inputs.train])
-    return CachedSupervision(store, recipe, places)
+    targets = prepared.stores.student if MAPS[recipe.map].is_own else prepared.targets
+    if recipe.signals != "teacher":
+        counts = [s.supervised for s in prepared.inputs.train]
+        return ShuffledSupervision(store, recipe, places, counts, targets)
+    return CachedSupervision(store, recipe, places, targets)
 
 
 def supervision_of(prepared: Prepared, recipe: Recipe) -> Supervision:
     """The cached signals, or those of a live teacher where the config asks for one."""
-    if recipe.signals == "shuffled" or not prepared.config.train.live_teacher:
+    if recipe.signals != "teacher" or not prepared.config.train.live_teacher:
         return cached_supervision(prepared, recipe)
     inputs = prepared.inputs
     teacher, untouched = inputs.load_teacher(), inputs.load_student()

@@ -213,7 +213,7 @@ def _alignment(stores: Stores, inputs: Inputs) -> list[dict[str, Any]]:
     """Mean cosine between targets and the untouched student's own activations, over the training rows."""
     lines = []
     for name, interface in stores.wanted:
-        for pair in stores.request.at(interface) if name != "none" else ():
+        for pair in stores.request.at(interface) if MAPS[name].is_aligned else ():
             target, own = target_name(name, interface, pair.place), own_name(interface, pair.place)
             total, count = 0.0, 0
             for numbers in stores.teacher.plan:
