@@ -18,10 +18,12 @@ from semalign.data.inputs import Inputs, is_to_answer, load_inputs
 from semalign.data.samples import lines_of
 from semalign.errors import CacheError
 from semalign.estimate.cost import estimate
+from semalign.estimate.patch import Patch, is_patchable, patch_rows
 from semalign.estimate.probe import Costs, Shown, probe_student, probe_teacher
 from semalign.evaluation.readiness import check_evaluation
 from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
 from semalign.maths.similarity import mean_cosine
+from semalign.methods import resolve
 from semalign.models.head import Head
 from semalign.models.loading import load_tokenizer
 from semalign.run.folder import RunFolder
@@ -70,7 +72,14 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     student = probe_student(config, inputs, plan, shown, costs)
     with costs.clock("collect"):
         free_memory()
-    teacher = probe_teacher(config, inputs, shown, student, costs)
+    patch, seen = None, []
+    if is_patchable(resolve(config.recipe)) and not is_to_answer(config.data, first[0]):
+        patch = Patch(config, inputs, plan, patch_rows(inputs, costs))
+    teacher = probe_teacher(
+        config, inputs, shown, student, costs, lambda t: seen.append(patch.of_teacher(t)) if patch else None
+    )
+    with costs.clock("collect"):
+        free_memory()
     found: dict[str, Any] = {
         **counts,
         "jail": None if jail is None else jail.as_json(),
@@ -80,6 +89,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         "pairs_are_provisional": is_provisional,
         "heads": {n: _spectrum(p.head) for n, p in (("teacher", teacher), ("student", student))},
         "pair_figures": _figures(teacher, student, shown, wanted or [("semantic", shown.interfaces[0])]),
+        "patch": patch.figures(inputs.load_student(), *seen[0]) if patch else [],
         "prefix_error": _prefix_error(student),
         "estimate": estimate(config, inputs, plan, costs),
     }
@@ -147,6 +157,27 @@ def _figures(
     return lines
 
 
+def _print_patch(lines: Sequence[dict[str, Any]], console: Console) -> None:
+    """What each target does in the student's own stream, and what follows for the layer loss."""
+    console.rule("[bold]patch test", align="left")
+    console.print(
+        f"KL to the teacher with each target put into the untouched student's stream ({lines[0]['rows']} rows, 95% intervals):"
+    )
+    table = Table("pair", "untouched", "with the target", "change", "the student is")
+    for line in lines:
+        change = f"{line['change']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]"
+        table.add_row(line["pair"], f"{line['kl']:.3f}", f"{line['patched']:.3f}", change, line["verdict"])
+    console.print(table)
+    nearer = [line["pair"] for line in lines if line["verdict"] == "nearer"]
+    if len(nearer) < len(lines):
+        which = f"Beyond chance, {', '.join(nearer)} alone brings" if nearer else "No target brings"
+        console.print(
+            f"{which} the student nearer to its teacher. Reaching the other targets can at best keep it from forgetting; "
+            "recipe.name: aligned_output leaves the layer loss out.",
+            style="yellow",
+        )
+
+
 def _print(found: dict[str, Any], console: Console) -> None:
     console.rule("[bold]heads and pairs", align="left")
     for name, head in found["heads"].items():
@@ -163,6 +194,8 @@ def _print(found: dict[str, Any], console: Console) -> None:
             *(f"{line[k]:.3f}" for k in ("recomposition", "semantic", "logit")),
         )
     console.print(table)
+    if found["patch"]:
+        _print_patch(found["patch"], console)
     console.rule("[bold]cost", align="left")
     e = found["estimate"]
     gib = 2**30

@@ -126,9 +126,18 @@ def probe_student(
 
 
 def probe_teacher(
-    config: TransferConfig, inputs: Inputs, request: Request, student: Shown, costs: Costs
+    config: TransferConfig,
+    inputs: Inputs,
+    request: Request,
+    student: Shown,
+    costs: Costs,
+    then: Callable[[Decoder], None] = lambda teacher: None,
 ) -> Shown:
-    """The teacher: attribution and caching."""
+    """The teacher: attribution and caching.
+
+    Args:
+        then: called with the teacher while it is loaded.
+    """
     options = config.attribution
     with costs.watch():
         teacher = _load(inputs.load_teacher, costs, "load_teacher")
@@ -145,6 +154,7 @@ def probe_teacher(
         batch = typical_rows(inputs.train, size)
         with costs.clock("cache_teacher", batch):
             typical = teacher_signals(teacher, batch, request, student.typical, student.head, others)
+    then(teacher)
     return Shown(longest, typical, teacher.head().detached(), teacher.norm_weight().clone())
 
 

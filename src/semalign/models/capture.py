@@ -78,12 +78,7 @@ def capture(decoder: Decoder, points: Iterable[Point]) -> Iterator[dict[Point, T
                 hook = _head_recorder(point, found, decoder.shape.head_dim)
                 handles.append(decoder.out_projection(point.layer).register_forward_hook(hook))
                 continue
-            if point.interface == "output":
-                module = decoder.final_norm
-            elif point.interface in ("block", "delta"):
-                module = decoder.layers[point.layer - 1]
-            else:
-                module = decoder.sublayer(point.layer, point.interface)
+            module = _module(decoder, point)
             handles.append(
                 module.register_forward_hook(_recorder(point, found, decoder.width), with_kwargs=True)
             )
@@ -91,3 +86,44 @@ def capture(decoder: Decoder, points: Iterable[Point]) -> Iterator[dict[Point, T
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _module(decoder: Decoder, point: Point) -> nn.Module:
+    """Whose output the activation is, or holds."""
+    if point.interface == "output":
+        return decoder.final_norm
+    if point.interface in ("block", "delta"):
+        return decoder.layers[point.layer - 1]
+    return decoder.sublayer(point.layer, point.interface)
+
+
+@contextmanager
+def patched(
+    decoder: Decoder, point: Point, states_BT: Tensor, values_NE: Tensor, *, keeps_length: bool = False
+) -> Iterator[None]:
+    """Inside the block, the activation at a point is replaced by given values, and the layers behind it go on from there.
+
+    Args:
+        point: of any interface but `head`.
+        states_BT: where it is replaced, N positions of every forward pass.
+        values_NE: what takes its place.
+        keeps_length: scale each value to the length of what it replaces.
+    """
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        whole = first_tensor(output)
+        base = _stream_in(args, kwargs) if point.interface == "delta" else torch.zeros_like(whole)
+        own, values = (whole - base)[states_BT], values_NE.to(whole.dtype)
+        if keeps_length:
+            values = (
+                values * own.norm(dim=-1, keepdim=True) / values.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            )
+        changed = whole.clone()
+        changed[states_BT] = base[states_BT] + values
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    handle = _module(decoder, point).register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

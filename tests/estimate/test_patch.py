@@ -1,0 +1,125 @@
+"""The patch test: targets in the untouched student's stream, against whole forward passes and known answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from in_memory import cached, prepared, samples, student
+from torch.nn.functional import kl_div
+
+from semalign.data.batches import batch_inputs
+from semalign.estimate.patch import FEWEST, FITTED, TRIED, Patch, PatchRows, _change, is_patchable, patch_rows
+from semalign.estimate.probe import Costs
+from semalign.methods import method
+from semalign.models.capture import Point, capture, patched
+from semalign.signals.prepared import Prepared
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("interface", ["block", "delta", "attn", "mlp", "output"])
+def test_what_is_put_there_is_there_and_the_rest_of_the_model_goes_on_from_it(interface: str) -> None:
+    decoder, row = student(), samples(1)[0]
+    ids, attention, states = batch_inputs(decoder, [row])
+    point, after = Point(2, interface), Point(3, "block")
+    with capture(decoder, [point, after]) as found, decoder.span(0, decoder.num_layers, norm=True):
+        plain = decoder.forward(ids, attention)
+    own, later = found[point][states], found[after]
+    with decoder.span(0, decoder.num_layers, norm=True), patched(decoder, point, states, own):
+        torch.testing.assert_close(decoder.forward(ids, attention), plain)
+    other = torch.randn_like(own)
+    with (
+        patched(decoder, point, states, other),
+        capture(decoder, [point, after]) as found,
+        decoder.span(0, decoder.num_layers, norm=True),
+    ):
+        changed = decoder.forward(ids, attention)
+    torch.testing.assert_close(found[point][states], other, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(changed[states], plain[states])
+    assert torch.equal(found[after], later) == (interface == "output")
+    with (
+        patched(decoder, point, states, 7 * own, keeps_length=True),
+        decoder.span(0, decoder.num_layers, norm=True),
+    ):
+        torch.testing.assert_close(decoder.forward(ids, attention), plain, rtol=1e-4, atol=1e-4)
+    with decoder.span(0, decoder.num_layers, norm=True):
+        torch.testing.assert_close(decoder.forward(ids, attention), plain)
+
+
+def test_figures_are_those_of_whole_models_with_the_target_in_place(tmp_path: Path) -> None:
+    made: Prepared = cached(tmp_path)
+    rows = PatchRows(made.inputs.train, made.inputs.train[:3])
+    patch = Patch(made.config, made.inputs, made.plan, rows)
+    teacher, own = made.inputs.load_teacher(), made.inputs.load_student()
+    found = patch.figures(own, *patch.of_teacher(teacher))
+    assert [line["pair"] for line in found] == [p.label for p in made.plan.pairs]
+    before, after = [], []
+    pair = made.plan.pairs[-1]
+    for n, row in enumerate(rows.tried):
+        ids, _attention, states = batch_inputs(own, [row])
+        p_T = teacher.model(ids).logits[states].log_softmax(-1)
+        before.append(
+            kl_div(own.model(ids).logits[states].log_softmax(-1), p_T, reduction="batchmean", log_target=True)
+        )
+        # The cache holds the very targets: its maps are fitted on the same rows.
+        target = made.stores.teacher.read(n)[f"positions.target.ridge.block.{pair.place}"].float()
+
+        def hook(
+            module: object,
+            args: object,
+            output: torch.Tensor,
+            states: torch.Tensor = states,
+            target: torch.Tensor = target,
+        ) -> torch.Tensor:
+            output = output.clone()
+            output[states] = target
+            return output
+
+        handle = own.layers[pair.student - 1].register_forward_hook(hook)
+        after.append(
+            kl_div(own.model(ids).logits[states].log_softmax(-1), p_T, reduction="batchmean", log_target=True)
+        )
+        handle.remove()
+    line = found[-1]
+    assert line["kl"] == pytest.approx(float(torch.stack(before).mean()), rel=1e-3)
+    assert line["patched"] == pytest.approx(float(torch.stack(after).mean()), rel=2e-2)
+    assert line["change"] == pytest.approx(line["patched"] - line["kl"]) and line["rows"] == 3
+
+
+def test_a_verdict_needs_an_interval_on_one_side() -> None:
+    assert _change([1.0] * 8, [0.5 + 0.01 * n for n in range(8)])["verdict"] == "nearer"
+    assert _change([1.0] * 8, [1.5 + 0.01 * n for n in range(8)])["verdict"] == "further"
+    assert _change([1.0] * 8, [0.5, 1.5] * 4)["verdict"] == "not told apart"
+    assert _change([1.0], [0.0])["verdict"] == "not told apart", "one row says nothing"
+
+
+def test_rows_are_few_where_the_teacher_is_slow_and_tried_ones_are_not_fitted_on(tmp_path: Path) -> None:
+    made = prepared(tmp_path)
+    fast, slow = Costs({"cache_student": 1e-9}), Costs({"cache_student": 1e3})
+    for inputs in (
+        made.inputs,
+        replace(made.inputs, heldout=[]),
+        replace(made.inputs, train=made.inputs.train * 20, heldout=[]),
+    ):
+        for costs in (fast, slow):
+            rows = patch_rows(inputs, costs)
+            assert len(rows.tried) <= TRIED and len(rows.fitted) <= FITTED
+            assert costs is fast or (len(rows.tried) <= FEWEST and len(rows.fitted) <= FEWEST)
+    train = replace(made.inputs, train=made.inputs.train * 20, heldout=[])
+    rows = patch_rows(train, fast)
+    assert len(rows.tried) == TRIED and len(rows.fitted) == min(FITTED, len(train.train) - TRIED)
+
+
+def test_recipes_without_an_aligned_target_have_no_test() -> None:
+    names = {
+        name for name in ("aligned", "cosine", "v2", "kl", "hidden_mse", "self") if is_patchable(method(name))
+    }
+    assert names == {"aligned", "cosine", "v2"}
