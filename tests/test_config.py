@@ -110,7 +110,7 @@ def test_blending_goes_with_depth_alone() -> None:
         (lambda: CacheConfig(top_k=0), "cache.top_k: expected a positive count, got 0"),
         (lambda: CacheConfig(batch_size=0), "cache.batch_size: expected a positive count, got 0"),
         (lambda: CacheConfig(shard_rows=0), "cache.shard_rows: expected a positive count, got 0"),
-        (lambda: CacheConfig(ridge_penalty=-1.0), "cache.ridge_penalty: expected a penalty of 0 or more, got -1.0"),
+        (lambda: CacheConfig(ridge_penalty=-1.0), "cache.ridge_penalty: expected a penalty of 0 or more, or null, got -1.0"),
         (lambda: TrainConfig(num_train_epochs=0), "train.num_train_epochs: expected more than 0, got 0"),
         (lambda: TrainConfig(lora_r=-1), "train.lora_r: expected 0 or a rank, got -1"),
         (lambda: TrainConfig(per_device_train_batch_size=0), "train.per_device_train_batch_size: expected a positive count, got 0"),

@@ -70,8 +70,9 @@ def on_meta(size: str, vocabulary: int) -> Decoder:
         return Decoder(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), None)
 
 
-@pytest.mark.parametrize("vocabulary", [32000, 32016, 32001])
-@pytest.mark.parametrize("name", PROTOCOL)
+@pytest.mark.parametrize(
+    ("name", "vocabulary"), [*((name, 32000) for name in PROTOCOL), ("humaneval", 32016), ("mbpp", 32001)]
+)
 def test_models_of_the_paper_s_shapes_go_through_it(name: str, vocabulary: int) -> None:
     config: TransferConfig = load_config(FOLDER / f"{name}.yaml")
     teacher, student = on_meta("13b", vocabulary), on_meta("7b", 32000)

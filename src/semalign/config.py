@@ -329,8 +329,9 @@ class CacheConfig:
     """Rows in a shard; an interrupted cache step continues with the next shard."""
     max_bytes: int | None = None
     """Stop before a shard is written that would make the cache larger than this many bytes; null sets no limit."""
-    ridge_penalty: float = 1e-2
-    """Penalty of the ridge regression, relative to the mean squared activation."""
+    ridge_penalty: float | None = None
+    """Penalty of the ridge regression, relative to the mean squared activation. With null, each map takes the one of 0.001, 0.01, 0.1 and
+    1 with which each half of the rows is best told by a map that was fitted on the other half."""
 
     def __post_init__(self) -> None:
         _require(self.top_k > 0, "cache.top_k", "a positive count", self.top_k)
@@ -342,7 +343,12 @@ class CacheConfig:
             "a positive size or null",
             self.max_bytes,
         )
-        _require(self.ridge_penalty >= 0, "cache.ridge_penalty", "a penalty of 0 or more", self.ridge_penalty)
+        _require(
+            self.ridge_penalty is None or self.ridge_penalty >= 0,
+            "cache.ridge_penalty",
+            "a penalty of 0 or more, or null",
+            self.ridge_penalty,
+        )
 
 
 @dataclass(frozen=True)

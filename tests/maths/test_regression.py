@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semalign.errors import ModelError
-from semalign.maths.regression import RidgeFit, ridge_scores
+from semalign.maths.regression import PENALTIES, RidgeFit, best_penalty, ridge_scores
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -136,3 +136,39 @@ def test_ridge_scores_tell_a_linear_image_from_noise() -> None:
     assert scores == pytest.approx([ridge_scores(x, [y], penalty=1e-6)[0] for y in (image, noise)])
     with pytest.raises(ModelError, match="two thirds"):
         ridge_scores(x[:2], [image[:2]])
+
+
+def test_a_map_s_unexplained_share_comes_from_the_sums_alone() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 5, generator=draw) + 2, torch.randn(40, 3, generator=draw) - 1
+    matrix, bias = torch.randn(3, 5, generator=draw), torch.randn(3, generator=draw)
+    fit = RidgeFit(5, 3)
+    fit.add(x, y)
+    expected = (y - x @ matrix.T - bias).square().sum() / (y - y.mean(0)).square().sum()
+    assert fit.unexplained(matrix, bias) == pytest.approx(float(expected), rel=1e-5)
+    assert fit.unexplained(torch.zeros(3, 5), y.mean(0)) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize(("noise", "rows"), [(0.01, 400), (3.0, 60)])
+def test_the_penalty_is_the_one_that_tells_other_rows_best(noise: float, rows: int) -> None:
+    """Little noise and many rows want a small penalty, much noise and few rows a large one."""
+    draw = torch.Generator().manual_seed(1)
+    matrix, x = torch.randn(4, 24, generator=draw), torch.randn(3 * rows, 24, generator=draw)
+    y = x @ matrix.T / 5 + noise * torch.randn(3 * rows, 4, generator=draw)
+    halves = [RidgeFit(24, 4) for _ in range(2)]
+    for n, fit in enumerate(halves):
+        fit.add(x[n * rows // 2 : (n + 1) * rows // 2], y[n * rows // 2 : (n + 1) * rows // 2])
+    chosen = best_penalty(*halves)
+    assert (chosen <= 1e-2) == (noise < 1)
+    whole = RidgeFit(24, 4)
+    whole.add(x[:rows], y[:rows])
+    halves[0].absorb(halves[1])
+    for one, two in zip(whole.solve(penalty=chosen), halves[0].solve(penalty=chosen), strict=True):
+        torch.testing.assert_close(one, two)
+    # On rows that neither half had.
+    missed = {}
+    for p in PENALTIES:
+        m, b = whole.solve(penalty=p)
+        missed[p] = float((y[rows:] - x[rows:] @ m.T - b).square().sum())
+    assert missed[chosen] <= 1.1 * min(missed.values())
+    assert best_penalty(RidgeFit(24, 4), whole) == 1e-2

@@ -25,7 +25,7 @@ from semalign.data.inputs import Inputs
 from semalign.estimate.probe import Costs
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.pairing import LayerPair
-from semalign.maths.regression import RidgeFit
+from semalign.maths.regression import RidgeFit, best_penalty
 from semalign.methods import resolve
 from semalign.methods.maps import MAPS
 from semalign.methods.recipe import Recipe
@@ -153,10 +153,14 @@ class Patch:
         solve = MAPS[name].fitted
         if solve is None:
             return Maps(head_maps(head, student.head(), (norm, student.norm_weight()), [(name, interface)]))
-        fit = RidgeFit(head.weight_VD.shape[1], student.width)
-        for record, known in zip(theirs, own, strict=True):
-            fit.add(record[teacher_name(interface, pair.place)], known[own_name(interface, pair.place)])
-        matrix, bias = solve(fit, self.config.cache.ridge_penalty)
+        halves = [RidgeFit(head.weight_VD.shape[1], student.width) for _ in range(2)]
+        for number, (record, known) in enumerate(zip(theirs, own, strict=True)):
+            x, y = record[teacher_name(interface, pair.place)], known[own_name(interface, pair.place)]
+            halves[number % 2].add(x, y)
+        penalty = self.config.cache.ridge_penalty
+        chosen = best_penalty(*halves) if penalty is None else penalty
+        halves[0].absorb(halves[1])
+        matrix, bias = solve(halves[0], chosen)
         key = f"{name}.{interface}.{pair.place}"
         return Maps({key: matrix, f"{key}.bias": bias})
 

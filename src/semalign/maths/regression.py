@@ -3,6 +3,8 @@
 Legend: N tokens, D teacher width, E student width. X is N x D (teacher), Y is N x E (student).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,6 +33,21 @@ def ridge_scores(x_ND: Tensor, y: Sequence[Tensor], *, penalty: float = 1e-2) ->
     sizes = [one.shape[1] for one in y]
     shares = zip(missed.split(sizes), spread.split(sizes), strict=True)
     return [1.0 - float(m.sum() / s.sum().clamp_min(1e-300)) for m, s in shares]
+
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def best_penalty(first: RidgeFit, second: RidgeFit) -> float:
+    """The penalty of PENALTIES whose map of each half of the rows leaves the least unexplained on the other half.
+
+    Where a half has no rows, it is 1e-2.
+    """
+    if min(first.rows, second.rows) < 2:
+        return 1e-2
+    halves = ((first, second), (second, first))
+    missed = {p: sum(other.unexplained(*one.solve(penalty=p)) for one, other in halves) for p in PENALTIES}
+    return min(PENALTIES, key=lambda p: missed[p])
 
 
 class Spread:
@@ -79,6 +96,7 @@ class RidgeFit:
         self._student_E = torch.zeros(student_width, dtype=torch.float64, device=device)
         self._gram_DD = torch.zeros(teacher_width, teacher_width, dtype=torch.float64, device=device)
         self._cross_DE = torch.zeros(teacher_width, student_width, dtype=torch.float64, device=device)
+        self._squares_E = torch.zeros(student_width, dtype=torch.float64, device=device)
 
     def add(self, teacher_ND: Tensor, student_NE: Tensor, weights_N: Tensor | None = None) -> None:
         """Add paired rows: row n of both is the same token, and counts weights_N[n] times (once without weights).
@@ -104,14 +122,33 @@ class RidgeFit:
         self.rows += float(weights_N.sum())
         self._teacher_D += weighted_DN.sum(1)
         self._student_E += weights_N @ student_NE
+        self._squares_E += weights_N @ student_NE.square()
         self._gram_DD.addmm_(weighted_DN, teacher_ND)
         self._cross_DE.addmm_(weighted_DN, student_NE)
 
     def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
         """Replace every running sum by `total` of it: the sum over processes that each added rows of their own."""
         self.rows = float(total(torch.tensor(self.rows, dtype=torch.float64)))
-        for tensor in (self._teacher_D, self._student_E, self._gram_DD, self._cross_DE):
+        for tensor in self._sums():
             tensor.copy_(total(tensor.cpu()))
+
+    def _sums(self) -> tuple[Tensor, ...]:
+        return self._teacher_D, self._student_E, self._gram_DD, self._cross_DE, self._squares_E
+
+    def absorb(self, other: RidgeFit) -> None:
+        """Take the rows of another fit in."""
+        self.rows += other.rows
+        for own, more in zip(self._sums(), other._sums(), strict=True):
+            own += more
+
+    def unexplained(self, map_ED: Tensor, bias_E: Tensor) -> float:
+        """|y - M x - b|^2 / |y - mean y|^2 of a map on these rows, from the sums alone; 0 is perfect, 1 as good as the mean."""
+        map_ED, bias_E = map_ED.to(self._gram_DD), bias_E.to(self._gram_DD)
+        mapped = ((map_ED @ self._gram_DD) * map_ED).sum() - 2 * (map_ED.T * self._cross_DE).sum()
+        shifts = self.rows * bias_E.square().sum() + 2 * bias_E @ (map_ED @ self._teacher_D - self._student_E)
+        squares = self._squares_E.sum()
+        spread = squares - self._student_E.square().sum() / self.rows
+        return float((squares + mapped + shifts) / spread) if spread > 0 else 0.0
 
     def solve(self, *, penalty: float = 1e-3) -> tuple[Tensor, Tensor]:
         """Ridge map and bias: M' = (X'X + penalty * mean(diag X'X) I)^-1 X'Y, b = mean y - M mean x.

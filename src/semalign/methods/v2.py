@@ -1,7 +1,8 @@
 """The recipe of the paper's second arXiv version (May 2026), known from its abstract alone.
 
 The frontier schedule of `acl`; the layer loss is 1 - <K_S, K_T> with K the double-centred Gram matrix over the tokens of
-a sequence, of what the layer adds to the stream and of the aligned teacher's addition; output KL to the teacher.
+a sequence, of what the layer adds to the stream and of the aligned teacher's addition; output KL to the teacher. As for `acl`,
+`pairing.selection: all` gives every student layer its turn.
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from semalign.maths.bases import apply_map
-from semalign.maths.regression import RidgeFit, Spread
+from semalign.maths.regression import RidgeFit, Spread, best_penalty
 from semalign.methods.maps import MAPS
 from semalign.models.head import Head
 from semalign.run import ranks
@@ -35,7 +35,7 @@ def head_maps(
 
 
 def fit_maps(
-    stores: Stores, raw: Source, penalty: float, widths: tuple[int, int], device: torch.device
+    stores: Stores, raw: Source, penalty: float | None, widths: tuple[int, int], device: torch.device
 ) -> dict[str, Tensor]:
     """Fitted maps teacher -> untouched student, one per kind, pair and interface, over all cached positions.
 
@@ -47,8 +47,9 @@ def fit_maps(
     every = [(name, i, p.place) for name, i in kinds for p in stores.request.at(i)]
     places = [place for place in every if MAPS[place[0]].fitted is not None]
     spreads = {f"{name}.{i}.{k}": (Spread(widths[0]), i, k) for name, i, k in every if MAPS[name].is_raw}
-    where = with_room(device, len(places) * 8 * widths[0] * (widths[0] + widths[1]))
-    fits = {f"{name}.{i}.{k}": RidgeFit(*widths, device=where) for name, i, k in places}
+    where = with_room(device, 2 * len(places) * 8 * widths[0] * (widths[0] + widths[1]))
+    # Two halves of the rows, of which each says how well a map of the other one does.
+    halves = {f"{name}.{i}.{k}": [RidgeFit(*widths, device=where) for _ in range(2)] for name, i, k in places}
     for numbers in stores.teacher.plan[ranks.rank() :: ranks.world()]:
         own_keys = sorted({own_name(i, k) for _, i, k in places})
         records = [(r, stores.student.read(n, own_keys)) for r, n in zip(raw(numbers), numbers, strict=True)]
@@ -56,19 +57,25 @@ def fit_maps(
             for theirs, _ in records:
                 spread.add(theirs[teacher_name(i, k)])
         for name, i, k in places:
-            x = torch.cat([theirs[teacher_name(i, k)] for theirs, _ in records]).float()
-            y = torch.cat([own[own_name(i, k)] for _, own in records]).float()
-            weights = _uncertainty([r for r, _ in records]) if MAPS[name].is_weighted else None
-            fits[f"{name}.{i}.{k}"].add(x, y, weights)
+            for fit, half in zip(halves[f"{name}.{i}.{k}"], (records[::2], records[1::2]), strict=True):
+                if not half:
+                    continue
+                x = torch.cat([theirs[teacher_name(i, k)] for theirs, _ in half]).float()
+                y = torch.cat([own[own_name(i, k)] for _, own in half]).float()
+                weights = _uncertainty([r for r, _ in half]) if MAPS[name].is_weighted else None
+                fit.add(x, y, weights)
     maps = {}
     for key, (spread, _, _) in spreads.items():
         spread.reduce(ranks.total)
         maps[key], maps[f"{key}.bias"] = spread.solve()
-    for key, fit in fits.items():
+    for key, (fit, other) in halves.items():
         fit.reduce(ranks.total)
+        other.reduce(ranks.total)
+        chosen = best_penalty(fit, other) if penalty is None else penalty
+        fit.absorb(other)
         solve = MAPS[key.split(".")[0]].fitted
         assert solve is not None
-        maps[key], maps[f"{key}.bias"] = solve(fit, penalty)
+        maps[key], maps[f"{key}.bias"] = solve(fit, chosen)
     return maps
 
 

@@ -108,7 +108,14 @@ def layer_figures(config: TransferConfig, inputs: Inputs) -> Tensor:
     teacher, student = _read(inputs.load_teacher, states), _read(inputs.load_student, states)
     if config.pairing.match == "ridge_error":
         return torch.tensor(
-            [ridge_scores(x, student, penalty=config.cache.ridge_penalty) for x in teacher],
+            [
+                ridge_scores(
+                    x,
+                    student,
+                    penalty=1e-2 if config.cache.ridge_penalty is None else config.cache.ridge_penalty,
+                )
+                for x in teacher
+            ],
             dtype=torch.float64,
         )
     return cka_matrix(teacher, student)
