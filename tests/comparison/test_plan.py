@@ -122,7 +122,15 @@ def test_the_example_holds_every_method_that_differs_there_and_all_four_tasks() 
 
 
 @pytest.mark.parametrize(
-    "name", ["ablations-embedded", "compare-small", "few-rows-embedded", "shifted-embedded", "compare-real"]
+    "name",
+    [
+        "ablations-embedded",
+        "compare-small",
+        "few-rows-embedded",
+        "paper-embedded",
+        "shifted-embedded",
+        "compare-real",
+    ],
 )
 def test_the_other_examples_are_plans_whose_labels_differ(name: str) -> None:
     found = read_comparison(EXAMPLES / f"{name}.yaml")
