@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -24,6 +26,7 @@ from semalign.parsing import (
     keys,
     keys_of,
     load_config,
+    parse_config,
     read_yaml,
     unknown_key,
 )
@@ -367,3 +370,38 @@ def test_a_config_leaves_what_it_was_made_of_alone() -> None:
 def test_what_no_file_can_say_is_refused_from_python_too(value: Any) -> None:
     with pytest.raises(ConfigError, match="expected a text, a finite number or a boolean"):
         build_config({**LEAST, "seed": value}, Path())
+
+
+def typed_leaves(
+    group: type = TransferConfig, prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every field of a config that is no group, with its type."""
+    for name, kind in get_type_hints(group).items():
+        if dataclasses.is_dataclass(kind):
+            yield from typed_leaves(kind, (*prefix, name))  # type: ignore[arg-type]
+        else:
+            yield (*prefix, name), kind
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), typed_leaves(), ids=lambda x: ".".join(x) if isinstance(x, tuple) else ""
+)
+def test_null_is_a_value_only_where_the_field_says_so(path: tuple[str, ...], kind: Any) -> None:
+    values: dict[str, Any] = {
+        "teacher": {"model_name_or_path": "a"},
+        "student": {"model_name_or_path": "b"},
+        "data": {"dataset_name": "rows.jsonl"},
+        "output_dir": "x",
+    }
+    group = values
+    for name in path[:-1]:
+        group = group.setdefault(name, {})
+    group[path[-1]] = None
+    if type(None) in get_args(kind):
+        found: Any = parse_config(values)
+        for name in path:
+            found = getattr(found, name)
+        assert found is None
+    else:
+        with pytest.raises(ConfigError, match=rf"{re.escape('.'.join(path))}: expected a value, got null"):
+            parse_config(values)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -142,6 +143,15 @@ def _check_group(values: Mapping[str, Any], group: type, prefix: str, where: str
             _check_group(value, kind, f"{prefix}{name}.", where)
         elif has_class_path(value):
             raise ConfigError(f"{where}: {prefix}{name}: expected no class_path; leave it out.")
+        elif value is None and kind is not None and not _may_be_null(kind):
+            # jsonargparse takes null for any field.
+            raise ConfigError(
+                f"{where}: {prefix}{name}: expected a value, got null; leave the field out to have its default."
+            )
+
+
+def _may_be_null(kind: Any) -> bool:
+    return type(None) in typing.get_args(kind) or any(map(_may_be_null, typing.get_args(kind)))
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

@@ -11,10 +11,11 @@ from peft import PeftModel
 
 from semalign.config import to_dict
 from semalign.methods.recipe import Recipe
-from semalign.run import ranks
+from semalign.run import ranks, results
+from semalign.run.files import read_json, say_once
 from semalign.run.folder import fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
-from semalign.run.sums import SUMS, write_sums
+from semalign.run.sums import SUMS, read_sums, write_sums
 from semalign.signals.prepared import Prepared
 from semalign.training.stages import Training, stages, trained_plan, with_recipe
 from semalign.training.start import make_start
@@ -38,6 +39,8 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
         cache=stores.fingerprint, recipe=asdict(recipe), train=to_dict(config.train), seed=config.seed
     )
     if ranks.from_main(lambda: is_done(folder / "train.json", wanted)):
+        if ranks.is_main():
+            _mend_sums(folder)
         return
     # Checkpoints hold only for the batches that this many processes share.
     made_from = wanted | {"processes": ranks.world()} if ranks.world() > 1 else wanted
@@ -78,6 +81,15 @@ def _files(outputs: list[Path]) -> list[Path]:
     """All files that training leaves, but for those that the card brings to them later."""
     every = [p for path in outputs for p in (path.rglob("*") if path.is_dir() else [path])]
     return [p for p in every if p.name not in (SUMS, *CARD)]
+
+
+def _mend_sums(folder: Path) -> None:
+    """Write the student's SHA256SUMS again where it does not say what its training recorded."""
+    recorded = read_json(folder / "train.json", "train", results.Trained).get("files", {})
+    known = {n.removeprefix("student/"): f["sha256"] for n, f in recorded.items() if n.startswith("student/")}
+    if not known.items() <= read_sums(folder / "student").items():
+        say_once(f"{folder / 'student' / SUMS}: damaged, or of another student; written again")
+        write_sums(folder / "student", known)
 
 
 def _forget_another(folder: Path, wanted: dict[str, Any]) -> None:
