@@ -276,3 +276,14 @@ def test_a_model_in_memory_is_known_by_every_element(tiny_pair: tuple[Path, Path
     assert in_memory(decoder).identity == first
     decoder.model.to(torch.bfloat16)
     assert in_memory(decoder).identity != first
+
+
+def test_a_package_that_a_kernel_needs_is_no_damage(tiny_pair: tuple[Path, Path]) -> None:
+    if find_spec("flash_attn") is not None:
+        pytest.skip("the package is installed here")
+    config = ModelConfig(str(tiny_pair[1]), attn_implementation="flash_attention_2")
+    with pytest.raises(
+        ModelError, match="install what is missing, or choose another attn_implementation"
+    ) as said:
+        load(config)
+    assert "damaged" not in str(said.value)

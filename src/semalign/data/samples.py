@@ -151,7 +151,8 @@ def _report(drops: Counter[Drop], cut: int, total: int, max_dropped: float, sour
     if dropped > max_dropped * total:
         raise DataError(
             f"{source}: {dropped} of {total} rows had to be dropped ({reasons}), more than the share of "
-            f"{max_dropped:g} that is allowed; mend the rows, or raise data.max_length or data.max_dropped"
+            f"{max_dropped:g} that is allowed; mend the rows, raise data.max_dropped, or data.max_length "
+            "where the models have more positions"
         )
     if dropped:
         log.warning("%s: dropped %d of %d rows (%s)", source, dropped, total, reasons)

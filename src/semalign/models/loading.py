@@ -156,7 +156,9 @@ def _reading(config: ModelConfig) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         name = config.model_name_or_path
         advice = (
-            "its files are damaged, incomplete or of an unknown form, so copy or download the model again"
+            "install what is missing, or choose another attn_implementation"
+            if isinstance(error, ImportError)
+            else "its files are damaged, incomplete or of an unknown form, so copy or download the model again"
             if os.path.exists(os.path.expanduser(name)) or name.startswith("embedded:")
             else f"without a network fetch it before with: hf download {name}"
         )
