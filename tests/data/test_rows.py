@@ -101,7 +101,7 @@ def test_nothing_usable(write):
     with pytest.raises(DataError, match="0 usable rows, there are no rows in it"):
         load_rows(write(""))
     with pytest.raises(
-        DataError, match=r"0 usable rows, 2 bad rows skipped, the first: .* x'\], expected messages"
+        DataError, match=r"0 usable rows, 2 bad rows skipped, the first: .*x'\], expected messages"
     ):
         load_rows(write(lines({"x": 1}, {"x": 2})), on_bad_row="skip")
 
