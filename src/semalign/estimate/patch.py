@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import mean, stdev
 from typing import Any
 
@@ -25,7 +26,7 @@ from semalign.data.inputs import Inputs
 from semalign.estimate.probe import Costs
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.pairing import LayerPair
-from semalign.maths.regression import RidgeFit, best_penalty
+from semalign.maths.regression import RidgeFit
 from semalign.methods import resolve
 from semalign.methods.maps import MAPS
 from semalign.methods.recipe import Recipe
@@ -33,7 +34,7 @@ from semalign.models.capture import Point, patched
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
 from semalign.run.files import Record
-from semalign.signals.maps import Maps, head_maps
+from semalign.signals.maps import Maps, head_maps, solved
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.plan import Plan
 from semalign.signals.request import Request, own_name, position_name, teacher_name
@@ -86,7 +87,7 @@ class Patch:
     plan: Plan
     rows: PatchRows
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         """The run's own."""
         return resolve(self.config.recipe)
@@ -150,17 +151,13 @@ class Patch:
         norm: Tensor,
     ) -> Maps:
         name, interface = self.recipe.map, self.recipe.interface
-        solve = MAPS[name].fitted
-        if solve is None:
+        if MAPS[name].fitted is None:
             return Maps(head_maps(head, student.head(), (norm, student.norm_weight()), [(name, interface)]))
         halves = [RidgeFit(head.weight_VD.shape[1], student.width) for _ in range(2)]
         for number, (record, known) in enumerate(zip(theirs, own, strict=True)):
             x, y = record[teacher_name(interface, pair.place)], known[own_name(interface, pair.place)]
             halves[number % 2].add(x, y)
-        penalty = self.config.cache.ridge_penalty
-        chosen = best_penalty(*halves) if penalty is None else penalty
-        halves[0].absorb(halves[1])
-        matrix, bias = solve(halves[0], chosen)
+        matrix, bias = solved(name, halves[0], halves[1], self.config.cache.ridge_penalty)
         key = f"{name}.{interface}.{pair.place}"
         return Maps({key: matrix, f"{key}.bias": bias})
 

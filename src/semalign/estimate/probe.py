@@ -24,6 +24,7 @@ from semalign.data import Sample
 from semalign.data.drawing import attribution_rows
 from semalign.data.inputs import Inputs
 from semalign.methods.loss import REST
+from semalign.methods.maps import MAPS
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head, head_options
@@ -226,7 +227,7 @@ class _Invented:
         self, samples: Sequence[Sample], recipe: Recipe, request: Request, inputs: Inputs, width: int
     ) -> None:
         self.samples, self.inputs, self.width, self.slots = samples, inputs, width, 2 * request.top_k + 1
-        self.is_raw = recipe.map == "none"
+        self.is_raw = MAPS[recipe.map].is_raw
         self.keys = wanted_keys(recipe, [p.place for p in request.at(recipe.interface)]).values()
 
     def signals(self, samples: Sequence[int]) -> Record:

@@ -36,15 +36,17 @@ def ridge_scores(x_ND: Tensor, y: Sequence[Tensor], *, penalty: float = 1e-2) ->
 
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+USUAL_PENALTY = 1e-2
+"""Where nothing can choose one."""
 
 
 def best_penalty(first: RidgeFit, second: RidgeFit) -> float:
     """The penalty of PENALTIES whose map of each half of the rows leaves the least unexplained on the other half.
 
-    Where a half has no rows, it is 1e-2.
+    Where a half has no rows, it is USUAL_PENALTY.
     """
     if min(first.rows, second.rows) < 2:
-        return 1e-2
+        return USUAL_PENALTY
     halves = ((first, second), (second, first))
     missed = {p: sum(other.unexplained(*one.solve(penalty=p)) for one, other in halves) for p in PENALTIES}
     return min(PENALTIES, key=lambda p: missed[p])

@@ -68,15 +68,20 @@ def fit_maps(
     for key, (spread, _, _) in spreads.items():
         spread.reduce(ranks.total)
         maps[key], maps[f"{key}.bias"] = spread.solve()
-    for key, (fit, other) in halves.items():
-        fit.reduce(ranks.total)
+    for key, (one, other) in halves.items():
+        one.reduce(ranks.total)
         other.reduce(ranks.total)
-        chosen = best_penalty(fit, other) if penalty is None else penalty
-        fit.absorb(other)
-        solve = MAPS[key.split(".")[0]].fitted
-        assert solve is not None
-        maps[key], maps[f"{key}.bias"] = solve(fit, chosen)
+        maps[key], maps[f"{key}.bias"] = solved(key.split(".")[0], one, other, penalty)
     return maps
+
+
+def solved(name: str, one: RidgeFit, other: RidgeFit, penalty: float | None) -> tuple[Tensor, Tensor]:
+    """A fitted map's matrix and bias on two halves of the rows; they choose the penalty where none is given. `one` takes all rows in."""
+    solve = MAPS[name].fitted
+    assert solve is not None
+    chosen = best_penalty(one, other) if penalty is None else penalty
+    one.absorb(other)
+    return solve(one, chosen)
 
 
 def with_room(device: torch.device, size: int) -> torch.device:

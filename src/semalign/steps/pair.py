@@ -19,7 +19,7 @@ from semalign.data import Sample
 from semalign.data.inputs import Inputs
 from semalign.errors import ConfigError
 from semalign.maths.pairing import LayerPair, best_path, depth_pairs, match_heads, nearest, pair_critical
-from semalign.maths.regression import ridge_scores
+from semalign.maths.regression import USUAL_PENALTY, ridge_scores
 from semalign.maths.similarity import cka_matrix, unit_gram
 from semalign.methods import resolve
 from semalign.models.capture import Point
@@ -107,17 +107,9 @@ def layer_figures(config: TransferConfig, inputs: Inputs) -> Tensor:
 
     teacher, student = _read(inputs.load_teacher, states), _read(inputs.load_student, states)
     if config.pairing.match == "ridge_error":
-        return torch.tensor(
-            [
-                ridge_scores(
-                    x,
-                    student,
-                    penalty=1e-2 if config.cache.ridge_penalty is None else config.cache.ridge_penalty,
-                )
-                for x in teacher
-            ],
-            dtype=torch.float64,
-        )
+        given = config.cache.ridge_penalty
+        penalty = USUAL_PENALTY if given is None else given
+        return torch.tensor([ridge_scores(x, student, penalty=penalty) for x in teacher], dtype=torch.float64)
     return cka_matrix(teacher, student)
 
 
