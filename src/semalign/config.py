@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from semalign.errors import ConfigError
 
 Interface = Literal["block", "delta", "attn", "mlp", "head", "output"]
-MapName = Literal["semantic", "logit", "ridge", "weighted_ridge", "procrustes", "none", "self"]
+MapName = Literal[
+    "semantic", "logit", "ridge", "agreement_ridge", "weighted_ridge", "procrustes", "none", "self"
+]
 LayerSchedule = Literal["constant", "decay"]
 Schedule = Literal["joint", "frontier"]
 Trained = Literal["pairs", "all", "none"]

@@ -44,7 +44,7 @@ def lines_of(*, seeds: int = 3, items: int = 60, rows: int = 25, luck: int = 0) 
                 right = int(dice.random() < share)
                 found.append(
                     {"kind": "item", **cell, "measured": measured, "item": f"i{n}"}
-                    | {"correct": right, "extracted": int(right or dice.random() < 0.9)}
+                    | {"correct": right, "extracted": int(right or dice.random() < 0.9), "ended": n % 4 > 0}
                 )
             for n in range(rows):
                 kl = (KL[cell["method"]] if is_own else 0.85) * (0.5 + dice.random())

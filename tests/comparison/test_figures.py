@@ -57,6 +57,7 @@ def test_every_figure_equals_a_plain_loop_over_the_lines(budget: str) -> None:
     assert entry["kl_gap_closed"] == pytest.approx(mean(kl_shares), abs=1e-6)
     assert entry["retention"] == pytest.approx(mean(changes), abs=1e-6)
     assert entry["extraction_failures"] == pytest.approx(mean(failures), abs=1e-6)
+    assert entry["cut_off"] == pytest.approx(0.25), "of the made-up items every fourth has not ended"
     assert (entry["wall_seconds"], entry["rows"], entry["steps"], entry["seeds"]) == (4.0, 5, 7, 3)
     ours = next(m for m in found["methods"] if m["default"])
     for key in ("accuracy_gap_closed", "kl_gap_closed", "retention", "kl_gap_closed_elsewhere"):

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from in_memory import cached, prepared
+from in_memory import CACHE, cached, prepared
 from torch.nn.functional import kl_div
 
+from semalign.config import RecipeConfig
 from semalign.data.batches import batch_inputs
-from semalign.estimate.patch import FEWEST, FITTED, TRIED, Patch, PatchRows, _change, is_patchable, patch_rows
+from semalign.estimate.patch import (
+    FEWEST,
+    FITTED,
+    TRIED,
+    Patch,
+    PatchRows,
+    compared,
+    is_patchable,
+    patch_rows,
+)
 from semalign.estimate.probe import Costs
 from semalign.methods import method
 from semalign.signals.prepared import Prepared
@@ -24,8 +35,11 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-def test_figures_are_those_of_whole_models_with_the_target_in_place(tmp_path: Path) -> None:
-    made: Prepared = cached(tmp_path)
+@pytest.mark.parametrize("map_name", ["ridge", "agreement_ridge"])
+def test_figures_are_those_of_whole_models_with_the_target_in_place(tmp_path: Path, map_name: Any) -> None:
+    # Of every token, as the patch test has it.
+    cache = replace(CACHE, top_k=140)
+    made: Prepared = cached(tmp_path, cache=cache, recipe=RecipeConfig("aligned", map=map_name))
     rows = PatchRows(made.inputs.train, made.inputs.train[:3])
     patch = Patch(made.config, made.inputs, made.plan, rows)
     teacher, own = made.inputs.load_teacher(), made.inputs.load_student()
@@ -40,7 +54,7 @@ def test_figures_are_those_of_whole_models_with_the_target_in_place(tmp_path: Pa
             kl_div(own.model(ids).logits[states].log_softmax(-1), p_T, reduction="batchmean", log_target=True)
         )
         # The cache holds the very targets: its maps are fitted on the same rows.
-        target = made.stores.teacher.read(n)[f"positions.target.ridge.block.{pair.place}"].float()
+        target = made.stores.teacher.read(n)[f"positions.target.{map_name}.block.{pair.place}"].float()
 
         def hook(
             module: object,
@@ -65,10 +79,10 @@ def test_figures_are_those_of_whole_models_with_the_target_in_place(tmp_path: Pa
 
 
 def test_a_verdict_needs_an_interval_on_one_side() -> None:
-    assert _change([1.0] * 8, [0.5 + 0.01 * n for n in range(8)])["verdict"] == "nearer"
-    assert _change([1.0] * 8, [1.5 + 0.01 * n for n in range(8)])["verdict"] == "further"
-    assert _change([1.0] * 8, [0.5, 1.5] * 4)["verdict"] == "not told apart"
-    assert _change([1.0], [0.0])["verdict"] == "not told apart", "one row says nothing"
+    assert compared([1.0] * 8, [0.5 + 0.01 * n for n in range(8)])["verdict"] == "nearer"
+    assert compared([1.0] * 8, [1.5 + 0.01 * n for n in range(8)])["verdict"] == "further"
+    assert compared([1.0] * 8, [0.5, 1.5] * 4)["verdict"] == "not told apart"
+    assert compared([1.0], [0.0])["verdict"] == "not told apart", "one row says nothing"
 
 
 def test_rows_are_few_where_the_teacher_is_slow_and_tried_ones_are_not_fitted_on(tmp_path: Path) -> None:

@@ -73,6 +73,17 @@ def test_the_gathered_head_is_frozen() -> None:
     torch.testing.assert_close(hidden.grad, weight.detach()[:2])
 
 
+def test_there_may_be_more_slots_than_tokens() -> None:
+    # The slots of a top-k of the whole vocabulary: both models' and the label.
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(6, 8)
+    ids = torch.randint(0, 6, (4, 13))
+    found = gathered_logits(hidden, weight, ids)
+    torch.testing.assert_close(found, (hidden @ weight.T).gather(1, ids))
+    (gradient,) = torch.autograd.grad(found.sum(), hidden)
+    torch.testing.assert_close(gradient, weight[ids].sum(1))
+
+
 def test_no_positions_and_no_tokens() -> None:
     weight = normal(6, 4)
     assert gathered_logits(torch.ones(0, 4), weight, torch.ones(0, 3, dtype=torch.long)).shape == (0, 3)

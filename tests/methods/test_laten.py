@@ -17,7 +17,7 @@ from semalign.data.batches import batch_inputs
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError, ModelError
 from semalign.methods import resolve, starts
-from semalign.methods.laten import added, answer_token, locate, vectors
+from semalign.methods.laten import Located, added, answer_token, locate, select, vectors
 from semalign.models.decoder import Decoder
 from semalign.models.loading import load
 from semalign.run.files import read_json
@@ -47,7 +47,7 @@ def test_the_last_answer_token_is_a_word(inputs: Inputs) -> None:
 
 @torch.no_grad()
 def direct_scores(decoder: Decoder, sample: Any, frozen: bool) -> dict[str, torch.Tensor]:
-    """Neuron by neuron, from modules' own inputs, without anything of the package but the model."""
+    """Neuron by neuron, each layer's whole sublayer last, from modules' own inputs, without anything of the package but the model."""
     model: Any = decoder.model
     index = answer_token(decoder, sample)
     at, token = index - 1, sample.input_ids[index]
@@ -73,7 +73,7 @@ def direct_scores(decoder: Decoder, sample: Any, frozen: bool) -> dict[str, torc
             ("attn", layer.self_attn.o_proj, layer),
         ):
             before, inputs_, weight = seen[reader], seen[writer], writer.weight
-            parts = [inputs_[i] * weight[:, i] for i in range(len(inputs_))]
+            parts = [inputs_[i] * weight[:, i] for i in range(len(inputs_))] + [writer(inputs_)]
             found[kind].append([logp(before + part) - logp(before) for part in parts])
     return {kind: torch.tensor(rows) for kind, rows in found.items()}
 
@@ -85,8 +85,16 @@ def test_scores_are_those_of_a_direct_logit_lens(kind: str, frozen: bool, inputs
     samples = inputs.train[:2]
     scores = locate(decoder, samples, frozen_scale=frozen)
     both = [direct_scores(decoder, s, frozen) for s in samples]
-    for name, values in scores.items():
+    for name in ("mlp", "attn"):
+        values = torch.cat((scores.neurons[name], scores.layers[name][:, None]), 1)
         torch.testing.assert_close(values, both[0][name] + both[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_layer_ranks_by_its_whole_output_not_by_the_sum_of_its_neurons() -> None:
+    # Neurons that cancel each other: the first layer's sum is larger, the second one's output adds more.
+    neurons = {"mlp": torch.tensor([[5.0, 4.0], [3.0, 1.0], [0.0, 2.0]])}
+    layers, chosen = select(Located(neurons, {"mlp": torch.tensor([0.1, 2.0, 3.0])}), 2, {"mlp": 1})
+    assert layers["mlp"].tolist() == [2, 3] and chosen["mlp"].tolist() == [[0], [1]]
 
 
 def test_a_channel_of_o_and_its_row_of_v_belong_together() -> None:

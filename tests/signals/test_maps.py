@@ -50,7 +50,9 @@ def test_maps_from_the_heads_are_their_pseudo_inverses() -> None:
 
 
 def test_maps_that_are_fitted_or_none_are_not_made_from_heads() -> None:
-    wanted = [(name, "block") for name in ("ridge", "weighted_ridge", "procrustes", "none")]
+    wanted = [
+        (name, "block") for name in ("ridge", "agreement_ridge", "weighted_ridge", "procrustes", "none")
+    ]
     assert head_maps(Head(drawn(9, D)), Head(drawn(9, E)), (drawn(D), drawn(E)), wanted) == {}
 
 
@@ -70,6 +72,8 @@ def stores(folder: Path, map_name: Any, plan: Plan = PAIRS) -> tuple[Stores, dic
         raw[number] = {teacher_name(*key): x[key] for key in places}
         logp = torch.randn(rows, 4, generator=draw).mul(3).log_softmax(1)
         raw[number] |= {position_name("teacher_logp"): logp, position_name("valid"): logp < -0.1}
+        student = logp + torch.randn(rows, 4, generator=torch.Generator().manual_seed(number))
+        raw[number][position_name("student_logp")] = student.log_softmax(1)
         own[number] = {
             own_name(*key): x[key] @ mixing + 0.3 * torch.randn(rows, E, generator=draw) - 2 for key in places
         }
@@ -94,7 +98,7 @@ def solved(x: Tensor, y: Tensor, weights: Tensor, penalty: float) -> tuple[Tenso
     return matrix, means[1] - matrix @ means[0]
 
 
-@pytest.mark.parametrize("map_name", ["ridge", "weighted_ridge"])
+@pytest.mark.parametrize("map_name", ["ridge", "weighted_ridge", "agreement_ridge"])
 def test_fitted_maps_are_those_of_least_squares_over_all_rows(tmp_path: Path, map_name: str) -> None:
     made, raw = stores(tmp_path, map_name)
     found = fitted(made, raw)
@@ -102,12 +106,20 @@ def test_fitted_maps_are_those_of_least_squares_over_all_rows(tmp_path: Path, ma
         f"{map_name}.block.2",
         f"{map_name}.block.3",
     }
-    logp, valid = (
-        torch.cat([raw[n][position_name(key)] for n in range(6)]) for key in ("teacher_logp", "valid")
+    logp, own, valid = (
+        torch.cat([raw[n][position_name(key)] for n in range(6)])
+        for key in ("teacher_logp", "student_logp", "valid")
     )
-    uncertainty = 1 - torch.where(valid, logp.exp() ** 2, 0.0).sum(1)
-    assert float(uncertainty.min()) > 1e-3 and float(uncertainty.max() / uncertainty.min()) > 2
-    weights = uncertainty if map_name == "weighted_ridge" else torch.ones(len(logp))
+    weights = torch.ones(len(logp))
+    if map_name == "weighted_ridge":
+        weights = 1 - torch.where(valid, logp.exp() ** 2, 0.0).sum(1)
+    if map_name == "agreement_ridge":
+        p, q = (torch.where(valid, one.exp(), 0.0) for one in (logp, own))
+        # What is left outside, which rounding may not make 0.
+        p, q = (torch.cat((x, (1 - x.sum(1, keepdim=True)).clamp_min(1.2e-7)), 1) for x in (p, q))
+        weights = (-torch.where(p > 0, p * (p / q).log(), 0.0).sum(1)).exp()
+    if map_name != "ridge":
+        assert float(weights.min()) > 1e-3 and float(weights.max() / weights.min()) > 2
     for place in ("2", "3"):
         x = torch.cat([raw[n][teacher_name("block", place)] for n in range(6)])
         y = torch.cat([made.student.read(n)[own_name("block", place)] for n in range(6)])

@@ -32,7 +32,7 @@ def figures(lines: Iterable[Line], *, draws: int = DRAWS, seed: int = 0) -> dict
     """Everything that is reported; see the module.
 
     Returns: `methods`, one entry each (accuracy_gap_closed, kl_gap_closed, retention, kl_gap_closed_elsewhere, their
-    `_interval`s and `_minus_default`s, rows, steps, wall_seconds, extraction_failures, tasks, and the same under equal_time),
+    `_interval`s and `_minus_default`s, rows, steps, wall_seconds, extraction_failures, cut_off, tasks, and the same under equal_time),
     `controls`, `models`, `failed` and the comparison's own fields. `tasks` holds what the students trained on each did on it, and
     as accuracy_change the points they gained or lost on every task. A figure that was not measured is None.
     """
@@ -81,7 +81,7 @@ def _outcome(boot: Bootstrap, name: str, budget: str, reference: Mapping[str, Ar
         found[key] = round(float(kind([c[key] for c in cells])), 3) if cells else None
     budgets = [c["budget_seconds"] for c in cells if c["budget_seconds"] is not None]
     found["budget_seconds"] = round(float(np.mean(budgets)), 3) if budgets else None
-    found["extraction_failures"] = _over_tasks(boot, lambda t: 1 - boot.mean(name, budget, t, "extracted", t))
+    found |= _lacking(boot, lambda task, key: boot.mean(name, budget, task, key, task))
     found["tasks"] = {t: _task(boot, name, budget, t) for t in results.tasks}
     return found
 
@@ -182,8 +182,15 @@ def _task(boot: Bootstrap, name: str, budget: str, task: str) -> dict[str, Any]:
 def _model(boot: Bootstrap, name: str) -> dict[str, Any]:
     """Untouched student or teacher."""
     tasks = {t: _means(boot, name, None, t) for t in boot.results.tasks}
-    failures = _over_tasks(boot, lambda t: 1 - boot.mean(name, None, None, "extracted", t))
-    return {"extraction_failures": failures, "tasks": tasks}
+    return _lacking(boot, lambda task, key: boot.mean(name, None, None, key, task)) | {"tasks": tasks}
+
+
+def _lacking(boot: Bootstrap, mean: Callable[[str, str], Array]) -> dict[str, float | None]:
+    """Shares of answers in which none was found, and of those that had not ended."""
+    return {
+        "extraction_failures": _over_tasks(boot, lambda task: 1 - mean(task, "extracted")),
+        "cut_off": _over_tasks(boot, lambda task: 1 - mean(task, "ended")),
+    }
 
 
 def _means(

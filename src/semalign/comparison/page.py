@@ -210,20 +210,29 @@ def figure_texts(method: Figures) -> list[str]:
 
 def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
     columns = ["Method", "Accuracy gap", "KL gap", "Equal time: accuracy", "Equal time: KL"]
-    columns += ["Retention, points", "KL gap elsewhere", "No answer found", "Rows", "Steps", "Seconds"]
+    columns += [
+        "Retention, points",
+        "KL gap elsewhere",
+        "No answer found",
+        "Cut off",
+        "Rows",
+        "Steps",
+        "Seconds",
+    ]
     rows = []
     for place, m in enumerate(methods, 1):
         costs = [count(m["rows"]), count(m["steps"]), number(m["wall_seconds"], 1)]
         elsewhere = shown(m, "kl_gap_closed_elsewhere")
-        texts = [*figure_texts(m), elsewhere, percent(m["extraction_failures"], 1), *costs]
+        lacking = [percent(m.get(key), 1) for key in ("extraction_failures", "cut_off")]
+        texts = [*figure_texts(m), elsewhere, *lacking, *costs]
         rows.append(Row(f"{place}{NBSP}{m['method']}", [Cell(t) for t in texts], _kind(m)))
     control = figures["controls"][WRONG_TASK]
-    rows.append(Row("control: wrong task", [Cell(shown(control, "accuracy_gap_closed")), *[Cell("–")] * 9]))
+    rows.append(Row("control: wrong task", [Cell(shown(control, "accuracy_gap_closed")), *[Cell("–")] * 10]))
     note = (
         "Shares of the gap between untouched student and teacher, averaged over tasks. Equal rows: every method has its own "
         "epochs over the same given rows, to which some add rows of the teacher's (see Rows). Equal time: every method trains for as "
         "long as the default takes, preparation included. Retention and the KL gap elsewhere are of tasks that a student was not "
-        "trained on."
+        "trained on. Answers that were cut off had not ended at the most new tokens; they are graded as far as they go."
     )
     return Section("methods", "Methods", note=note, blocks=[Table("Figures of every method", columns, rows)])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import mean, stdev
 from typing import Any
@@ -24,6 +24,7 @@ from semalign.data import Sample
 from semalign.data.batches import batch_inputs, labels_of
 from semalign.data.inputs import Inputs
 from semalign.estimate.probe import Costs
+from semalign.maths._tensors import row_blocks
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.pairing import LayerPair
 from semalign.maths.regression import RidgeFit
@@ -44,6 +45,7 @@ FITTED, TRIED = 64, 32
 FEWEST = 8
 SECONDS = 60.0
 """The teacher's pass over these rows may take so long."""
+BLOCK = 64  # positions whose full logits are live at once
 T95 = 2.36  # Student's t for eight rows; with more rows a little wide
 
 
@@ -118,10 +120,12 @@ class Patch:
     ) -> list[dict[str, Any]]:
         """For every pair: KL of the untouched student and with the target in its stream, and the change with a 95% interval over rows."""
         cut = len(self.rows.fitted)
+        # The student's output comes with its likeliest tokens.
+        request = replace(self.request, top_k=1)
         own = _in_batches(
             self.rows.fitted,
             self.config.cache.batch_size,
-            lambda rows: student_signals(student, rows, self.request),
+            lambda rows: student_signals(student, rows, request),
         )
         found = []
         before = [
@@ -130,14 +134,16 @@ class Patch:
         ]
         for pair in self.plan.at(self.recipe.interface):
             maps = self._maps(pair, own, records[:cut], student, head, norm)
+            # Of a direction nobody says how long it is.
+            keeps_length = MAPS[self.recipe.map].is_directional
             after = []
             for row, record in zip(self.rows.tried, records[cut:], strict=True):
                 raw = record[teacher_name(self.recipe.interface, pair.place)]
                 target = maps.apply(raw, self.recipe.map, self.recipe.interface, pair.place)
-                after.append(self._kl(student, head, row, record, pair, target))
+                after.append(self._kl(student, head, row, record, pair, target, keeps_length=keeps_length))
             found.append(
                 {"pair": pair.label, "interface": self.recipe.interface, "map": self.recipe.map}
-                | _change(before, after)
+                | compared(before, after)
             )
         return found
 
@@ -156,34 +162,54 @@ class Patch:
         halves = [RidgeFit(head.weight_VD.shape[1], student.width) for _ in range(2)]
         for number, (record, known) in enumerate(zip(theirs, own, strict=True)):
             x, y = record[teacher_name(interface, pair.place)], known[own_name(interface, pair.place)]
-            halves[number % 2].add(x, y)
+            halves[number % 2].add(x, y, self._weights(record, known, student.head(), head))
         matrix, bias = solved(name, halves[0], halves[1], self.config.cache.ridge_penalty)
         key = f"{name}.{interface}.{pair.place}"
         return Maps({key: matrix, f"{key}.bias": bias})
 
+    def _weights(self, record: Record, known: Record, own_head: Head, head: Head) -> Tensor | None:
+        """What the cache step takes from the likeliest tokens, here from the whole vocabulary."""
+        weight = MAPS[self.recipe.map].weight
+        if weight is None:
+            return None
+        theirs, own = record[position_name("teacher_output")], known[position_name("student_output")]
+        parts = []
+        for block in row_blocks(len(own), BLOCK):
+            both = head.logits(theirs[block]).log_softmax(1), own_head.logits(own[block]).log_softmax(1)
+            parts.append(weight(*both, torch.ones_like(both[0], dtype=torch.bool)).cpu())
+        return torch.cat(parts)
+
+    def _kl(self, *args: Any, **options: Any) -> float:
+        return float(self.kl_of(*args, **options).mean())
+
     @torch.no_grad()
-    def _kl(
+    def kl_of(
         self,
         student: Decoder,
         head: Head,
         row: Sample,
         record: Record,
         pair: LayerPair | None = None,
-        target: Tensor | None = None,
-    ) -> float:
-        """KL(p_T || p_S) a token of one row, with a target in the stream where there is one."""
+        target_NE: Tensor | None = None,
+        *,
+        keeps_length: bool = False,
+    ) -> Tensor:
+        """KL(p_T || p_S) in nats at every supervised position of a row (N,), with a target in the stream where there is one.
+
+        Args:
+            record: the teacher's, with its output; `head` is the teacher's head.
+            keeps_length: whether the target says a direction alone, so that the stream's length stays.
+        """
         ids, attention, states = batch_inputs(student, [row])
         with student.span(0, student.num_layers, norm=True):
-            if pair is None or target is None:
+            if pair is None or target_NE is None:
                 output = student.forward(ids, attention)
             else:
                 point = Point(pair.student, self.recipe.interface)
-                # Of a direction nobody says how long it is.
-                keeps_length = MAPS[self.recipe.map].is_directional
-                with patched(student, point, states, target.to(ids.device), keeps_length=keeps_length):
+                with patched(student, point, states, target_NE.to(ids.device), keeps_length=keeps_length):
                     output = student.forward(ids, attention)
         own = student.head()
-        figures = closeness(
+        return closeness(
             output[states].float(),
             own.weight_VD,
             record[position_name("teacher_output")].to(ids.device),
@@ -191,8 +217,7 @@ class Patch:
             labels_of(row).to(ids.device),
             student=own.options,
             teacher=head.options,
-        )
-        return float(figures["kl"].mean())
+        )["kl"]
 
 
 def _in_batches(
@@ -201,7 +226,7 @@ def _in_batches(
     return [record for start in range(0, len(rows), size) for record in run(rows[start : start + size])]
 
 
-def _change(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+def compared(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
     """Means over rows, and what the change says."""
     changes = [b - a for a, b in zip(before, after, strict=True)]
     half = T95 * stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.inf

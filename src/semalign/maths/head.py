@@ -140,7 +140,7 @@ class _GatheredProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, ids_NK: Tensor) -> Tensor:
         ctx.save_for_backward(weight_VE, ids_NK)
-        if _in_place(weight_VE, hidden_NE.dtype):
+        if _in_place(weight_VE, ids_NK, hidden_NE.dtype):
             pattern_NV = _sparse(hidden_NE.new_zeros(ids_NK.shape), ids_NK, len(weight_VE))
             sampled_NV = torch.sparse.sampled_addmm(pattern_NV, hidden_NE, weight_VE.T, beta=0)
             return sampled_NV.values().view(ids_NK.shape)
@@ -154,7 +154,7 @@ class _GatheredProduct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_NK: Tensor) -> tuple[Tensor, None, None]:
         weight_VE, ids_NK = ctx.saved_tensors
-        if _in_place(weight_VE, grad_NK.dtype):
+        if _in_place(weight_VE, ids_NK, grad_NK.dtype):
             return _sparse(grad_NK, ids_NK, len(weight_VE)) @ weight_VE, None, None
         grad_NE = grad_NK.new_empty((len(ids_NK), weight_VE.shape[1]))
         for rows in _gather_chunks(grad_NE, ids_NK):
@@ -163,8 +163,10 @@ class _GatheredProduct(torch.autograd.Function):
         return grad_NE, None, None
 
 
-def _in_place(weight_VE: Tensor, dtype: torch.dtype) -> bool:
-    return weight_VE.device.type == "cpu" and weight_VE.dtype == dtype and torch.backends.mkl.is_available()
+def _in_place(weight_VE: Tensor, ids_NK: Tensor, dtype: torch.dtype) -> bool:
+    # A sparse row has no place for more entries than the vocabulary.
+    is_fitting = ids_NK.shape[1] <= len(weight_VE) and weight_VE.dtype == dtype
+    return is_fitting and weight_VE.device.type == "cpu" and torch.backends.mkl.is_available()
 
 
 def _sparse(values_NK: Tensor, ids_NK: Tensor, vocabulary: int) -> Tensor:

@@ -3,8 +3,9 @@
 Locate. A neuron's score is what its contribution alone adds to the log-probability of the last answer token t through
 the logit lens: log p(t | r + c) - log p(t | r). For a neuron of the MLP r is the stream before the MLP and c its
 activation times its column of down_proj; for an input channel of o_proj r is the stream before attention and c that
-channel times its column. Scores are summed over rows. Of each layer the top tenth is kept (by the student's sizes), and
-the L_S teacher layers with the largest summed scores go with the student's layers in depth order.
+channel times its column. A layer's score is the same gain with the whole output of its MLP, or of its attention, as c.
+Scores are summed over rows. The L_S teacher layers with the largest scores go with the student's layers in depth order,
+and of each the top tenth of neurons is kept (by the student's sizes).
 Align. Four MLPs W2 relu(W1 x) without bias (D -> D -> E), one for up, down, v and o, map the kept rows (up, v) or columns
 (down, o) of the teacher to deltas on those of the student's neurons of the same rank. They are trained with the student
 frozen on cross-entropy + 1000 * sum over the four of mean(delta^2), AdamW (0.9, 0.95), weight decay 0.05, one cycle,
@@ -12,8 +13,9 @@ frozen on cross-entropy + 1000 * sum over the four of mean(delta^2), AdamW (0.9,
 (head(c) // group) * head_dim + c % head_dim of v_proj, on both sides; deltas that meet on a row add up.
 `train.max_steps` sets the number of steps, `recipe.learning_rate` the rate.
 
-`laten` is as published: W1 and W2 start at 1e-5, rate 3e-5, 8 steps (2 to 8 in the paper), the lens divides by the size
-of the last layer's stream whatever it is applied to, and the cycle moves the first beta too. Two factors of 1e-5 make
+`laten` is as published: W1 and W2 start at 1e-5, 8 steps (2 to 8 in the paper), the lens divides by the size
+of the last layer's stream whatever it is applied to, and the cycle moves the first beta too. The authors' README takes a
+rate of 3e-5, which is the default here, and their script one of 3e-4. Two factors of 1e-5 make
 deltas that half precision cannot hold: there the run stops and says that no weight changed (the published code saves
 such a student). One difference: neurons are located once, over the rows of all steps, instead of anew in every step.
 `laten_corrected` starts W1 at its usual scale, and so moves; it takes 64 steps at 1e-3, a lens with the final norm
@@ -66,7 +68,14 @@ SHARE = 0.1
 ROWS_A_STEP = 16
 LOCATED_ROWS = 8
 CHUNK = 256  # contributions whose full logits are live at once
-Scores = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Located:
+    """What single neurons and whole sublayers add to the log-probability of the answer, per kind of sublayer."""
+
+    neurons: dict[str, Tensor]  # (L, F) of the MLP, (L, H * head_dim) of attention
+    layers: dict[str, Tensor]  # (L,)
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,8 @@ def _inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tensor]]:
 
 
 @torch.no_grad()
-def locate(decoder: Decoder, samples: Sequence[Sample], *, frozen_scale: bool) -> Scores:
-    """Scores of all MLP neurons (L, F) and o_proj input channels (L, H * head_dim), summed over the samples.
+def locate(decoder: Decoder, samples: Sequence[Sample], *, frozen_scale: bool) -> Located:
+    """Scores of all MLP neurons and o_proj input channels, and of all layers, summed over the samples.
 
     Raises:
         ModelError: fused matrices, or a norm between a sublayer's output and the stream.
@@ -134,6 +143,7 @@ def locate(decoder: Decoder, samples: Sequence[Sample], *, frozen_scale: bool) -
     writers = {(k, n): decoder.projections(n)[name] for n in layers for k, name in WRITERS.items()}
     points = [Point(n, i) for n in layers for i in ("block", "attn")]
     totals = {k: [torch.zeros(1)] * decoder.num_layers for k in WRITERS}
+    wholes = {k: torch.zeros(decoder.num_layers) for k in WRITERS}
     with bar(len(samples), "neurons") as progress:
         for sample in samples:
             ids, attention, _ = batch_inputs(decoder, [sample])
@@ -146,19 +156,23 @@ def locate(decoder: Decoder, samples: Sequence[Sample], *, frozen_scale: bool) -
             last_D = found[points[-2]][0, at].float()
             scale = last_D.square().mean().sqrt() if frozen_scale else None
             for n in layers:
-                before = {"attn": stream_D, "mlp": stream_D + found[Point(n, "attn")][0, at]}
+                after_D = found[Point(n, "block")][0, at].float()
+                between_D = stream_D + found[Point(n, "attn")][0, at]
+                spans = {"attn": (stream_D, between_D), "mlp": (between_D, after_D)}
                 for kind in WRITERS:
                     weight_DK = writers[kind, n].weight
                     parts_KD = (channels[kind, n][0, at].float() * weight_DK).T
-                    base = _lens_logp(decoder, head, before[kind][None], token, scale)
+                    before_D, whole_D = spans[kind]
+                    base, whole = _lens_logp(decoder, head, torch.stack((before_D, whole_D)), token, scale)
                     gains = [
-                        _lens_logp(decoder, head, before[kind] + part, token, scale) - base
+                        _lens_logp(decoder, head, before_D + part, token, scale) - base
                         for part in parts_KD.split(CHUNK)
                     ]
                     totals[kind][n - 1] = totals[kind][n - 1] + torch.cat(gains).cpu()
-                stream_D = found[Point(n, "block")][0, at].float()
+                    wholes[kind][n - 1] += float(whole - base)
+                stream_D = after_D
             progress.update(1)
-    return {kind: torch.stack(rows) for kind, rows in totals.items()}
+    return Located({kind: torch.stack(rows) for kind, rows in totals.items()}, wholes)
 
 
 def ids_of(decoder: Decoder, module: str, neurons_K: Tensor) -> Tensor:
@@ -211,12 +225,12 @@ def added(decoder: Decoder, deltas: Mapping[tuple[int, str], tuple[Tensor, Tenso
             handle.remove()
 
 
-def _select(
-    scores: Scores, count: int, sizes: Mapping[str, int]
+def select(
+    located: Located, count: int, sizes: Mapping[str, int]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Per kind: the layers 1..L with the largest sums, in depth order, and their best neurons, best first (n, k)."""
-    layers = {k: s.sum(1).topk(min(count, len(s))).indices.sort().values for k, s in scores.items()}
-    neurons = {k: scores[k][layers[k]].topk(sizes[k], dim=1).indices for k in scores}
+    """Per kind: the layers 1..L with the largest scores, in depth order, and their best neurons, best first (n, k)."""
+    layers = {k: s.topk(min(count, len(s))).indices.sort().values for k, s in located.layers.items()}
+    neurons = {k: s[layers[k]].topk(sizes[k], dim=1).indices for k, s in located.neurons.items()}
     return {k: found + 1 for k, found in layers.items()}, neurons
 
 
@@ -240,9 +254,9 @@ def start(
     located = samples[:LOCATED_ROWS]
     theirs = locate(teacher, located, frozen_scale=variant.frozen_scale)
     own = locate(student, located, frozen_scale=variant.frozen_scale)
-    sizes = {k: max(1, int(SHARE * s.shape[1])) for k, s in own.items()}
-    layers, neurons = _select(theirs, student.num_layers, sizes)
-    _, own_neurons = _select(own, student.num_layers, sizes)
+    sizes = {k: max(1, int(SHARE * s.shape[1])) for k, s in own.neurons.items()}
+    layers, neurons = select(theirs, student.num_layers, sizes)
+    _, own_neurons = select(own, student.num_layers, sizes)
     knowledge, ids = {}, {}
     for name, (kind, _) in MODULES.items():
         rows = zip(layers[kind].tolist(), neurons[kind], strict=True)

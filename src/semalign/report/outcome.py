@@ -141,9 +141,18 @@ def _task_table(tasks: Mapping[str, Json], runs: list[Contender]) -> Table:
                 else words.DASH
             )
             failures = percent(finite(result.get("extraction_failures")), 1)
-            cells = [words.capital(task_name(name)), percent(value, 1), interval, percent(share), failures]
+            ended = finite(result.get("ended"))
+            cut = percent(None if ended is None else 1 - ended, 1)
+            cells = [
+                words.capital(task_name(name)),
+                percent(value, 1),
+                interval,
+                percent(share),
+                failures,
+                cut,
+            ]
             rows.append(Row(run.label, [Cell(text) for text in cells], run.kind))
-    columns = ["Model", "Task", "Accuracy", "95% interval", "Gap closed", "No answer found"]
+    columns = ["Model", "Task", "Accuracy", "95% interval", "Gap closed", "No answer found", "Cut off"]
     return Table("Accuracy of every model on every task", columns, rows, summary="All numbers")
 
 

@@ -39,9 +39,7 @@ def fit_maps(
 ) -> dict[str, Tensor]:
     """Fitted maps teacher -> untouched student, one per kind, pair and interface, over all cached positions.
 
-    A weighted fit weights a position by 1 - sum_J p_T^2, the trace of its Fisher information in the logits: where the
-    teacher is certain, the logits may move without changing what it says. Each process adds up the shards it wrote. The sums
-    lie on `device` where they leave half of its memory free, else on the CPU.
+    Each process adds up the shards it wrote. The sums lie on `device` where they leave half of its memory free, else on the CPU.
     """
     kinds = [(name, i) for name, i in stores.wanted if MAPS[name].is_fitted]
     every = [(name, i, p.place) for name, i in kinds for p in stores.request.at(i)]
@@ -62,8 +60,7 @@ def fit_maps(
                     continue
                 x = torch.cat([theirs[teacher_name(i, k)] for theirs, _ in half]).float()
                 y = torch.cat([own[own_name(i, k)] for _, own in half]).float()
-                weights = _uncertainty([r for r, _ in half]) if MAPS[name].is_weighted else None
-                fit.add(x, y, weights)
+                fit.add(x, y, weights_of(name, [r for r, _ in half]))
     maps = {}
     for key, (spread, _, _) in spreads.items():
         spread.reduce(ranks.total)
@@ -90,10 +87,13 @@ def with_room(device: torch.device, size: int) -> torch.device:
     return device if has_room else torch.device("cpu")
 
 
-def _uncertainty(records: Sequence[Record]) -> Tensor:
-    """1 - sum_J p_T^2 of every position, kept above 0 so that no position is lost."""
-    logp, valid = (torch.cat([r[position_name(k)] for r in records]) for k in ("teacher_logp", "valid"))
-    return (1 - (logp.exp() * valid).square().sum(1)).clamp_min(1e-3)
+def weights_of(name: str, records: Sequence[Record]) -> Tensor | None:
+    """How much each position of some records counts in a map's fit (N,); None where all count the same."""
+    weight = MAPS[name].weight
+    if weight is None:
+        return None
+    signals = ("teacher_logp", "student_logp", "valid")
+    return weight(*(torch.cat([r[position_name(s)] for r in records]) for s in signals))
 
 
 @dataclass(frozen=True)

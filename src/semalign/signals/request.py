@@ -130,8 +130,7 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
         heads=plan.heads,
         interfaces=tuple(sorted({interface for _, interface in wanted})),
         cut=plan.cut if config.train.cache_prefix and plan.cut else None,
-        # A weighted fit weights positions by what the teacher's top-k says.
-        top_k=config.cache.top_k if any(_reads(r, TOPK) or MAPS[r.map].is_weighted for r in recipes) else 0,
+        top_k=config.cache.top_k if any(_reads(r, TOPK) or MAPS[r.map].weight for r in recipes) else 0,
         temperatures=tuple(sorted({r.rest_temperature for r in recipes if REST in r.reads})) or (1.0,),
         teacher_output=any(_reads(r, TEACHER_OUTPUT) for r in recipes),
         dtype=getattr(torch, config.cache.dtype),
