@@ -92,6 +92,38 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """How an answer's next token is chosen."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token; above 0 tokens are drawn at this temperature."""
+    top_p: float = 1.0
+    """Draw only among the fewest tokens that together hold this share of the probability."""
+    top_k: int | None = None
+    """Draw only among this many of the likeliest tokens; null sets no limit."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.temperature < float("inf"),
+            "data.sampling.temperature",
+            "0 or a temperature above it",
+            self.temperature,
+        )
+        _require(0 < self.top_p <= 1, "data.sampling.top_p", "a share above 0 and up to 1", self.top_p)
+        _require(
+            self.top_k is None or self.top_k > 0,
+            "data.sampling.top_k",
+            "a positive count or null",
+            self.top_k,
+        )
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether there is one answer a prompt, whatever the seed."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The rows that carry the knowledge, and the rows that measure it."""
 
@@ -116,16 +148,23 @@ class DataConfig:
     """Train on at most this many rows: the first ones of the dataset, or the total drawn from a mixture."""
     rows_seed: int | None = None
     """For one dataset: draw the max_rows rows at random with this seed, in the dataset's order, instead of taking the first ones."""
-    completions: Literal["given", "teacher"] = "given"
-    """Whose answers are trained on. given keeps the answers in the rows; teacher lets the teacher answer the same prompts. With
-    teacher, rows may be prompts without answers, and the teacher then answers the held-out prompts too."""
+    completions: Literal["given", "teacher", "student"] = "given"
+    """Whose answers are trained on. given keeps the answers in the rows; teacher or student lets that model answer the same prompts.
+    Rows may then be prompts without answers; the teacher answers held-out prompts that have none."""
+    samples: int = 1
+    """How many answers a prompt gets; more than one needs sampling.temperature. Answers to one prompt that are alike count once."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How the tokens of a model's answers are chosen."""
+    keep: Literal["ended", "right", "best"] = "ended"
+    """Which of the answers are trained on. ended keeps those that came to their end; right those that also pass the row's check; best
+    of the right ones to a prompt the one that the teacher finds likeliest, by its mean log-probability a token."""
     variants: int = 0
-    """How many new prompts are made of each row; the teacher answers them."""
+    """How many new prompts are made of each row; the teacher answers them, or the student with completions: student."""
     variants_by: Literal["words", "teacher"] = "words"
     """How new prompts are made. words exchanges words that occur in the same contexts, which suits rows that follow a few patterns.
     teacher shows the teacher three rows and lets it write the next question, which suits natural text."""
     max_new_tokens: int = 256
-    """Tokens that an answer of the teacher may have; an answer that has not ended by then is dropped."""
+    """Tokens that a model's answer may have; an answer that has not ended by then is dropped."""
     max_length: int = 1024
     """Tokens that a row may have; a longer completion is cut, and the prompt is kept whole."""
     supervise: Literal["completion", "all"] = "completion"
@@ -153,6 +192,19 @@ class DataConfig:
             self.max_rows,
         )
         _require(self.variants >= 0, "data.variants", "a count of prompts per row", self.variants)
+        _require(self.samples > 0, "data.samples", "a positive count", self.samples)
+        _require(
+            self.samples == 1 or not self.sampling.is_greedy,
+            "data.samples",
+            "1 as long as data.sampling.temperature is 0, where all answers to a prompt are the same",
+            self.samples,
+        )
+        _require(
+            self.keep == "ended" or (self.completions != "given" and not self.variants),
+            "data.keep",
+            "ended, unless a model answers the rows' own prompts (data.completions) and none is new (data.variants)",
+            self.keep,
+        )
         _require(self.max_new_tokens > 0, "data.max_new_tokens", "a positive count", self.max_new_tokens)
         _require(self.max_length >= 2, "data.max_length", "at least 2 tokens", self.max_length)
         _require(0 <= self.max_dropped <= 1, "data.max_dropped", "a share between 0 and 1", self.max_dropped)
@@ -164,8 +216,8 @@ class DataConfig:
 
     @property
     def is_generated(self) -> bool:
-        """Whether the teacher writes answers before anything else."""
-        return self.completions == "teacher" or self.variants > 0
+        """Whether a model writes answers before anything else."""
+        return self.completions != "given" or self.variants > 0
 
 
 @dataclass(frozen=True)

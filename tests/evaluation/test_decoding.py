@@ -13,6 +13,7 @@ from tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from semalign import embedded
+from semalign.config import SamplingConfig
 from semalign.data import encode_prompt
 from semalign.errors import SemAlignError
 from semalign.evaluation import decoding as module
@@ -94,7 +95,7 @@ def test_a_row_is_read_once_and_continued_as_if_alone(kind: str, monkeypatch: py
     alone = answers(model, tokenizer, prompts, 12, 1)
     sizes = shapes_read(model, monkeypatch)
     # Greedy, so that each sample is known.
-    monkeypatch.setattr(module, "SAMPLING", {"do_sample": False})
+    monkeypatch.setattr(module, "NUCLEUS", module.GREEDY)
     found = continuations(model, tokenizer, rows, 4, max_new_tokens=12, seed=0)
     assert found == [[text] * 4 for text in alone]
     assert sizes == [(3, max(map(len, rows)) - 1), *[(12, 1)] * (len(sizes) - 1)]
@@ -121,6 +122,26 @@ def test_continuations_are_drawn_from_what_holds_nine_tenths() -> None:
     assert set(counts) <= set(expected)
     for text, share in expected.items():
         assert counts[text] / 600 == pytest.approx(share, abs=0.08)
+
+
+DRAWN = SamplingConfig(temperature=1.0, top_k=20)
+
+
+def test_several_answers_a_prompt_stand_one_after_the_other_and_are_told_by_the_seed(
+    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast],
+) -> None:
+    model, tokenizer = pair
+    prompts = [row["messages"][:1] for row in embedded.rows("validation")[:60:20]]
+    greedy_ones = answers(model, tokenizer, prompts, 24, 2, samples=3)
+    assert greedy_ones == [one for one in answers(model, tokenizer, prompts, 24, 8) for _ in range(3)]
+    state = torch.get_rng_state()
+    found = answers(model, tokenizer, prompts, 24, 6, samples=4, sampling=DRAWN, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found == answers(model, tokenizer, prompts, 24, 6, samples=4, sampling=DRAWN, seed=1)
+    assert found != answers(model, tokenizer, prompts, 24, 6, samples=4, sampling=DRAWN, seed=2)
+    assert len(found) == 12 and max(len(set(found[n : n + 4])) for n in (0, 4, 8)) > 1
+    cold = SamplingConfig(temperature=1e-4)
+    assert answers(model, tokenizer, prompts, 24, 6, samples=3, sampling=cold) == greedy_ones
 
 
 def test_leaves_no_state(pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast]) -> None:
@@ -186,6 +207,9 @@ def test_continuous_batching_leaves_half_of_the_free_memory_to_others(
     assert seen == [pytest.approx(1.0, rel=0.02)]
 
 
+SEEDS: list[int | None] = []
+
+
 class FakeEngine:
     """vLLM's interface over transformers: reads the folder it is given and decodes greedily."""
 
@@ -194,11 +218,13 @@ class FakeEngine:
         self.most = max_model_len
 
     def generate(
-        self, prompts: list[dict[str, list[int]]], wanted: SimpleNamespace, use_tqdm: bool
+        self, prompts: list[dict[str, list[int]]], every: list[SimpleNamespace], use_tqdm: bool
     ) -> list[SimpleNamespace]:
-        assert wanted.temperature == 0.0 and not use_tqdm
+        assert not use_tqdm
         found = []
-        for prompt in prompts:
+        for prompt, wanted in zip(prompts, every, strict=True):
+            assert wanted.temperature == 0.0 or (wanted.top_k, wanted.top_p) == (20, 1.0)
+            SEEDS.append(getattr(wanted, "seed", None))
             ids = torch.tensor([prompt["prompt_token_ids"]])
             assert ids.shape[1] + wanted.max_tokens <= self.most
             with torch.no_grad():
@@ -226,6 +252,10 @@ def test_vllm_gets_a_folder_that_gives_the_same_answers(
     wanted = answers(model, tokenizer, prompts, 12, 8)
     assert answers(model, tokenizer, prompts, 12, 8, engine="vllm") == wanted
     assert {has_ended for _, has_ended in wanted} == {True, False}
+    assert set(SEEDS) == {None}
+    SEEDS.clear()
+    answers(model, tokenizer, prompts, 12, 8, engine="vllm", samples=2, sampling=DRAWN, seed=7)
+    assert list(range(7, 7 + 2 * len(prompts))) == SEEDS, "no two answers are drawn with one seed"
 
 
 def test_without_vllm_one_sentence_says_how_to_get_it(

@@ -122,8 +122,8 @@ def check_unedited(run: RunFolder) -> None:
 
 
 def is_to_answer(data: DataConfig, row: dict[str, Any]) -> bool:
-    """Whether a row has no answer and the teacher is to give it one."""
-    return data.completions == "teacher" and lacks_answer(row)
+    """Whether a row has no answer and a model is to give it one."""
+    return data.completions != "given" and lacks_answer(row)
 
 
 def _with_stand_ins(data: DataConfig, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

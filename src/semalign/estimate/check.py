@@ -57,7 +57,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     )
     if config.data.is_generated:
         console.print(
-            "the teacher has not answered the prompts yet: this estimate uses the given answers in place of its own, or "
+            "no model has answered the prompts yet: this estimate uses the given answers in the place of its own, one a prompt, or "
             "data.max_new_tokens tokens where there is none, and leaves out the time of generating"
         )
     if not is_to_answer(config.data, first[0]):

@@ -1,4 +1,4 @@
-"""Greedy answers to chats, and sampled continuations, for any causal language model of the transformers library."""
+"""Answers to chats, greedy or sampled, and continuations of rows, for any causal language model of the transformers library."""
 
 import gc
 import inspect
@@ -14,15 +14,16 @@ from rich.progress import Progress
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import configuration_utils
 
-from semalign.config import Engine
+from semalign.config import Engine, SamplingConfig
 from semalign.data import encode_prompt
 from semalign.errors import ModelError, require
+from semalign.evaluation.sampling import Likeliest
 from semalign.models.layouts import positions_of
 from semalign.run.files import saving
 
 STEPS_BETWEEN_LEAVINGS = 16
 Prompt = dict[str, Any] | Sequence[dict[str, Any]]
-SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0}
+GREEDY, NUCLEUS = SamplingConfig(), SamplingConfig(temperature=1.0, top_p=0.9)
 
 
 def generate(
@@ -55,30 +56,42 @@ def answers(
     batch_size: int,
     progress: bool = False,
     engine: Engine = "padded",
+    *,
+    samples: int = 1,
+    sampling: SamplingConfig = GREEDY,
+    seed: int = 0,
 ) -> list[tuple[str, bool]]:
-    """As `generate`, with whether each answer came to its end or was cut off at ``max_new_tokens``."""
+    """As `generate`, with whether each answer came to its end or was cut off at ``max_new_tokens``.
+
+    There are `samples` answers a prompt, one after the other. Drawn ones depend on the seed and on which prompts are asked together;
+    the caller's random state stays as it is. A batch holds at most ``batch_size`` answers, or those of one prompt.
+    """
     encoded = [encode_prompt(prompt, tokenizer, f"prompt {n}") for n, prompt in enumerate(prompts, 1)]
     if engine != "padded":
         run = _generate_continuously if engine == "continuous" else _generate_with_vllm
-        with _plain(model, tokenizer, max_new_tokens) as settings:
-            return run(model, tokenizer, encoded, settings)
+        every = [row for row in encoded for _ in range(samples)]
+        with _drawn(model, seed), _plain(model, tokenizer, max_new_tokens, sampling) as settings:
+            return run(model, tokenizer, every, settings)
     order = sorted(range(len(encoded)), key=lambda n: (len(encoded[n]), n))
     limit = positions_of(model.config.get_text_config())
     # Beyond its positions a model may choose its rotary frequencies by the longest row of a batch.
     alone = [n for n in order if limit is not None and len(encoded[n]) + max_new_tokens > limit]
     others = order[: len(order) - len(alone)]
-    batches = [others[start : start + batch_size] for start in range(0, len(others), batch_size)]
+    size = max(1, batch_size // samples)
+    batches = [others[start : start + size] for start in range(0, len(others), size)]
     batches += [[n] for n in alone]
-    completions = [("", False)] * len(encoded)
+    completions = [("", False)] * (len(encoded) * samples)
     with (
-        _plain(model, tokenizer, max_new_tokens),
+        _drawn(model, seed),
+        _plain(model, tokenizer, max_new_tokens, sampling),
         Progress(disable=not progress, transient=True) as bar,
     ):
         task = bar.add_task("generate", total=len(order))
         for batch in batches:
-            found = _generate_batch(model, tokenizer, [encoded[n] for n in batch])
-            for number, completion in zip(batch, found, strict=True):
-                completions[number] = completion
+            found = _generate_batch(model, tokenizer, [encoded[n] for n in batch], samples, sampling)
+            places = [n * samples + k for n in batch for k in range(samples)]
+            for place, completion in zip(places, found, strict=True):
+                completions[place] = completion
             bar.advance(task, len(batch))
     return completions
 
@@ -97,16 +110,26 @@ def continuations(
     Drawn at temperature 1 from the likeliest tokens that hold 90% of the probability (nucleus sampling, arXiv 1904.09751).
     All are one batch, each row is read once; the caller's random state stays as it is.
     """
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _plain(model, tokenizer, max_new_tokens, **SAMPLING):
-        torch.manual_seed(seed)
-        found = _generate_batch(model, tokenizer, [list(row) for row in rows], count)
+    with _drawn(model, seed), _plain(model, tokenizer, max_new_tokens, NUCLEUS):
+        found = _generate_batch(model, tokenizer, [list(row) for row in rows], count, NUCLEUS)
     return [found[start : start + count] for start in range(0, len(found), count)]
 
 
 @contextmanager
+def _drawn(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Draws from a seed, without a trace in the caller's random state."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def _plain(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, **sampling: Any
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    sampling: SamplingConfig = GREEDY,
 ) -> Iterator[GenerationConfig]:
     """Evaluation mode and bare settings, greedy unless told.
 
@@ -118,8 +141,12 @@ def _plain(
     ends = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
     known_ends = sorted({int(n) for n in ends if n is not None})
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(known_ends), 0)
+    options: dict[str, Any] = {"do_sample": False}
+    if not sampling.is_greedy:
+        options = {"do_sample": True, "temperature": sampling.temperature}
+        options |= {"top_p": sampling.top_p, "top_k": sampling.top_k or 0}
     model.generation_config = GenerationConfig(
-        **{"do_sample": False, **sampling},
+        **options,
         max_new_tokens=max_new_tokens,
         eos_token_id=known_ends or None,
         pad_token_id=pad,
@@ -172,7 +199,14 @@ def _generate_with_vllm(
         _empty_device()
         longest = max(map(len, rows)) + int(settings.max_new_tokens or 0)
         engine = vllm.LLM(model=folder, max_model_len=longest)
-        wanted = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens, stop_token_ids=ends)
+        options = {"max_tokens": settings.max_new_tokens, "stop_token_ids": ends, "temperature": 0.0}
+        if settings.do_sample:
+            options |= {"temperature": settings.temperature, "top_p": settings.top_p}
+            options |= {"top_k": settings.top_k or -1}
+        # One seed an answer: two answers to one prompt would be the same.
+        first = torch.initial_seed()
+        seeds = [{"seed": first + n} if settings.do_sample else {} for n in range(len(rows))]
+        wanted = [vllm.SamplingParams(**options, **seed) for seed in seeds]
         prompts = [{"prompt_token_ids": row} for row in rows]
         found = [output.outputs[0] for output in engine.generate(prompts, wanted, use_tqdm=False)]
         del engine
@@ -198,7 +232,11 @@ def _until_end(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBas
 
 @torch.inference_mode()
 def _generate_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], count: int = 1
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[list[int]],
+    count: int = 1,
+    sampling: SamplingConfig = GREEDY,
 ) -> list[tuple[str, bool]]:
     """Continue each row of a batch ``count`` times with the settings that the model holds now; whether each reached an end token.
 
@@ -230,6 +268,10 @@ def _generate_batch(
         ).past_key_values
         cache.batch_repeat_interleave(count)
     ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
+    # The warpers of transformers sort the whole vocabulary at every step; this one replaces them.
+    drawn: dict[str, Any] = {}
+    if not sampling.is_greedy:
+        drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "logits_processor": [Likeliest(sampling)]}
     while going_on and left > 0:
         output = generator.generate(
             input_ids=ids,
@@ -237,6 +279,7 @@ def _generate_batch(
             max_new_tokens=min(STEPS_BETWEEN_LEAVINGS, left),
             return_dict_in_generate=True,
             **({} if cache is None else {"past_key_values": cache}),
+            **drawn,
         )
         new = output.sequences[:, ids.shape[1] :]
         left -= new.shape[1]

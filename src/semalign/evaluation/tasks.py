@@ -79,6 +79,13 @@ def check_answers(
     return [verdict for verdict in verdicts if verdict is not None]
 
 
+def check_items(rows: Sequence[Mapping[str, Any]], allow_code_execution: Permission) -> None:
+    """Raise what `check_answers` would raise for rows, before anybody has answered them."""
+    for row in rows:
+        _check_of(row)
+    require_permission(rows, allow_code_execution)
+
+
 def require_permission(rows: Sequence[Mapping[str, Any]], allow_code_execution: Permission) -> Backend | None:
     """What the rows' code will run in; None where no row needs code to be run.
 

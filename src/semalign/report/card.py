@@ -188,7 +188,8 @@ def _data(run: RunFolder, config: Json) -> str:
     for name, s in (counts.get("sources") or {}).items():
         lines.append(f"| {_short(name)} | {s['weight']:.3g} | {s['train']} | {s['heldout']} |")
     total = f"{counts.get('training_rows', '?')} training rows with {counts.get('supervised_tokens', '?')} supervised tokens"
-    made = " (answers written by the teacher)" if config["data"]["completions"] == "teacher" else ""
+    writer = config["data"]["completions"]
+    made = "" if writer == "given" else f" (answers written by the {writer})"
     left_out = "".join(f" What the rows hold and the tokens do not: {line}." for line in lines_of(counts))
     return "\n".join(lines) + f"\n\n{total}{made}; {counts.get('heldout_rows', '?')} held-out rows.{left_out}"
 

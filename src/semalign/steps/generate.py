@@ -1,4 +1,4 @@
-"""Step 0, where asked for: the teacher answers the rows' prompts, and new ones made from them.
+"""Step 0, where asked for: the teacher or the student answers the rows' prompts, and new ones made from them.
 
 Writes rows.jsonl and, with held-out rows, heldout.jsonl.
 """
@@ -8,16 +8,18 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semalign.config import TransferConfig, without_names
+from semalign.config import SamplingConfig, TransferConfig, without_names
 from semalign.data.chat import answered, conversation, lacks_answer, prompt_row
 from semalign.data.drawing import split_rows, task_rows
 from semalign.data.inputs import check_unedited, is_to_answer
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind, tools_of
 from semalign.errors import DataError
-from semalign.evaluation.decoding import answers
+from semalign.evaluation.decoding import GREEDY, answers
+from semalign.evaluation.tasks import check_items
 from semalign.models.decoder import Decoder
 from semalign.models.loading import identity, load
 from semalign.run.files import hash_of, json_line, write_atomic
@@ -25,28 +27,33 @@ from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.journal import Journal
 from semalign.run.meter import free_memory, measured
 from semalign.run.progress import bar
+from semalign.steps.choice import choose
 from semalign.steps.prompts import Chat, by_teacher, by_words
+
+SEED_STEP = 1_000_003  # further apart than a run has prompts
 
 
 def generate(config: TransferConfig, run: RunFolder) -> None:
     """Write rows.jsonl, heldout.jsonl and rows.json; what was answered before a stop is kept.
 
-    With `data.completions: teacher` every given prompt gets the teacher's greedy answer, else its own stays. With
-    `data.variants` there are that many new prompts a row too (see `semalign.steps.prompts`), answered by the teacher.
-    An answer that does not end within `data.max_new_tokens` is dropped. No new prompt is one that students are measured on.
-    Held-out rows keep their answers, so that runs can be compared; with `data.completions: teacher` those without one get the
-    teacher's.
+    With `data.completions` of teacher or student every given prompt gets `data.samples` answers of that model, greedy or as
+    `data.sampling` says, else its own stays. With `data.variants` there are that many new prompts a row too (see
+    `semalign.steps.prompts`), answered by the same model, or the teacher. An answer that does not end within
+    `data.max_new_tokens` is dropped, and of the others those that `data.keep` leaves out. No new prompt is one that students are
+    measured on. Held-out rows keep their answers, so that runs can be compared; those without one get the teacher's greedy one.
 
     Raises:
-        DataError: rows that are no conversations, or no answer that ends.
+        DataError: rows that are no conversations, or no answer that is left.
     """
     options = config.data
     if not options.is_generated:
         return
     rows, heldout = split_rows(options)
     measured_on = [*heldout, *task_rows(config)]
+    is_students = options.completions == "student"
     wanted = fingerprint(
         teacher=identity(config.teacher, run.digests),
+        **({"student": identity(config.student, run.digests)} if is_students else {}),
         rows=hash_of(rows),
         measured=hash_of(measured_on),
         data=without_names(options),
@@ -55,33 +62,47 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     check_unedited(run)
     if is_done(run.generated, wanted):
         return
-    is_teachers = options.completions == "teacher"
+    if options.keep != "ended":
+        check_items(rows, config.evaluation.allow_code_execution)
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
-    own, given = ([prompt_row(chat) for chat in chats], []) if is_teachers else ([], chats)
+    own, given = ([prompt_row(chat) for chat in chats], []) if options.completions != "given" else ([], chats)
     unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
     open_teacher = functools.cache(lambda: load(config.teacher))
+    open_student = functools.cache(lambda: load(config.student))
     result: dict[str, Any] = {}
     with measured(result):
         asked_for = [*own, *_new_prompts(config, run, chats, measured_on, open_teacher, wanted)]
-        texts = _answers(config, open_teacher, asked_for, _part(run.rows), wanted)
+        # One model at a time: whoever has answered goes before the other comes.
+        if is_students:
+            open_teacher.cache_clear()
+            free_memory()
+        ask = _Asking(config, options.samples, options.sampling)
+        texts = ask(open_student if is_students else open_teacher, asked_for, _part(run.rows), wanted)
+        open_student.cache_clear()
+        free_memory()
         start = time.perf_counter()
-        found = _answers(config, open_teacher, list(unanswered.values()), _part(run.heldout), wanted)
+        found = _Asking(config)(open_teacher, list(unanswered.values()), _part(run.heldout), wanted)
         result["heldout_seconds"] = round(time.perf_counter() - start, 3)
+        written, dropped = choose(config, rows, asked_for, texts, open_teacher)
         open_teacher.cache_clear()
         free_memory()
-    written = _answered(asked_for, texts)
-    kept = list(_with_answers(heldout, dict(zip(unanswered, found, strict=True))))
+    kept = list(_with_answers(heldout, {n: one for n, [one] in zip(unanswered, found, strict=True)}))
     if (asked_for and not written) or (heldout and not kept):
-        raise DataError(
-            f"data.max_new_tokens: none of the teacher's answers ended within {options.max_new_tokens} tokens; raise it."
+        asked = "held-out prompts" if written else "prompts"
+        reason = (
+            f"ended within {options.max_new_tokens} tokens; raise data.max_new_tokens"
+            if (not written and dropped["unended"] == sum(map(len, texts))) or written
+            else "is right; take rows that the model can answer, raise data.samples, or set data.keep: ended"
         )
+        raise DataError(f"data.completions: no answer to any of the {asked} {reason}.")
     write_atomic(run.heldout, "".join(map(json_line, kept)))
     write_atomic(run.rows, "".join(json_line(chat) for chat in [*given, *written]))
     counts = {
         "given": len(given),
         "written": len(written),
-        "dropped": len(asked_for) - len(written),
-        "heldout_written": sum(map(bool, found)),
+        "dropped": sum(dropped.values()),
+        **{f"dropped_{reason}": count for reason, count in dropped.items() if count},
+        "heldout_written": sum(bool(one) for [one] in found),
         "heldout_dropped": len(heldout) - len(kept),
     }
     save_result(run.generated, wanted, result | counts, [run.rows, run.heldout])
@@ -109,16 +130,14 @@ def _new_prompts(
     if options.variants_by == "words":
         return list(by_words(prompts, config, measured_on))
     if options.completions == "teacher":
-        shown = _answered(prompts, _answers(config, open_teacher, prompts, _part(run.rows), wanted))
+        ask = _Asking(config, options.samples, options.sampling)
+        texts = ask(open_teacher, prompts, _part(run.rows), wanted)
+        firsts = [next(filter(None, several), None) for several in texts]
+        shown = [answered(p, text) for p, text in zip(prompts, firsts, strict=True) if text]
     else:
         shown = [chat for chat in chats if not lacks_answer(chat)]
     known = [*measured_on, *prompts]
     return by_teacher(shown, len(chats), config, known, open_teacher, _part(run.root / "prompts"), wanted)
-
-
-def _answered(prompts: Sequence[Chat], texts: Sequence[str | None]) -> list[Chat]:
-    """Conversations of the prompts whose answer ended."""
-    return [answered(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text]
 
 
 def _with_answers(rows: Sequence[Row], texts: Mapping[int, str | None]) -> Iterator[Row]:
@@ -141,32 +160,45 @@ def _chat(row: Row, number: int) -> Chat:
     return {"messages": conversation(row, kind)} | ({"tools": tools} if tools else {})
 
 
-def _answers(
-    config: TransferConfig,
-    open_teacher: Callable[[], Decoder],
-    prompts: Sequence[Chat],
-    part: Path,
-    wanted: Mapping[str, Any],
-) -> list[str | None]:
-    """The teacher's answer to each prompt, None where it does not end; kept in `part` batch by batch."""
-    journal = Journal(part, wanted, str | None)
-    size = config.evaluation.batch_size
-    if len(journal.values) >= len(prompts):
-        return journal.values[: len(prompts)]
-    teacher = open_teacher()
-    assert teacher.tokenizer is not None
-    with bar(len(prompts), "teacher's answers") as progress:
-        progress.update(len(journal.values))
-        for start in range(len(journal.values), len(prompts), size):
-            batch = prompts[start : start + size]
-            found = answers(
-                teacher.model,
-                teacher.tokenizer,
-                batch,
-                config.data.max_new_tokens,
-                size,
-                engine=config.evaluation.engine,
-            )
-            journal.add(text if has_ended and text.strip() else None for text, has_ended in found)
-            progress.update(len(batch))
-    return journal.values
+@dataclass(frozen=True)
+class _Asking:
+    """How a model is asked for answers."""
+
+    config: TransferConfig
+    samples: int = 1
+    sampling: SamplingConfig = GREEDY
+
+    def __call__(
+        self,
+        open_model: Callable[[], Decoder],
+        prompts: Sequence[Chat],
+        part: Path,
+        wanted: Mapping[str, Any],
+    ) -> list[list[str | None]]:
+        """The model's answers to each prompt, None for one that does not end; kept in `part` batch by batch."""
+        journal = Journal(part, wanted, list[str | None])
+        size = max(1, self.config.evaluation.batch_size // self.samples)
+        if len(journal.values) >= len(prompts):
+            return journal.values[: len(prompts)]
+        model = open_model()
+        assert model.tokenizer is not None
+        with bar(len(prompts), "answers") as progress:
+            progress.update(len(journal.values))
+            for start in range(len(journal.values), len(prompts), size):
+                batch = prompts[start : start + size]
+                found = answers(
+                    model.model,
+                    model.tokenizer,
+                    batch,
+                    self.config.data.max_new_tokens,
+                    self.config.evaluation.batch_size,
+                    engine=self.config.evaluation.engine,
+                    samples=self.samples,
+                    sampling=self.sampling,
+                    # Of the batch and not of the run, so that a run that was stopped draws the same.
+                    seed=self.config.seed * SEED_STEP + start,
+                )
+                texts = [text if has_ended and text.strip() else None for text, has_ended in found]
+                journal.add(texts[n : n + self.samples] for n in range(0, len(texts), self.samples))
+                progress.update(len(batch))
+        return journal.values

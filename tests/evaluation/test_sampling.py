@@ -1,0 +1,41 @@
+"""The tokens that are left are those of the warpers of transformers, whatever the first look sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from semalign.config import SamplingConfig
+from semalign.evaluation import sampling
+from semalign.evaluation.sampling import Likeliest
+
+
+def drawn(spread: float) -> torch.Tensor:
+    return spread * torch.randn(5, 1000, generator=torch.Generator().manual_seed(int(10 * spread)))
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+@pytest.mark.parametrize("top_p", [0.05, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("top_k", [None, 1, 40, 5000])
+def test_what_is_left_is_what_transformers_leaves(
+    spread: float, temperature: float, top_p: float, top_k: int | None
+) -> None:
+    scores, ids = drawn(spread), torch.zeros(5, 1).long()
+    found = Likeliest(SamplingConfig(temperature, top_p, top_k))(ids, scores.clone())
+    expected = TemperatureLogitsWarper(temperature)(ids, scores) if temperature != 1 else scores
+    if top_k:
+        expected = TopKLogitsWarper(top_k)(ids, expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(ids, expected)
+    torch.testing.assert_close(found, expected)
+    assert found.isfinite().any(1).all()
+
+
+def test_a_first_look_that_holds_too_little_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "FIRST_LOOK", 2)
+    flat = drawn(0.1)
+    found = Likeliest(SamplingConfig(1.0, 0.9))(None, flat)
+    assert 850 < int(found[0].isfinite().sum()) < 950
+    torch.testing.assert_close(found, TopPLogitsWarper(0.9)(torch.zeros(5, 1).long(), flat))
