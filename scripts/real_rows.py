@@ -99,7 +99,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     math, code = read(options.data / "gsm_train.jsonl"), read(options.data / "mbpp_train.jsonl")
     at = len(math) - options.items
-    items, math = [number_item(row) for row in math[at:]], math[:at]
+    # Training rows have their check too, for data.keep: right.
+    math = [number_item(row) for row in math]
+    items, math = math[at:], math[:at]
     for name, rows in (("math", math), ("code", code)):
         kept = HELD_OUT[name]
         write(options.out / f"{name}_train.jsonl", rows[:-kept])

@@ -45,6 +45,7 @@ def test_rows_are_split_and_items_are_graded(tmp_path: Path, monkeypatch: pytest
     items = read(out / "items.jsonl")
     math = [item for item in items if item["task"] == "math"]
     assert (len(train), len(heldout), len(math)) == (26, 60, 4)
+    assert [row["check"]["answer"] for row in train] == list(range(26))
     ids = [row["id"] for row in [*train, *heldout, *math]]
     assert len(set(ids)) == len(ids) == 90
     assert (len(read(out / "code_train.jsonl")), len(read(out / "code_heldout.jsonl"))) == (10, 60)
