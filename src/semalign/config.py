@@ -447,6 +447,11 @@ class TrainConfig(OptimiserConfig):
     layer's linear maps."""
     cache_prefix: bool = True
     """Run the frozen layers below the lowest trained layer once, in the cache step, instead of in every training step."""
+    rounds: int = 1
+    """How often rows, signals and training follow each other. From the second round on, the student as it is by then takes the untouched
+    one's place: it answers the prompts anew where data.completions is student, and the teacher's signals are cached on the new rows. All
+    rounds share one schedule and one optimiser. num_train_epochs counts in each round, max_steps over all of them; later rounds take as
+    many steps as the first."""
     live_teacher: bool = False
     """Run the teacher in every training step instead of reading cached signals. This needs no disk but more time and memory."""
     logging_steps: int = 1
@@ -465,7 +470,7 @@ class TrainConfig(OptimiserConfig):
             "a rate above 0, or null",
             self.learning_rate,
         )
-        for name in ("gradient_accumulation_steps", "logging_steps", "save_steps"):
+        for name in ("gradient_accumulation_steps", "logging_steps", "save_steps", "rounds"):
             _require(getattr(self, name) > 0, f"train.{name}", "a positive count", getattr(self, name))
         _require(
             self.per_device_train_batch_size > 0,

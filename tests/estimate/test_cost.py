@@ -155,6 +155,15 @@ def test_every_baseline_opens_a_student_of_its_own(estimated: Any) -> None:
     assert both - alone == pytest.approx(2 * (10 + 100), abs=0.01)
 
 
+def test_every_round_caches_and_trains_and_the_held_out_rows_are_read_once(estimated: Any) -> None:
+    held = counted(samples(3, first=6))[0]
+    once, thrice = (estimated(train=full_weights(num_train_epochs=2, rounds=n)) for n in (1, 3))
+    cached, trained = (thrice["seconds"][step] for step in ("cache", "train"))
+    assert cached == pytest.approx(3 * once["seconds"]["cache"] - 2 * 0.125 * held, abs=0.1)
+    assert trained == pytest.approx(3 * once["seconds"]["train"], abs=0.1)
+    assert thrice["disk_bytes"] - once["disk_bytes"] == once["cache_bytes"], "two caches at most"
+
+
 Usage = namedtuple("Usage", "total used free")
 
 

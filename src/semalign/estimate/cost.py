@@ -71,28 +71,36 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
     raw = positions * sizes.raw + held * sizes.raw_heldout
     rate = costs.seconds
     attributed = sum(len(s.input_ids) for s in inputs.train[: config.attribution.rows])
-    trained = config.train.num_train_epochs * tokens
+    rounds = config.train.rounds
+    trained = rounds * config.train.num_train_epochs * tokens
     if config.train.max_steps > 0:
         rows = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
         trained = config.train.max_steps * rows * tokens / len(inputs.train)
     trainings = 1 + len(config.evaluation.baselines)
     return {
         "cache_bytes": cache,
-        "disk_bytes": cache + raw,
+        # The first round's cache stays, beside that of the round that trains.
+        "disk_bytes": cache * min(2, rounds) + raw,
         "free_bytes": shutil.disk_usage(_existing(_cache_place(config))).free,
         "peak_bytes": costs.peak_bytes,
         **({} if costs.peak_gpu_bytes is None else {"peak_gpu_bytes": costs.peak_gpu_bytes}),
         "seconds": {
             "attribute": round(rate["load_teacher"] + attributed * rate["attribute"], 2),
             "cache": round(
-                rate["load_teacher"]
-                + rate["load_student"]
-                + tokens * rate["cache_student"]
-                + (tokens + held_tokens) * rate["cache_teacher"]
-                + 3 * rate["collect"],
+                rounds
+                * (
+                    rate["load_teacher"]
+                    + rate["load_student"]
+                    + tokens * (rate["cache_student"] + rate["cache_teacher"])
+                    + 3 * rate["collect"]
+                )
+                + held_tokens * rate["cache_teacher"],
                 2,
             ),
-            "train": round(trained * rate["train"] + trainings * (rate["load_student"] + rate["collect"]), 2),
+            "train": round(
+                trained * rate["train"] + (trainings + rounds - 1) * (rate["load_student"] + rate["collect"]),
+                2,
+            ),
         },
     }
 

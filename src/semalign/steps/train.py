@@ -17,7 +17,8 @@ from semalign.run.folder import fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
 from semalign.run.sums import SUMS, read_sums, write_sums
 from semalign.signals.prepared import Prepared
-from semalign.training.stages import Training, stages, trained_plan, with_recipe
+from semalign.steps.rounds import Rounds
+from semalign.training.stages import WHOLE, Training, stages, trained_plan, with_recipe
 from semalign.training.start import make_start
 from semalign.training.student import add_deltas, merge, movement, save_student, trainable, weights_of
 
@@ -28,15 +29,24 @@ CARD = ("README.md", "LICENSE")
 
 def train(prepared: Prepared, baseline: str | None = None) -> None:
     """Write student/, train.jsonl and train.json into the run folder, or into a baseline's own folder in it."""
-    train_student(prepared, prepared.recipes[baseline], prepared.run.training(baseline))
+    folder = prepared.run.training(baseline)
+    train_student(prepared, prepared.recipes[baseline], folder, in_rounds=baseline is None)
 
 
-def train_student(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
-    """One student by one recipe, from the run's plan and cache into a folder; a finished one is kept."""
+def train_student(prepared: Prepared, recipe: Recipe, folder: Path, *, in_rounds: bool = True) -> None:
+    """One student by one recipe, from the run's plan and cache into a folder; a finished one is kept.
+
+    Args:
+        in_rounds: whether it has the rounds that the config asks for; else it trains as long on the first round's rows.
+    """
     config, inputs, stores = with_recipe(prepared.config, recipe), prepared.inputs, prepared.stores
     prepared = replace(prepared, config=config)
+    optimisation = to_dict(config.train)
+    if config.train.rounds == 1:
+        # Named only where there are several, so that trainings from before them stay valid.
+        del optimisation["rounds"]
     wanted = fingerprint(
-        cache=stores.fingerprint, recipe=asdict(recipe), train=to_dict(config.train), seed=config.seed
+        cache=stores.fingerprint, recipe=asdict(recipe), train=optimisation, seed=config.seed
     )
     if ranks.from_main(lambda: is_done(folder / "train.json", wanted)):
         if ranks.is_main():
@@ -47,8 +57,12 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
     if ranks.is_main():
         _forget_another(folder, made_from)
     ranks.wait()
+    rounds = Rounds(prepared, recipe, folder, made_from) if in_rounds else None
     result: dict[str, Any] = {}
     with measured(result):
+        last, span = rounds.last() if rounds else (prepared, WHOLE)
+        if rounds:
+            made_from = rounds.wanted(rounds.count, last)
         student = inputs.load_student()
         plan = trained_plan(prepared.plan, recipe, student.num_layers)
         before = {k: weights_of(student, k) for k in plan.trained_layers}
@@ -59,7 +73,7 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
             result |= made | {"trained_parameters": 0, "train_seconds": 0.0}
         else:
             with trainable(student, plan, config, recipe.start, start) as model:
-                training = Training(prepared, recipe, student, folder, made_from)
+                training = Training(last, recipe, student, folder, made_from, span)
                 result |= made | training.run(stages(plan, recipe))
                 if isinstance(model, PeftModel) and ranks.is_main():
                     merged = merge(model, folder, recipe.start)
@@ -74,6 +88,8 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path) -> None:
         outputs = [folder / name for name in OUTPUTS if (folder / name).exists()]
         save_result(folder / "train.json", wanted, result | {"processes": ranks.world()}, _files(outputs))
         _forget(folder)
+        if rounds:
+            rounds.forget()
     ranks.wait()
 
 
@@ -97,6 +113,7 @@ def _forget_another(folder: Path, wanted: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not is_done(folder / "training.json", wanted):
         _forget(folder)
+        shutil.rmtree(folder / "rounds", ignore_errors=True)
         save_result(folder / "training.json", wanted, {})
 
 

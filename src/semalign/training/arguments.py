@@ -29,10 +29,15 @@ class SuffixArguments(TrainingArguments):
     """GradientCheck makes sure that the loss reaches every trained parameter."""
 
 
-def arguments(config: TransferConfig, folder: Path, stages: int = 1, stage: int = 1) -> SuffixArguments:
+def arguments(
+    config: TransferConfig, folder: Path, stages: int = 1, stage: int = 1, total: int | None = None
+) -> SuffixArguments:
     """The config's fields as transformers' own, once a recipe has said its part.
 
     Several stages share the epochs or steps, and the first alone warms up: the rate would start at 0 in each.
+
+    Args:
+        total: optimiser steps of all rounds, where there are several.
     """
     t = config.train
     trackers = ["none", *get_available_reporting_integrations()]
@@ -42,9 +47,12 @@ def arguments(config: TransferConfig, folder: Path, stages: int = 1, stage: int 
             "install the tracker or choose none."
         )
     given: dict[str, Any] = {name: getattr(t, name) for name in OPTIMISER}
-    given["num_train_epochs"] /= stages
+    # What trains on the first round's rows alone, as baselines do, trains as long as all rounds together.
+    given["num_train_epochs"] *= t.rounds / stages
     if t.max_steps > 0:
         given["max_steps"] = max(1, t.max_steps // stages)
+    if total is not None:
+        given["max_steps"] = total
     if stage > 1:
         given["warmup_steps"] = 0
     return SuffixArguments(

@@ -186,6 +186,20 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+class StopAt(TrainerCallback):
+    """Saves and stops after a step that is not the last of the schedule."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask the Trainer for it."""
+        if state.global_step >= self.step:
+            control.should_save = control.should_training_stop = True
+
+
 class Vouch(TrainerCallback):
     """Writes the list of a checkpoint's files with their digests, once all of them are there; without it a checkpoint does not count."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from semalign.training.arguments import arguments
 from semalign.training.callbacks import (
     GradientCheck,
     LineLog,
+    StopAt,
     StopOnSignal,
     Vouch,
     complete_checkpoint,
@@ -61,13 +62,34 @@ def stages(plan: Plan, recipe: Recipe) -> list[Plan]:
     ]
 
 
+@dataclass(frozen=True)
+class Span:
+    """Which steps of a schedule are made."""
+
+    total: int | None = None
+    """Optimiser steps of the schedule; None: what the config says."""
+    until: int | None = None
+    """Save and stop after this one; None: the last."""
+    resume: Path | None = None
+    """The checkpoint to go on from, where there is none of this training's own."""
+
+
+WHOLE = Span()
+
+
 class Training:
     """One student's training, stage by stage, each in a Trainer with an optimiser of its own."""
 
     def __init__(
-        self, prepared: Prepared, recipe: Recipe, student: Decoder, folder: Path, made_from: Mapping[str, Any]
+        self,
+        prepared: Prepared,
+        recipe: Recipe,
+        student: Decoder,
+        folder: Path,
+        made_from: Mapping[str, Any],
+        span: Span = WHOLE,
     ) -> None:
-        self.made_from = made_from
+        self.made_from, self.span = made_from, span
         self.config, self.inputs, self.stores = prepared.config, prepared.inputs, prepared.stores
         self.recipe, self.student, self.folder = recipe, student, folder
         self.teacher_head = prepared.teacher_head.to(student.device) if recipe.needs_teacher_head else None
@@ -167,20 +189,29 @@ class Training:
             self.inputs.candidates,
             self.teacher_head,
         )
+        newest = ranks.from_main(lambda: complete_checkpoint(folder, self.made_from))
+        # Where this round has ended already, the Trainer has to find nothing left to do: it looks at the end of its schedule alone.
+        ends_here = newest is not None and newest.endswith(f"-{self.span.until}")
+        if newest is None and self.span.resume is not None:
+            newest = str(self.span.resume)
         trainer = SuffixTrainer(
             suffix,
-            arguments(config, folder, stages, len(done) + 1),
+            arguments(
+                config, folder, stages, len(done) + 1, self.span.until if ends_here else self.span.total
+            ),
             self.inputs.train,
             Collator(self.inputs.train, self.supervision, self.prefixes, self.stores.request.prefix_keys),
             callbacks=[log, GradientCheck(), self.stopper, Vouch(self.made_from)],
         )
+        if self.span.until is not None:
+            trainer.add_callback(StopAt(self.span.until))
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if ranks.is_main() and logging.getLogger("semalign").isEnabledFor(logging.INFO):
             trainer.add_callback(LossProgress)
-        newest = ranks.from_main(lambda: complete_checkpoint(folder, self.made_from))
         output = trainer.train(resume_from_checkpoint=newest)
-        if self.stopper.must_stop and trainer.state.global_step < trainer.state.max_steps:
+        last = self.span.until or trainer.state.max_steps
+        if self.stopper.must_stop and trainer.state.global_step < last:
             raise self.stopper.interrupted(steps + trainer.state.global_step)
         return {
             "steps": trainer.state.global_step,

@@ -116,12 +116,15 @@ class SuffixTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         lengths, processes = [len(s.input_ids) for s in self.samples], self.accelerator.num_processes
         together = self.args.train_batch_size * processes
+        step = together * self.args.gradient_accumulation_steps
+        # By steps, since a checkpoint of an earlier round counts the epochs of other rows.
+        steps_an_epoch = max(1, -(-len(lengths) // step))
         return EpochSampler(
             lengths,
-            together * self.args.gradient_accumulation_steps,
+            step,
             self.args.seed,
             multiple=together if processes > 1 else 1,
-            epoch=lambda: int(self.state.epoch or 0),
+            epoch=lambda: self.state.global_step // steps_an_epoch,
         )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
