@@ -309,9 +309,9 @@ class RecipeFields(Generic[Open]):
 
     name: str = "aligned"
     """aligned (default), cosine (the paper, version 1), fisher, acl, v2; seeking, laten; or a control: cross_entropy, kl, jsd,
-    hidden_mse, pissa, self, shuffled, shuffled_targets."""
+    hidden_mse, pissa, self, shuffled, shuffled_targets; reverse, generalised_jsd, skewed, bridge."""
     output_loss: str | Open = _of_recipe("none")
-    """Loss at the output: topk_kl, fisher, cosine, cross_entropy, kl, jsd or none."""
+    """Loss at the output: topk_kl, topk_reverse, topk_jsd, topk_skewed, topk_bridge, fisher, cosine, cross_entropy, kl, jsd or none."""
     output_weight: float | Open = _of_recipe(1.0)
     """Weight of the output loss."""
     layer_loss: str | Open = _of_recipe("none")
@@ -321,7 +321,7 @@ class RecipeFields(Generic[Open]):
     layer_schedule: LayerSchedule | Open = _of_recipe("constant")
     """constant keeps the layer weight; decay lets it fall linearly to 0 over the training."""
     label_weight: float | Open = _of_recipe(0.0)
-    """Share of the label in the target of the topk_kl loss: (1 - share) * teacher + share * onehot(label)."""
+    """Share of the label in the target of the topk losses: (1 - share) * teacher + share * onehot(label)."""
     map: MapName | Open = _of_recipe("ridge")
     """How teacher activations are mapped into the student's space; none leaves them in their own. As a control, self takes the
     untouched student's own activations in their place."""
@@ -331,7 +331,10 @@ class RecipeFields(Generic[Open]):
     label_smoothing: float | Open = _of_recipe(0.0)
     """Label smoothing of the cross_entropy and cosine output losses."""
     temperature: float | Open = _of_recipe(1.0)
-    """Temperature of the topk_kl, kl and jsd losses."""
+    """Temperature of the topk losses, kl and jsd."""
+    beta: float | Open = _of_recipe(0.5)
+    """The teacher's share in the mixture of topk_jsd and topk_skewed; of topk_bridge the power of the student's own distribution in the
+    target at the first step, from which it falls linearly to 0."""
     schedule: Schedule | Open = _of_recipe("joint")
     """joint trains all layers together; frontier trains one layer after another, from shallow to deep."""
     trained: Trained | Open = _of_recipe("pairs")

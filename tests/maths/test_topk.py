@@ -6,11 +6,13 @@ from hypothesis import strategies as st
 from semalign.errors import ModelError
 from semalign.maths.head import gathered_logits
 from semalign.maths.topk import (
+    Divergence,
     fisher_loss,
     followed_logit,
     outside_of,
     rest_logit,
     rest_of,
+    topk_divergence,
     topk_kl_loss,
     union_topk,
     with_labels,
@@ -371,3 +373,55 @@ def test_mistakes_are_refused() -> None:
     ids = torch.zeros(2, 1, dtype=torch.int64)
     with pytest.raises(ModelError, match="2 and 1"):
         union_topk(ids, torch.zeros(2, 1), ids[:1], torch.zeros(1, 1))
+
+
+def literal(kind: str, p: torch.Tensor, q: torch.Tensor, beta: float) -> torch.Tensor:
+    """Of two distributions, as the papers write it."""
+
+    def kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * (a / b).log()).sum(1).mean()
+
+    mixed = beta * p + (1 - beta) * q
+    if kind == "reverse":
+        return kl(q, p)
+    if kind == "jsd":
+        return beta * kl(p, mixed) + (1 - beta) * kl(q, mixed)
+    if kind == "skewed":
+        return kl(p, mixed)
+    target = (p * q.detach() ** beta) / (p * q.detach() ** beta).sum(1, keepdim=True)
+    return kl(target, q)
+
+
+@pytest.mark.parametrize("kind", ["reverse", "jsd", "skewed", "bridge"])
+@pytest.mark.parametrize(("beta", "temperature"), [(0.1, 1.0), (0.5, 2.0), (0.9, 0.5)])
+def test_divergences_are_those_of_the_whole_vocabulary_where_every_token_has_a_slot(
+    kind: Divergence, beta: float, temperature: float
+) -> None:
+    student = normal(5, 12, seed=1).double().requires_grad_()
+    teacher = normal(5, 12, seed=2).double()
+    p, q = ((z / temperature).softmax(1) for z in (teacher, student))
+    expected = literal(kind, p, q, beta) * temperature**2
+    # Slots in any order, and masked ones with anything in them.
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    slots, known = (torch.cat([z[:, order], torch.full((5, 3), 7.0)], 1) for z in (student, teacher))
+    mask = torch.cat([torch.ones(5, 12), torch.zeros(5, 3)], 1).bool()
+    found = topk_divergence(slots, known.log_softmax(1), mask, kind, beta=beta, temperature=temperature)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, student)[0], torch.autograd.grad(expected, student)[0]
+    )
+
+
+def test_divergences_meet_the_kl_at_their_ends() -> None:
+    student, teacher = normal(4, 9, seed=4), normal(4, 9, seed=5).log_softmax(1)
+    mask = torch.ones(4, 9, dtype=torch.bool)
+    kl = topk_kl_loss(student, teacher, mask)
+    torch.testing.assert_close(topk_divergence(student, teacher, mask, "bridge", beta=0.0), kl)
+    torch.testing.assert_close(topk_divergence(student, teacher, mask, "skewed", beta=0.0), kl)
+    assert float(topk_divergence(student, teacher, mask, "skewed", beta=1.0)) == 0
+    for kind in ("reverse", "jsd", "skewed"):
+        assert float(topk_divergence(teacher, teacher, mask, kind)) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ModelError, match=r"beta must lie in \[0, 1\], and inside it for jsd, got 1.0"):
+        topk_divergence(student, teacher, mask, "jsd", beta=1.0)
+    with pytest.raises(ModelError, match="The temperature must be positive"):
+        topk_divergence(student, teacher, mask, "reverse", temperature=0.0)

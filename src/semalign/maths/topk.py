@@ -10,6 +10,9 @@ What is neither in J nor a candidate moves as the candidates do: it keeps its sh
 Legend: N supervised positions, V vocabulary, K top tokens of one model, J = 2K + 1 slots of the union, C candidates.
 """
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -53,6 +56,52 @@ def topk_kl_loss(
     teacher_NJ = _masked_log_softmax(teacher_logp_NJ.detach(), mask_NJ, temperature)
     terms_NJ = (teacher_NJ.exp() * (teacher_NJ - student_NJ)).masked_fill(~mask_NJ, 0.0)
     return terms_NJ.sum(-1).mean() * temperature**2
+
+
+Divergence = Literal["reverse", "jsd", "skewed", "bridge"]
+
+
+def topk_divergence(
+    logits_NJ: Tensor,
+    teacher_logp_NJ: Tensor,
+    mask_NJ: Tensor,
+    kind: Divergence,
+    *,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Another divergence of p_T and p_S over the same slots as `topk_kl_loss`, times t^2 at temperature t.
+
+    reverse: KL(p_S || p_T).
+    jsd: beta KL(p_T || m) + (1 - beta) KL(p_S || m) with m = beta p_T + (1 - beta) p_S (arXiv 2306.13649).
+    skewed: KL(p_T || beta p_T + (1 - beta) p_S) (arXiv 2402.03898).
+    bridge: KL(r || p_S) with r proportional to p_T p_S^beta, in which no gradient flows (arXiv 2601.07155); beta = 0 is the KL itself.
+    """
+    _check_slots(logits_NJ, mask_NJ, teacher_logp_NJ)
+    if temperature <= 0:
+        raise ModelError(f"The temperature must be positive, got {temperature}.")
+    if not 0.0 <= beta <= 1.0 or (kind == "jsd" and beta in (0.0, 1.0)):
+        raise ModelError(f"beta must lie in [0, 1], and inside it for jsd, got {beta}.")
+    student_NJ = _masked_log_softmax(logits_NJ, mask_NJ, temperature)
+    teacher_NJ = _masked_log_softmax(teacher_logp_NJ.detach(), mask_NJ, temperature)
+    if kind == "reverse":
+        parts = [(1.0, student_NJ, teacher_NJ)]
+    elif kind == "bridge":
+        between_NJ = _masked_log_softmax(teacher_NJ + beta * student_NJ.detach(), mask_NJ, 1.0)
+        parts = [(1.0, between_NJ, student_NJ)]
+    else:
+        mixed_NJ = _log_mixture(teacher_NJ, student_NJ, beta)
+        parts = [(beta, teacher_NJ, mixed_NJ), (1.0 - beta, student_NJ, mixed_NJ)]
+        parts = parts if kind == "jsd" else [(1.0, teacher_NJ, mixed_NJ)]
+    terms_NJ = sum(weight * p_NJ.exp() * (p_NJ - q_NJ) for weight, p_NJ, q_NJ in parts)
+    return torch.as_tensor(terms_NJ).masked_fill(~mask_NJ, 0.0).sum(-1).mean() * temperature**2
+
+
+def _log_mixture(one_NJ: Tensor, other_NJ: Tensor, share: float) -> Tensor:
+    """log(share p + (1 - share) q) of two log-probabilities."""
+    if share in (0.0, 1.0):
+        return one_NJ if share else other_NJ
+    return torch.logaddexp(one_NJ + math.log(share), other_NJ + math.log1p(-share))
 
 
 def with_labels(ids_NJ: Tensor, mask_NJ: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,7 @@ def _check_losses(recipe: Recipe) -> None:
             "recipe: expected at least one loss, got output_loss: none and layer_loss: none; choose one."
         )
     for f in dataclasses.fields(RecipeFields):
-        if f.name not in ("temperature", "label_weight", "label_smoothing"):
+        if f.name not in ("temperature", "beta", "label_weight", "label_smoothing"):
             continue
         value, unset = getattr(recipe, f.name), f.metadata["recipe"]
         if value != unset and (output is None or f.name not in output.options):

@@ -50,6 +50,8 @@ class Setting:
     """What is paired: student layers (`3`), or heads in them (`3h2`)."""
     teacher_head: Head | None
     """There where a loss says that it needs it."""
+    progress: Callable[[], float] = lambda: 0.0
+    """Share of the training that is done."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class OutputLoss:
     reads: tuple[str, ...] = ()
     """Signals that it needs of a batch: TOPK, TEACHER_OUTPUT."""
     options: tuple[str, ...] = ()
-    """Fields of the recipe that change it: temperature, label_weight, label_smoothing."""
+    """Fields of the recipe that change it: temperature, beta, label_weight, label_smoothing."""
     needs_teacher_head: bool = False
     is_full_vocabulary: bool = False
     """Whether it forms logits over the whole vocabulary, as the distillation and fine-tuning controls do."""

@@ -38,7 +38,9 @@ class Objective(nn.Module):
         super().__init__()
         self.recipe, self.head = recipe, decoder.head()
         candidates_C = candidates_C.to(decoder.device)
-        setting = Setting(recipe, decoder, self.head, candidates_C, tuple(places), teacher_head)
+        setting = Setting(
+            recipe, decoder, self.head, candidates_C, tuple(places), teacher_head, lambda: self.progress
+        )
         output = recipe.output.make(setting) if recipe.output is not None else None
         layer = recipe.layer.make(setting) if recipe.layer is not None else None
         # In a tuple, so that a term with parameters is registered once, under the name that checkpoints have it under.
