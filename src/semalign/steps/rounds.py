@@ -100,20 +100,14 @@ class Rounds:
     def _prepare(self, number: int) -> Prepared:
         """A round's rows and stores, made with the student that the one before has left; its signals are not cached yet."""
         place, whole = self._place(number), self.first.config
-        student = replace(
-            whole.student,
-            model_name_or_path=str(place / "present"),
-            model_revision=None,
-            trust_remote_code=whole.student.trust_remote_code,
-        )
-        # The seed draws answers; that of the training stays.
         config: TransferConfig = replace(
-            whole, student=student, output_dir=str(place), seed=whole.seed + number - 1
-        )
-        config = replace(
-            config,
-            cache=replace(config.cache, folder=None),
-            evaluation=replace(config.evaluation, baselines=()),
+            whole,
+            student=replace(whole.student, model_name_or_path=str(place / "present"), model_revision=None),
+            output_dir=str(place),
+            # It draws the answers; the training keeps its own.
+            seed=whole.seed + number - 1,
+            cache=replace(whole.cache, folder=None),
+            evaluation=replace(whole.evaluation, baselines=()),
         )
         run = RunFolder(place, memory=self.first.run.memory or self.first.run.root)
         if ranks.is_main():
