@@ -225,7 +225,7 @@ def test_answers_to_come_are_told_and_no_row_is_shown(
         attribution=AttributionConfig(rows=2),
     )
     found, said = looked(config)
-    assert "the teacher has not answered the prompts yet" in said and "in brackets" not in said
+    assert "no model has answered the prompts yet" in said and "in brackets" not in said
     assert found["training_rows"] == 20 and found["supervised_tokens"] >= 20 * 24
     assert [line["interface"] for line in found["pair_figures"]] == ["block"], (
         "pairs are shown whatever the recipe"
