@@ -15,8 +15,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
 from semalign.config import TransferConfig
 from semalign.data.inputs import load_inputs
 from semalign.errors import ConfigError
@@ -27,8 +25,8 @@ from semalign.run.meter import free_memory
 from semalign.signals.prepared import Prepared
 from semalign.steps.cache import cache
 from semalign.steps.generate import generate
-from semalign.training.stages import WHOLE, Span, Training, stages, trained_plan
-from semalign.training.student import merge, save_student, trainable
+from semalign.training.stages import WHOLE, Span, fit
+from semalign.training.student import save_student
 
 CHECKPOINT = "checkpoint-{}"
 
@@ -43,6 +41,8 @@ class Rounds:
     folder: Path
     """Of the training."""
     made_from: Mapping[str, Any]
+    count: int
+    """How many rounds there are."""
 
     def __post_init__(self) -> None:
         if self.count > 1 and (self.recipe.trained == "none" or self.recipe.schedule != "joint"):
@@ -55,11 +55,6 @@ class Rounds:
                 f"train.rounds: expected 1 with recipe.start: {self.recipe.start}, got {self.count}; "
                 "rounds go on from the untouched student."
             )
-
-    @property
-    def count(self) -> int:
-        """How many rounds there are."""
-        return self.first.config.train.rounds
 
     @cached_property
     def total(self) -> int:
@@ -132,14 +127,7 @@ class Rounds:
         if number > 1:
             cache(prepared)
         student = self.first.inputs.load_student()
-        plan = trained_plan(prepared.plan, self.recipe, student.num_layers)
-        merged = student.model
-        with trainable(student, plan, self.first.config) as model:
-            training = Training(prepared, self.recipe, student, place, wanted, self._span(number))
-            result = training.run(stages(plan, self.recipe))
-            if isinstance(model, PeftModel) and ranks.is_main():
-                merged = merge(model, place, self.recipe.start)
-            del model, training
+        result, merged = fit(prepared, self.recipe, student, place, wanted, self._span(number))
         if ranks.is_main():
             save_student(merged, self.first.inputs, self.first.config, following / "present")
             save_result(following / "present.json", wanted, {}, [following / "present"])

@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
 from semalign.config import to_dict
 from semalign.methods.recipe import Recipe
 from semalign.run import ranks, results
@@ -18,9 +16,9 @@ from semalign.run.meter import free_memory, measured
 from semalign.run.sums import SUMS, read_sums, write_sums
 from semalign.signals.prepared import Prepared
 from semalign.steps.rounds import Rounds
-from semalign.training.stages import WHOLE, Training, stages, trained_plan, with_recipe
+from semalign.training.stages import fit, trained_plan, with_recipe
 from semalign.training.start import make_start
-from semalign.training.student import add_deltas, merge, movement, save_student, trainable, weights_of
+from semalign.training.student import add_deltas, movement, save_student, weights_of
 
 OUTPUTS = ("student", "adapter", "train.jsonl", "start.json", "start.safetensors")
 CARD = ("README.md", "LICENSE")
@@ -57,12 +55,11 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path, *, in_rounds
     if ranks.is_main():
         _forget_another(folder, made_from)
     ranks.wait()
-    rounds = Rounds(prepared, recipe, folder, made_from) if in_rounds else None
+    rounds = Rounds(prepared, recipe, folder, made_from, config.train.rounds if in_rounds else 1)
     result: dict[str, Any] = {}
     with measured(result):
-        last, span = rounds.last() if rounds else (prepared, WHOLE)
-        if rounds:
-            made_from = rounds.wanted(rounds.count, last)
+        last, span = rounds.last()
+        made_from = rounds.wanted(rounds.count, last)
         student = inputs.load_student()
         plan = trained_plan(prepared.plan, recipe, student.num_layers)
         before = {k: weights_of(student, k) for k in plan.trained_layers}
@@ -72,12 +69,8 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path, *, in_rounds
         if recipe.trained == "none":
             result |= made | {"trained_parameters": 0, "train_seconds": 0.0}
         else:
-            with trainable(student, plan, config, recipe.start, start) as model:
-                training = Training(last, recipe, student, folder, made_from, span)
-                result |= made | training.run(stages(plan, recipe))
-                if isinstance(model, PeftModel) and ranks.is_main():
-                    merged = merge(model, folder, recipe.start)
-                del model, training
+            totals, merged = fit(last, recipe, student, folder, made_from, span, start)
+            result |= made | totals
         if ranks.is_main():
             result["movement"] = movement(student, before)
             save_student(merged, inputs, config, folder / "student")
@@ -88,8 +81,7 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path, *, in_rounds
         outputs = [folder / name for name in OUTPUTS if (folder / name).exists()]
         save_result(folder / "train.json", wanted, result | {"processes": ranks.world()}, _files(outputs))
         _forget(folder)
-        if rounds:
-            rounds.forget()
+        rounds.forget()
     ranks.wait()
 
 

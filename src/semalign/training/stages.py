@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from semalign.config import TransferConfig
@@ -35,6 +36,7 @@ from semalign.training.callbacks import (
     complete_checkpoint,
 )
 from semalign.training.collator import Collator
+from semalign.training.student import merge, trainable
 from semalign.training.suffix import SuffixModel, SuffixTrainer
 
 
@@ -219,6 +221,30 @@ class Training:
             "train_seconds": round(output.metrics["train_runtime"], 3),
             "log": log.lines[sum(len(stage["log"]) for stage in done) :],
         }
+
+
+def fit(
+    prepared: Prepared,
+    recipe: Recipe,
+    student: Decoder,
+    folder: Path,
+    made_from: Mapping[str, Any],
+    span: Span = WHOLE,
+    start: Record | None = None,
+) -> tuple[dict[str, Any], Any]:
+    """Train a student from prepared signals, full weights or LoRA: totals, and the model with its adapters merged.
+
+    Args:
+        start: factors that LoRA begins with.
+    """
+    plan, merged = trained_plan(prepared.plan, recipe, student.num_layers), student.model
+    with trainable(student, plan, prepared.config, recipe.start, start) as model:
+        training = Training(prepared, recipe, student, folder, made_from, span)
+        result = training.run(stages(plan, recipe))
+        if isinstance(model, PeftModel) and ranks.is_main():
+            merged = merge(model, folder, recipe.start)
+        del model, training
+    return result, merged
 
 
 def mean_loss(logged: Sequence[Mapping[str, Any]], otherwise: float) -> float:
