@@ -134,13 +134,11 @@ class Patch:
         ]
         for pair in self.plan.at(self.recipe.interface):
             maps = self._maps(pair, own, records[:cut], student, head, norm)
-            # Of a direction nobody says how long it is.
-            keeps_length = MAPS[self.recipe.map].is_directional
             after = []
             for row, record in zip(self.rows.tried, records[cut:], strict=True):
                 raw = record[teacher_name(self.recipe.interface, pair.place)]
                 target = maps.apply(raw, self.recipe.map, self.recipe.interface, pair.place)
-                after.append(self._kl(student, head, row, record, pair, target, keeps_length=keeps_length))
+                after.append(self._kl(student, head, row, record, pair, target))
             found.append(
                 {"pair": pair.label, "interface": self.recipe.interface, "map": self.recipe.map}
                 | compared(before, after)
@@ -179,11 +177,8 @@ class Patch:
             parts.append(weight(*both, torch.ones_like(both[0], dtype=torch.bool)).cpu())
         return torch.cat(parts)
 
-    def _kl(self, *args: Any, **options: Any) -> float:
-        return float(self.kl_of(*args, **options).mean())
-
     @torch.no_grad()
-    def kl_of(
+    def _kl(
         self,
         student: Decoder,
         head: Head,
@@ -191,25 +186,20 @@ class Patch:
         record: Record,
         pair: LayerPair | None = None,
         target_NE: Tensor | None = None,
-        *,
-        keeps_length: bool = False,
-    ) -> Tensor:
-        """KL(p_T || p_S) in nats at every supervised position of a row (N,), with a target in the stream where there is one.
-
-        Args:
-            record: the teacher's, with its output; `head` is the teacher's head.
-            keeps_length: whether the target says a direction alone, so that the stream's length stays.
-        """
+    ) -> float:
+        """KL(p_T || p_S) a token of one row, with a target in the stream where there is one."""
         ids, attention, states = batch_inputs(student, [row])
         with student.span(0, student.num_layers, norm=True):
             if pair is None or target_NE is None:
                 output = student.forward(ids, attention)
             else:
                 point = Point(pair.student, self.recipe.interface)
+                # Of a direction nobody says how long it is.
+                keeps_length = MAPS[self.recipe.map].is_directional
                 with patched(student, point, states, target_NE.to(ids.device), keeps_length=keeps_length):
                     output = student.forward(ids, attention)
         own = student.head()
-        return closeness(
+        figures = closeness(
             output[states].float(),
             own.weight_VD,
             record[position_name("teacher_output")].to(ids.device),
@@ -217,7 +207,8 @@ class Patch:
             labels_of(row).to(ids.device),
             student=own.options,
             teacher=head.options,
-        )["kl"]
+        )
+        return float(figures["kl"].mean())
 
 
 def _in_batches(

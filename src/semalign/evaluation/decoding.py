@@ -88,7 +88,7 @@ def answers(
     ):
         task = bar.add_task("generate", total=len(order))
         for batch in batches:
-            found = _generate_batch(model, tokenizer, [encoded[n] for n in batch], samples, sampling)
+            found = _generate_batch(model, tokenizer, [encoded[n] for n in batch], samples)
             places = [n * samples + k for n in batch for k in range(samples)]
             for place, completion in zip(places, found, strict=True):
                 completions[place] = completion
@@ -111,7 +111,7 @@ def continuations(
     All are one batch, each row is read once; the caller's random state stays as it is.
     """
     with _drawn(model, seed), _plain(model, tokenizer, max_new_tokens, NUCLEUS):
-        found = _generate_batch(model, tokenizer, [list(row) for row in rows], count, NUCLEUS)
+        found = _generate_batch(model, tokenizer, [list(row) for row in rows], count)
     return [found[start : start + count] for start in range(0, len(found), count)]
 
 
@@ -236,7 +236,6 @@ def _generate_batch(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[list[int]],
     count: int = 1,
-    sampling: SamplingConfig = GREEDY,
 ) -> list[tuple[str, bool]]:
     """Continue each row of a batch ``count`` times with the settings that the model holds now; whether each reached an end token.
 
@@ -269,8 +268,9 @@ def _generate_batch(
         cache.batch_repeat_interleave(count)
     ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
     # The warpers of transformers sort the whole vocabulary at every step; this one replaces them.
-    drawn: dict[str, Any] = {}
-    if not sampling.is_greedy:
+    settings, drawn = model.generation_config, {}
+    if settings.do_sample:
+        sampling = SamplingConfig(settings.temperature, settings.top_p, settings.top_k or None)
         drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "logits_processor": [Likeliest(sampling)]}
     while going_on and left > 0:
         output = generator.generate(
