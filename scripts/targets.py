@@ -7,17 +7,17 @@ Each target stands in for the untouched student's own activation at the supervis
 that brings the student nearer to its teacher, a layer loss that reaches the target may too. Maps:
 
 * semantic, logit: from the two heads alone.
-* ridge, own rows: fitted on training rows of the task.
-* ridge, agreeing: on the same rows, a position weighted by exp(-KL(p_T || p_S)), so that where the student does not know, it has
+* ridge: fitted on training rows of the task.
+* agreement_ridge: on the same rows, a position weighted by exp(-KL(p_T || p_S)), so that where the student does not know, it has
   no say in what the teacher's activation means.
-* ridge, known text: fitted on other text, on which the student is good.
+* ridge on known text: fitted on other text, on which the student is good.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -33,94 +33,33 @@ from semalign.data.inputs import Inputs, load_inputs
 from semalign.data.samples import prepare
 from semalign.embedded.corpus import student_chats
 from semalign.embedded.splits import TASKS
-from semalign.estimate.patch import Patch, PatchRows, compared
+from semalign.estimate.patch import Patch, PatchRows
 from semalign.maths.pairing import LayerPair, depth_pairs
-from semalign.maths.regression import RidgeFit
-from semalign.models.decoder import Decoder
-from semalign.models.head import Head
 from semalign.parsing import build_config
-from semalign.run.files import Record
-from semalign.signals.maps import Maps, head_maps, solved
-from semalign.signals.passes import student_signals
 from semalign.signals.plan import Plan
-from semalign.signals.request import own_name, teacher_name
 
-MAPS = ("semantic", "logit", "ridge, own rows", "ridge, agreeing", "ridge, known text")
-Found = dict[str, Any]
-
-
-def fitted(
-    key: str,
-    records: Sequence[tuple[Record, Record]],
-    pair: LayerPair,
-    weights: Sequence[torch.Tensor] | None,
-) -> Maps:
-    """A ridge map on (teacher, student) records, its penalty chosen by two halves of the rows."""
-    theirs, ours = teacher_name("block", pair.place), own_name("block", pair.place)
-    first = records[0]
-    halves = [RidgeFit(first[0][theirs].shape[1], first[1][ours].shape[1]) for _ in range(2)]
-    for number, (t, s) in enumerate(records):
-        halves[number % 2].add(
-            t[theirs].float(), s[ours].float(), None if weights is None else weights[number]
-        )
-    matrix, bias = solved("ridge", *halves, None)
-    return Maps({key: matrix, f"{key}.bias": bias})
+KNOWN = "ridge on known text"
+MAPS = ("semantic", "logit", "ridge", "agreement_ridge", KNOWN)
 
 
-def figures(patch: Patch, known: Sequence[Sample], console: Console) -> Iterator[Found]:
-    """One line a pair and map."""
+def figures(patch: Patch, known: Sequence[Sample]) -> dict[str, list[dict[str, Any]]]:
+    """The lines of the patch test for every map, a line a pair."""
     rows = patch.rows
-    every = replace(patch, rows=PatchRows([*rows.fitted, *known], rows.tried))
     teacher = patch.inputs.load_teacher()
+    every = replace(patch, rows=PatchRows([*rows.fitted, *known], rows.tried))
     records, head, norm = every.of_teacher(teacher)
     del teacher
     student = patch.inputs.load_student()
-    own = [r for s in every.rows.fitted for r in student_signals(student, [s], patch.request)]
     cut, end = len(rows.fitted), len(every.rows.fitted)
-    # How far the student is from its teacher at each position that a map is fitted on.
-    apart = [patch.kl_of(student, head, s, r) for s, r in zip(rows.fitted, records[:cut], strict=True)]
-    agreement = [(-kl_N).exp() for kl_N in apart]
-    tried = list(zip(rows.tried, records[end:], strict=True))
-    before = [float(patch.kl_of(student, head, s, r).mean()) for s, r in tried]
-    console.print(f"agreement of the fitted rows: {float(torch.cat(agreement).mean()):.3f}")
-    own_pairs, known_pairs = (
-        list(zip(records[a:b], own[a:b], strict=True)) for a, b in ((0, cut), (cut, end))
-    )
-    for pair in patch.plan.pairs:
-        key = f"ridge.block.{pair.place}"
-        from_heads = Maps(
-            head_maps(head, student.head(), (norm, student.norm_weight()), [("semantic", ""), ("logit", "")])
-        )
-        made = {
-            "semantic": from_heads,
-            "logit": from_heads,
-            "ridge, own rows": fitted(key, own_pairs, pair, None),
-            "ridge, agreeing": fitted(key, own_pairs, pair, agreement),
-        } | ({"ridge, known text": fitted(key, known_pairs, pair, None)} if known else {})
-        for label, maps in made.items():
-            name = label.split(",")[0]
-            after = [
-                after_of(patch, student, head, s, r, pair, maps, name, keeps_length=name == "semantic")
-                for s, r in tried
-            ]
-            yield {"pair": pair.label, "map": label} | compared(before, after)
-
-
-def after_of(
-    patch: Patch,
-    student: Decoder,
-    head: Head,
-    row: Sample,
-    record: Record,
-    pair: LayerPair,
-    maps: Maps,
-    name: str,
-    *,
-    keeps_length: bool,
-) -> float:
-    """KL a token of a row with a map's target in the student's stream."""
-    target = maps.apply(record[teacher_name("block", pair.place)], name, "block", pair.place)
-    return float(patch.kl_of(student, head, row, record, pair, target, keeps_length=keeps_length).mean())
+    on_known = [*records[cut:end], *records[end:]], PatchRows(list(known), rows.tried)
+    on_own = [*records[:cut], *records[end:]], rows
+    found = {}
+    for label in MAPS:
+        signals, chosen = on_known if label == KNOWN else on_own
+        recipe = replace(patch.config.recipe, map=label.split()[0])
+        tried = replace(patch, config=replace(patch.config, recipe=recipe), rows=chosen)
+        found[label] = tried.figures(student, signals, head, norm)
+    return found
 
 
 def pairs_of(text: str | None, inputs: Inputs) -> list[LayerPair]:
@@ -175,16 +114,16 @@ def main() -> None:
         chosen = PatchRows(inputs.train[: options.fitted], inputs.heldout[: options.tried])
         patch = Patch(config, inputs, Plan(pairs, tuple(p.student for p in pairs)), chosen)
         known = known_rows(options.known, inputs, options.fitted)
-        lines = list(figures(patch, known, console))
-        title = f"{label}: KL to the teacher, untouched {lines[0]['kl']:.3f} ({lines[0]['rows']} rows)"
+        lines = figures(patch, known)
+        first = lines[MAPS[0]][0]
+        title = f"{label}: KL to the teacher, untouched {first['kl']:.3f} ({first['rows']} rows)"
         table = Table("pair", *MAPS, title=title)
-        for pair in pairs:
-            cells = {line["map"]: line for line in lines if line["pair"] == pair.label}
+        for pair, *cells in zip(pairs, *lines.values(), strict=True):
             table.add_row(
                 pair.label,
                 *(
                     f"{c['patched']:.3f} ({c['change']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}])"
-                    for c in (cells[m] for m in MAPS)
+                    for c in cells
                 ),
             )
         console.print(table)

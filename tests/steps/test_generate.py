@@ -21,6 +21,19 @@ from semalign.steps.pipeline import transfer
 from .talking import LIMIT, config_of, written
 
 
+def stop_at(patch: pytest.MonkeyPatch, calls: list[str], name: str, module: object, limit: int) -> None:
+    """Interrupt the `limit`-th call of a module's function; all are counted in `calls`."""
+    original = getattr(module, name)
+
+    def stopping(*arguments: object, **options: object) -> object:
+        calls.append(name)
+        if calls.count(name) == limit:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    patch.setattr(module, name, stopping)
+
+
 def test_answers_are_the_teachers_own_greedy_ones(
     talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
 ) -> None:
@@ -141,15 +154,8 @@ def test_a_stopped_step_keeps_its_answers(
     talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = transfer(config_of(talking_pair, rows_file, tmp_path / "a", variants=2), ("generate",))
-    config, calls, answers = config_of(talking_pair, rows_file, tmp_path / "b", variants=2), [], step.answers
-
-    def stopping(*arguments: object, **options: object) -> object:
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return answers(*arguments, **options)
-
-    monkeypatch.setattr(step, "answers", stopping)
+    config, calls = config_of(talking_pair, rows_file, tmp_path / "b", variants=2), []
+    stop_at(monkeypatch, calls, "answers", step, 3)
     with pytest.raises(KeyboardInterrupt):
         transfer(config, ("generate",))
     part = tmp_path / "b" / "rows.part"
@@ -187,19 +193,8 @@ def test_prompts_and_answers_outlive_a_stop(
     straight = transfer(config_of(talking_pair, rows_file, tmp_path / "a", **options), ("generate",))
     config, calls = config_of(talking_pair, rows_file, tmp_path / "b", **options), []
 
-    def stop_at(name: str, module: object, limit: int) -> None:
-        original = getattr(module, name)
-
-        def stopping(*arguments: object, **more: object) -> object:
-            calls.append(name)
-            if calls.count(name) == limit:
-                raise KeyboardInterrupt
-            return original(*arguments, **more)
-
-        monkeypatch.setattr(module, name, stopping)
-
-    stop_at("continuations", new_prompts, 2)
-    stop_at("answers", step, 6)
+    stop_at(monkeypatch, calls, "continuations", new_prompts, 2)
+    stop_at(monkeypatch, calls, "answers", step, 6)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             transfer(config, ("generate",))
@@ -261,15 +256,8 @@ def test_the_students_own_answers_are_drawn_anew_for_every_seed_and_the_same_aft
     )
     other = replace(config_of(twice, rows_file, tmp_path / "b", **drawn), seed=1)
     assert written(transfer(other, ("generate",))) != written(straight)
-    config, calls, answers = config_of(twice, rows_file, tmp_path / "c", **drawn), [], step.answers
-
-    def stopping(*arguments: object, **options: object) -> object:
-        calls.append(arguments)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return answers(*arguments, **options)
-
-    monkeypatch.setattr(step, "answers", stopping)
+    config = config_of(twice, rows_file, tmp_path / "c", **drawn)
+    stop_at(monkeypatch, [], "answers", step, 5)
     with pytest.raises(KeyboardInterrupt):
         transfer(config, ("generate",))
     run = transfer(config, ("generate", "attribute", "pair", "cache", "train"))

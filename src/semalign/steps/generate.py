@@ -87,14 +87,13 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         open_teacher.cache_clear()
         free_memory()
     kept = list(_with_answers(heldout, {n: one for n, [one] in zip(unanswered, found, strict=True)}))
-    if (asked_for and not written) or (heldout and not kept):
-        asked = "held-out prompts" if written else "prompts"
-        reason = (
-            f"ended within {options.max_new_tokens} tokens; raise data.max_new_tokens"
-            if (not written and dropped["unended"] == sum(map(len, texts))) or written
-            else "is right; take rows that the model can answer, raise data.samples, or set data.keep: ended"
-        )
-        raise DataError(f"data.completions: no answer to any of the {asked} {reason}.")
+    unended = f"ended within {options.max_new_tokens} tokens; raise data.max_new_tokens"
+    if asked_for and not written:
+        wrong = "is right; take rows that the model can answer, raise data.samples, or set data.keep: ended"
+        reason = wrong if dropped["wrong"] else unended
+        raise DataError(f"data.completions: no answer to any of the prompts {reason}.")
+    if heldout and not kept:
+        raise DataError(f"data.completions: no answer to any of the held-out prompts {unended}.")
     write_atomic(run.heldout, "".join(map(json_line, kept)))
     write_atomic(run.rows, "".join(json_line(chat) for chat in [*given, *written]))
     counts = {
