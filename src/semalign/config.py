@@ -73,6 +73,11 @@ class ModelConfig:
     pass brings one layer at a time onto the device."""
     trust_remote_code: bool = False
     """Allow transformers to run Python code that comes with the checkpoint."""
+    sees: Literal["nothing", "shots", "answer"] = "nothing"
+    """For a teacher only: what stands before each training row in its prompt and not in the student's. shots are other given rows with
+    their answers, answer is the row's own given answer, each as earlier turns of the conversation."""
+    shots: int = 4
+    """How many rows a teacher with sees: shots is shown, drawn anew for every prompt."""
 
     def __post_init__(self) -> None:
         _require(
@@ -88,6 +93,7 @@ class ModelConfig:
             self.model_name_or_path,
         )
         _require(bool(self.model_name_or_path), "model_name_or_path", "a folder, hub id or .gguf file", "")
+        _require(self.shots > 0, "teacher.shots", "a positive count", self.shots)
         _require(not (self.load_in_8bit and self.load_in_4bit), "load_in_8bit", "either 8 or 4 bits", "both")
 
 
@@ -148,9 +154,13 @@ class DataConfig:
     """Train on at most this many rows: the first ones of the dataset, or the total drawn from a mixture."""
     rows_seed: int | None = None
     """For one dataset: draw the max_rows rows at random with this seed, in the dataset's order, instead of taking the first ones."""
-    completions: Literal["given", "teacher", "student"] = "given"
-    """Whose answers are trained on. given keeps the answers in the rows; teacher or student lets that model answer the same prompts.
-    Rows may then be prompts without answers; the teacher answers held-out prompts that have none."""
+    completions: Literal["given", "teacher", "student", "speculative"] = "given"
+    """Whose answers are trained on. given keeps the answers in the rows; teacher or student lets that model answer the same prompts;
+    with speculative the student answers, and the teacher replaces what it would not say. Rows may then be prompts without answers; the
+    teacher answers held-out prompts that have none."""
+    accepted: int = 25
+    """With completions: speculative, a token that the student writes stays when it is among this many of the teacher's likeliest; else
+    the teacher draws another one."""
     samples: int = 1
     """How many answers a prompt gets; more than one needs sampling.temperature. Answers to one prompt that are alike count once."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -159,7 +169,8 @@ class DataConfig:
     """Which of the answers are trained on. ended keeps those that came to their end; right those that also pass the row's check; best
     of the right ones to a prompt the one that the teacher finds likeliest, by its mean log-probability a token."""
     variants: int = 0
-    """How many new prompts are made of each row; the teacher answers them, or the student with completions: student."""
+    """How many new prompts are made of each row; the teacher answers them, or with completions of student or speculative who answers the
+    given ones."""
     variants_by: Literal["words", "teacher"] = "words"
     """How new prompts are made. words exchanges words that occur in the same contexts, which suits rows that follow a few patterns.
     teacher shows the teacher three rows and lets it write the next question, which suits natural text."""
@@ -192,7 +203,8 @@ class DataConfig:
             self.max_rows,
         )
         _require(self.variants >= 0, "data.variants", "a count of prompts per row", self.variants)
-        _require(self.samples > 0, "data.samples", "a positive count", self.samples)
+        for name in ("samples", "accepted"):
+            _require(getattr(self, name) > 0, f"data.{name}", "a positive count", getattr(self, name))
         _require(
             self.samples == 1 or not self.sampling.is_greedy,
             "data.samples",
@@ -579,6 +591,24 @@ class TransferConfig:
             "student.offload",
             "null, since a student that is trained has to stay in memory",
             self.student.offload,
+        )
+        _require(
+            self.student.sees == "nothing",
+            "student.sees",
+            "nothing, since the student is to do without what its teacher sees",
+            self.student.sees,
+        )
+        _require(
+            self.teacher.sees == "nothing" or self.data.supervise == "completion",
+            "teacher.sees",
+            f"nothing with data.supervise: {self.data.supervise}, since a prompt that only the teacher reads cannot be supervised",
+            self.teacher.sees,
+        )
+        _require(
+            self.teacher.sees != "answer" or not self.data.variants,
+            "teacher.sees",
+            "nothing or shots with data.variants, since no answer to a new prompt is given",
+            "answer",
         )
         _require(
             self.recipe.interface != "head" or not self.train.activation_checkpointing,

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tiny import full_weights
 
 from semalign.config import (
@@ -34,3 +35,16 @@ def config_of(pair: tuple[Path, Path], rows: Path, out: Path, **data: object) ->
 
 def written(run: RunFolder) -> list[list[dict[str, str]]]:
     return [json.loads(line)["messages"] for line in run.rows.read_text().splitlines()]
+
+
+def stop_at(patch: pytest.MonkeyPatch, calls: list[str], name: str, module: object, limit: int) -> None:
+    """Interrupt the `limit`-th call of a module's function; all are counted in `calls`."""
+    original = getattr(module, name)
+
+    def stopping(*arguments: object, **options: object) -> object:
+        calls.append(name)
+        if calls.count(name) == limit:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    patch.setattr(module, name, stopping)

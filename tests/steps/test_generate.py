@@ -11,27 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from semalign.config import SamplingConfig
 from semalign.data.inputs import load_inputs
 from semalign.errors import CacheError, DataError
-from semalign.steps import generate as step
 from semalign.steps import prompts as new_prompts
+from semalign.steps import writers
 from semalign.steps.pipeline import transfer
 
-from .talking import LIMIT, config_of, written
-
-
-def stop_at(patch: pytest.MonkeyPatch, calls: list[str], name: str, module: object, limit: int) -> None:
-    """Interrupt the `limit`-th call of a module's function; all are counted in `calls`."""
-    original = getattr(module, name)
-
-    def stopping(*arguments: object, **options: object) -> object:
-        calls.append(name)
-        if calls.count(name) == limit:
-            raise KeyboardInterrupt
-        return original(*arguments, **options)
-
-    patch.setattr(module, name, stopping)
+from .talking import LIMIT, config_of, stop_at, written
 
 
 def test_answers_are_the_teachers_own_greedy_ones(
@@ -155,7 +141,7 @@ def test_a_stopped_step_keeps_its_answers(
 ) -> None:
     straight = transfer(config_of(talking_pair, rows_file, tmp_path / "a", variants=2), ("generate",))
     config, calls = config_of(talking_pair, rows_file, tmp_path / "b", variants=2), []
-    stop_at(monkeypatch, calls, "answers", step, 3)
+    stop_at(monkeypatch, calls, "answers", writers, 3)
     with pytest.raises(KeyboardInterrupt):
         transfer(config, ("generate",))
     part = tmp_path / "b" / "rows.part"
@@ -194,7 +180,7 @@ def test_prompts_and_answers_outlive_a_stop(
     config, calls = config_of(talking_pair, rows_file, tmp_path / "b", **options), []
 
     stop_at(monkeypatch, calls, "continuations", new_prompts, 2)
-    stop_at(monkeypatch, calls, "answers", step, 6)
+    stop_at(monkeypatch, calls, "answers", writers, 6)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             transfer(config, ("generate",))
@@ -242,37 +228,3 @@ def test_tools_stay_with_the_rows_that_the_teacher_answers(
     found = [json.loads(line) for line in run.rows.read_text().splitlines()]
     assert len(found) > (16 if "variants" in options else 0)
     assert all(row["tools"] == tools and row.keys() == {"messages", "tools"} for row in found)
-
-
-def test_the_students_own_answers_are_drawn_anew_for_every_seed_and_the_same_after_a_stop(
-    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    twice = (talking_pair[0], talking_pair[0])  # of the two only the teacher ends its answers
-    drawn = {"completions": "student", "samples": 3, "sampling": SamplingConfig(temperature=1.0, top_k=30)}
-    straight = transfer(config_of(twice, rows_file, tmp_path / "a", **drawn), ("generate",))
-    counts = json.loads(straight.generated.read_text())
-    assert (
-        counts["written"] + counts["dropped"] == 3 * 16 and counts["written"] == len(written(straight)) > 16
-    )
-    other = replace(config_of(twice, rows_file, tmp_path / "b", **drawn), seed=1)
-    assert written(transfer(other, ("generate",))) != written(straight)
-    config = config_of(twice, rows_file, tmp_path / "c", **drawn)
-    stop_at(monkeypatch, [], "answers", step, 5)
-    with pytest.raises(KeyboardInterrupt):
-        transfer(config, ("generate",))
-    run = transfer(config, ("generate", "attribute", "pair", "cache", "train"))
-    assert written(run) == written(straight)
-    assert json.loads((run.root / "train.json").read_text())["steps"] == -(-len(written(run)) // 8)
-
-
-def test_greedy_answers_of_the_student_are_its_own(
-    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
-) -> None:
-    teachers = transfer(
-        config_of(talking_pair, rows_file, tmp_path / "a", completions="teacher"), ("generate",)
-    )
-    swapped = replace(
-        config_of(talking_pair[::-1], rows_file, tmp_path / "b", completions="student"),
-        allow_smaller_teacher=True,
-    )
-    assert written(teachers) == written(transfer(swapped, ("generate",)))

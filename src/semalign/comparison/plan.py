@@ -267,7 +267,13 @@ def random_teacher(options: CompareConfig, teacher: ModelConfig) -> ModelConfig:
 def redrawn(config: TransferConfig, seed: int) -> TransferConfig:
     """The config of a source for a cell's seed: the same for all seeds where rows, plan and cache have nothing that is drawn."""
     data = config.data
-    is_drawn = data.max_rows is not None or data.variants > 0 or config.pairing.selection == "attribution"
+    is_drawn = (
+        data.max_rows is not None
+        or data.variants > 0
+        or not data.sampling.is_greedy
+        or config.teacher.sees == "shots"
+        or config.pairing.selection == "attribution"
+    )
     if not is_drawn:
         return config
     if data.max_rows is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -24,8 +24,10 @@ from semalign.data import (
 from semalign.data.batches import candidates_of
 from semalign.data.chat import answered, lacks_answer
 from semalign.data.drawing import draw_rows, task_rows
+from semalign.data.kinds import Row
 from semalign.data.mixture import Drawn
 from semalign.data.samples import unseen_counts
+from semalign.data.shown import Shown
 from semalign.errors import CacheError, DataError
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.layouts import Shape
@@ -141,17 +143,28 @@ def load_inputs(config: TransferConfig, run: RunFolder | None = None, *, identif
     memory = None if run is None else run.digests
     teacher, student = (named(m, memory, identified=identified) for m in (config.teacher, config.student))
     drawn = draw_rows(config.data)
+    given = drawn.train
     if config.data.is_generated:
         drawn = _generated(config.data, drawn, run)
     if shared := disjoint(drawn.train, task_rows(config)):
         raise DataError(
             f"{config.evaluation.tasks}: the prompts of {shared} items are among the training rows too; remove them from one side."
         )
-    return inputs_of(config, teacher, student, drawn)
+    return inputs_of(config, teacher, student, drawn, given)
 
 
-def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, drawn: Drawn) -> Inputs:
-    """Two models and rows as every step wants them; `data` says how rows become tokens."""
+def inputs_of(
+    config: TransferConfig,
+    teacher: Checkpoint,
+    student: Checkpoint,
+    drawn: Drawn,
+    given: Sequence[Row] | None = None,
+) -> Inputs:
+    """Two models and rows as every step wants them; `data` says how rows become tokens.
+
+    Args:
+        given: rows with the answers that the teacher may be shown; None: those that are trained on.
+    """
     check_pair(teacher.shape, student.shape, allow_smaller_teacher=config.allow_smaller_teacher)
     if teacher.identity == student.identity:
         logger.warning("the teacher is the student: there is no gap to close, and its figures are left empty")
@@ -183,6 +196,8 @@ def inputs_of(config: TransferConfig, teacher: Checkpoint, student: Checkpoint, 
         "thinking": config.data.thinking,
     }
     train = prepare(drawn.train, tokenizer, source=_source(config.data), **options)
+    shown = Shown(config.teacher, drawn.train if given is None else given, config.seed)
+    train = shown.views(train, tokenizer, config.data, teacher.shape.positions)
     heldout = prepare(drawn.heldout, tokenizer, source="held-out rows", **options) if drawn.heldout else []
     check_shared([*train, *heldout], shared, tokenizer)
     known = {

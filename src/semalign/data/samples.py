@@ -41,6 +41,13 @@ class Sample:
     """Numbers of the row's turns whose text or calls the chat template leaves out."""
     lacks_thinking: bool = False
     """Whether the template leaves out the thinking of the row's answer."""
+    view: Sample | None = field(default=None, repr=False)
+    """The row as the teacher reads it, where it is shown more than the student: other tokens before the same supervised ones."""
+
+    @property
+    def for_teacher(self) -> Sample:
+        """What the teacher reads."""
+        return self.view or self
 
     @property
     def supervised(self) -> int:
@@ -49,9 +56,9 @@ class Sample:
 
     @property
     def sha(self) -> str:
-        """SHA-256 of ids and mask: equal for samples that train alike, whatever their id."""
-        packed = struct.pack(f"<{len(self.input_ids)}q", *self.input_ids)
-        return hashlib.sha256(packed + bytes(self.mask)).hexdigest()
+        """SHA-256 of ids and mask, the teacher's too where they are others: equal for samples that train alike, whatever their id."""
+        packed = struct.pack(f"<{len(self.input_ids)}q", *self.input_ids) + bytes(self.mask)
+        return hashlib.sha256(packed + (self.view.sha.encode() if self.view else b"")).hexdigest()
 
 
 def prepare(

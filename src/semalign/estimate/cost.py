@@ -66,6 +66,7 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
     """
     sizes = record_sizes(*request_of(config, plan), inputs.teacher.width, inputs.student.width)
     tokens, held_tokens = (sum(len(s.input_ids) for s in rows) for rows in (inputs.train, inputs.heldout))
+    read = sum(len(s.for_teacher.input_ids) for s in inputs.train)
     positions, held = (sum(s.supervised for s in rows) for rows in (inputs.train, inputs.heldout))
     cache = tokens * sizes.token + positions * sizes.position + held * sizes.heldout
     raw = positions * sizes.raw + held * sizes.raw_heldout
@@ -91,7 +92,8 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
                 * (
                     rate["load_teacher"]
                     + rate["load_student"]
-                    + tokens * (rate["cache_student"] + rate["cache_teacher"])
+                    + tokens * rate["cache_student"]
+                    + read * rate["cache_teacher"]
                     + 3 * rate["collect"]
                 )
                 + held_tokens * rate["cache_teacher"],

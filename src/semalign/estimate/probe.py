@@ -153,7 +153,7 @@ def probe_teacher(
             teacher, longest_rows(inputs.train, size), request, student.longest, student.head, others
         )
         batch = typical_rows(inputs.train, size)
-        with costs.clock("cache_teacher", batch):
+        with costs.clock("cache_teacher", [sample.for_teacher for sample in batch]):
             typical = teacher_signals(teacher, batch, request, student.typical, student.head, others)
     then(teacher)
     return Shown(longest, typical, teacher.head().detached(), teacher.norm_weight().clone())

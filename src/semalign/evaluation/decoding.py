@@ -70,23 +70,20 @@ def answers(
     if engine != "padded":
         run = _generate_continuously if engine == "continuous" else _generate_with_vllm
         every = [row for row in encoded for _ in range(samples)]
-        with _drawn(model, seed), _plain(model, tokenizer, max_new_tokens, sampling) as settings:
+        with (
+            drawn_from(seed, model.device),
+            _plain(model, tokenizer, max_new_tokens, sampling) as settings,
+        ):
             return run(model, tokenizer, every, settings)
-    order = sorted(range(len(encoded)), key=lambda n: (len(encoded[n]), n))
     limit = positions_of(model.config.get_text_config())
-    # Beyond its positions a model may choose its rotary frequencies by the longest row of a batch.
-    alone = [n for n in order if limit is not None and len(encoded[n]) + max_new_tokens > limit]
-    others = order[: len(order) - len(alone)]
-    size = max(1, batch_size // samples)
-    batches = [others[start : start + size] for start in range(0, len(others), size)]
-    batches += [[n] for n in alone]
+    batches = batches_of(list(map(len, encoded)), max(1, batch_size // samples), max_new_tokens, limit)
     completions = [("", False)] * (len(encoded) * samples)
     with (
-        _drawn(model, seed),
+        drawn_from(seed, model.device),
         _plain(model, tokenizer, max_new_tokens, sampling),
         Progress(disable=not progress, transient=True) as bar,
     ):
-        task = bar.add_task("generate", total=len(order))
+        task = bar.add_task("generate", total=len(encoded))
         for batch in batches:
             found = _generate_batch(model, tokenizer, [encoded[n] for n in batch], samples)
             places = [n * samples + k for n in batch for k in range(samples)]
@@ -110,15 +107,36 @@ def continuations(
     Drawn at temperature 1 from the likeliest tokens that hold 90% of the probability (nucleus sampling, arXiv 1904.09751).
     All are one batch, each row is read once; the caller's random state stays as it is.
     """
-    with _drawn(model, seed), _plain(model, tokenizer, max_new_tokens, NUCLEUS):
+    with drawn_from(seed, model.device), _plain(model, tokenizer, max_new_tokens, NUCLEUS):
         found = _generate_batch(model, tokenizer, [list(row) for row in rows], count)
     return [found[start : start + count] for start in range(0, len(found), count)]
 
 
+def batches_of(
+    lengths: Sequence[int], size: int, max_new_tokens: int, positions: int | None
+) -> list[list[int]]:
+    """Numbers of prompts in batches of like length; those whose answers may pass a model's positions are alone.
+
+    Beyond its positions a model may choose its rotary frequencies by the longest row of a batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda n: (lengths[n], n))
+    alone = [n for n in order if positions is not None and lengths[n] + max_new_tokens > positions]
+    others = order[: len(order) - len(alone)]
+    return [others[start : start + size] for start in range(0, len(others), size)] + [[n] for n in alone]
+
+
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, and those of the model's own settings, ascending."""
+    settings = model.generation_config
+    of_model = settings.eos_token_id if settings else None
+    ends = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
+    return sorted({int(n) for n in ends if n is not None})
+
+
 @contextmanager
-def _drawn(model: PreTrainedModel, seed: int) -> Iterator[None]:
+def drawn_from(seed: int, device: torch.device) -> Iterator[None]:
     """Draws from a seed, without a trace in the caller's random state."""
-    devices = [model.device] if model.device.type == "cuda" else []
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
@@ -137,9 +155,7 @@ def _plain(
     would otherwise fill every field left open here. Its end tokens are kept, for chat models end turns in many ways.
     """
     settings, was_training = model.generation_config, model.training
-    of_model = settings.eos_token_id if settings else None
-    ends = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
-    known_ends = sorted({int(n) for n in ends if n is not None})
+    known_ends = ends_of(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(known_ends), 0)
     options: dict[str, Any] = {"do_sample": False}
     if not sampling.is_greedy:
@@ -171,7 +187,7 @@ def _generate_continuously(
             "evaluation.engine: padded."
         )
     ends = set(settings.eos_token_id or [])
-    return [_until_end(output.generated_tokens, ends, tokenizer) for output in found]
+    return [until_end(output.generated_tokens, ends, tokenizer) for output in found]
 
 
 def _memory_limit() -> dict[str, Any]:
@@ -214,7 +230,7 @@ def _generate_with_vllm(
         model.to(device)
     answers = []
     for output in found:
-        text, has_ended = _until_end(list(output.token_ids), set(ends), tokenizer)
+        text, has_ended = until_end(list(output.token_ids), set(ends), tokenizer)
         answers.append((text, has_ended or output.finish_reason == "stop"))
     return answers
 
@@ -225,7 +241,8 @@ def _empty_device() -> None:
         torch.cuda.empty_cache()
 
 
-def _until_end(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+def until_end(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+    """Token ids as text up to the first end token, and whether there is one."""
     stop = next((n for n, token in enumerate(ids) if token in ends), len(ids))
     return str(tokenizer.decode(ids[:stop], skip_special_tokens=True)), stop < len(ids)
 
@@ -293,4 +310,4 @@ def _generate_batch(
         if cache is not None and len(places) < len(going_on):
             cache.reorder_cache(kept)
         going_on = [going_on[n] for n in places]
-    return [_until_end(tokens, ends, tokenizer) for tokens in found]
+    return [until_end(tokens, ends, tokenizer) for tokens in found]

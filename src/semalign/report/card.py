@@ -189,7 +189,8 @@ def _data(run: RunFolder, config: Json) -> str:
         lines.append(f"| {_short(name)} | {s['weight']:.3g} | {s['train']} | {s['heldout']} |")
     total = f"{counts.get('training_rows', '?')} training rows with {counts.get('supervised_tokens', '?')} supervised tokens"
     writer = config["data"]["completions"]
-    made = "" if writer == "given" else f" (answers written by the {writer})"
+    who = {"speculative": "student and corrected by the teacher"}.get(writer, writer)
+    made = "" if writer == "given" else f" (answers written by the {who})"
     left_out = "".join(f" What the rows hold and the tokens do not: {line}." for line in lines_of(counts))
     return "\n".join(lines) + f"\n\n{total}{made}; {counts.get('heldout_rows', '?')} held-out rows.{left_out}"
 

@@ -154,6 +154,7 @@ def teacher_signals(
     positions.teacher_output (N, D); positions.ids, .teacher_logp, .student_logp, .valid (N, 2K + 1) over the union of
     both models' top-k sets and the row's own token; positions.rest.<temperature> (N, 3). Stops after the deepest layer that
     anything needs."""
+    samples = [sample.for_teacher for sample in samples]
     ids_BT, attention_BT, states_BT = batch_inputs(teacher, samples)
     points = sorted(
         {

@@ -1,4 +1,4 @@
-"""Step 0, where asked for: the teacher or the student answers the rows' prompts, and new ones made from them.
+"""Step 0, where asked for: the teacher, the student or both together answer the rows' prompts, and new ones made from them.
 
 Writes rows.jsonl and, with held-out rows, heldout.jsonl.
 """
@@ -8,37 +8,34 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semalign.config import SamplingConfig, TransferConfig, without_names
+from semalign.config import TransferConfig, without_names
 from semalign.data.chat import answered, conversation, lacks_answer, prompt_row
 from semalign.data.drawing import split_rows, task_rows
 from semalign.data.inputs import check_unedited, is_to_answer
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind, tools_of
+from semalign.data.shown import Shown
 from semalign.errors import DataError
-from semalign.evaluation.decoding import GREEDY, answers
 from semalign.evaluation.tasks import check_items
 from semalign.models.decoder import Decoder
 from semalign.models.loading import identity, load
 from semalign.run.files import hash_of, json_line, write_atomic
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
-from semalign.run.journal import Journal
 from semalign.run.meter import free_memory, measured
-from semalign.run.progress import bar
 from semalign.steps.choice import choose
 from semalign.steps.prompts import Chat, by_teacher, by_words
-
-SEED_STEP = 1_000_003  # further apart than a run has prompts
+from semalign.steps.writers import Asking, Writer, alone, together
 
 
 def generate(config: TransferConfig, run: RunFolder) -> None:
     """Write rows.jsonl, heldout.jsonl and rows.json; what was answered before a stop is kept.
 
     With `data.completions` of teacher or student every given prompt gets `data.samples` answers of that model, greedy or as
-    `data.sampling` says, else its own stays. With `data.variants` there are that many new prompts a row too (see
-    `semalign.steps.prompts`), answered by the same model, or the teacher. An answer that does not end within
+    `data.sampling` says; with speculative the student writes and the teacher corrects; with given its own answer stays. The teacher
+    is shown what `teacher.sees` says, which the rows do not have. With `data.variants` there are that many new prompts a row too (see
+    `semalign.steps.prompts`), answered by whoever answers the given ones, or the teacher. An answer that does not end within
     `data.max_new_tokens` is dropped, and of the others those that `data.keep` leaves out. No new prompt is one that students are
     measured on. Held-out rows keep their answers, so that runs can be compared; those without one get the teacher's greedy one.
 
@@ -50,10 +47,13 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         return
     rows, heldout = split_rows(options)
     measured_on = [*heldout, *task_rows(config)]
-    is_students = options.completions == "student"
+    by_student, by_both = (options.completions == who for who in ("student", "speculative"))
+    shown = Shown(config.student if by_student else config.teacher, rows, config.seed)
     wanted = fingerprint(
         teacher=identity(config.teacher, run.digests),
-        **({"student": identity(config.student, run.digests)} if is_students else {}),
+        **({"student": identity(config.student, run.digests)} if by_student or by_both else {}),
+        # Named only where it is used, so that folders from before it stay valid.
+        **({"sees": [shown.model.sees, shown.model.shots]} if shown.model.sees != "nothing" else {}),
         rows=hash_of(rows),
         measured=hash_of(measured_on),
         data=without_names(options),
@@ -69,19 +69,26 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
     open_teacher = functools.cache(lambda: load(config.teacher))
     open_student = functools.cache(lambda: load(config.student))
+
+    def open_writer() -> Writer:
+        if by_both:
+            return together(open_student(), open_teacher(), shown.before)
+        return alone(open_student()) if by_student else alone(open_teacher(), shown.before)
+
+    ask = Asking(config, options.samples, options.sampling)
     result: dict[str, Any] = {}
     with measured(result):
-        asked_for = [*own, *_new_prompts(config, run, chats, measured_on, open_teacher, wanted)]
-        # One model at a time: whoever has answered goes before the other comes.
-        if is_students:
+        asked_for = [*own, *_new_prompts(config, run, chats, measured_on, open_teacher, open_writer, wanted)]
+        if by_student:
+            # One model at a time: whoever has answered goes before the other comes.
             open_teacher.cache_clear()
             free_memory()
-        ask = _Asking(config, options.samples, options.sampling)
-        texts = ask(open_student if is_students else open_teacher, asked_for, _part(run.rows), wanted)
+        texts = ask(open_writer, asked_for, _part(run.rows), wanted)
         open_student.cache_clear()
         free_memory()
         start = time.perf_counter()
-        found = _Asking(config)(open_teacher, list(unanswered.values()), _part(run.heldout), wanted)
+        to_answer = list(unanswered.values())
+        found = Asking(config)(lambda: alone(open_teacher()), to_answer, _part(run.heldout), wanted)
         result["heldout_seconds"] = round(time.perf_counter() - start, 3)
         written, dropped = choose(config, rows, asked_for, texts, open_teacher)
         open_teacher.cache_clear()
@@ -120,6 +127,7 @@ def _new_prompts(
     chats: Sequence[Chat],
     measured_on: Sequence[Row],
     open_teacher: Callable[[], Decoder],
+    open_writer: Callable[[], Writer],
     wanted: Mapping[str, Any],
 ) -> list[Chat]:
     """The prompts that `data.variants` asks for; the teacher goes on from its own answers where those are trained on."""
@@ -129,8 +137,8 @@ def _new_prompts(
     if options.variants_by == "words":
         return list(by_words(prompts, config, measured_on))
     if options.completions == "teacher":
-        ask = _Asking(config, options.samples, options.sampling)
-        texts = ask(open_teacher, prompts, _part(run.rows), wanted)
+        ask = Asking(config, options.samples, options.sampling)
+        texts = ask(open_writer, prompts, _part(run.rows), wanted)
         firsts = [next(filter(None, several), None) for several in texts]
         shown = [answered(p, text) for p, text in zip(prompts, firsts, strict=True) if text]
     else:
@@ -157,47 +165,3 @@ def _chat(row: Row, number: int) -> Chat:
         )
     tools = tools_of(row)
     return {"messages": conversation(row, kind)} | ({"tools": tools} if tools else {})
-
-
-@dataclass(frozen=True)
-class _Asking:
-    """How a model is asked for answers."""
-
-    config: TransferConfig
-    samples: int = 1
-    sampling: SamplingConfig = GREEDY
-
-    def __call__(
-        self,
-        open_model: Callable[[], Decoder],
-        prompts: Sequence[Chat],
-        part: Path,
-        wanted: Mapping[str, Any],
-    ) -> list[list[str | None]]:
-        """The model's answers to each prompt, None for one that does not end; kept in `part` batch by batch."""
-        journal = Journal(part, wanted, list[str | None])
-        size = max(1, self.config.evaluation.batch_size // self.samples)
-        if len(journal.values) >= len(prompts):
-            return journal.values[: len(prompts)]
-        model = open_model()
-        assert model.tokenizer is not None
-        with bar(len(prompts), "answers") as progress:
-            progress.update(len(journal.values))
-            for start in range(len(journal.values), len(prompts), size):
-                batch = prompts[start : start + size]
-                found = answers(
-                    model.model,
-                    model.tokenizer,
-                    batch,
-                    self.config.data.max_new_tokens,
-                    self.config.evaluation.batch_size,
-                    engine=self.config.evaluation.engine,
-                    samples=self.samples,
-                    sampling=self.sampling,
-                    # Of the batch and not of the run, so that a run that was stopped draws the same.
-                    seed=self.config.seed * SEED_STEP + start,
-                )
-                texts = [text if has_ended and text.strip() else None for text, has_ended in found]
-                journal.add(texts[n : n + self.samples] for n in range(0, len(texts), self.samples))
-                progress.update(len(batch))
-        return journal.values
