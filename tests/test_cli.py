@@ -88,7 +88,7 @@ def test_another_config_in_the_same_folder_stops_with_a_diff(
     [
         (["--data.dataset_name=nothing.jsonl"], 4, "nothing.jsonl"),
         (["--evaluation.tasks=nothing.jsonl"], 4, "nothing.jsonl"),
-        (["--evaluation.engine=vllm"], 1, "pip install 'semalign[vllm]'"),
+        (["--evaluation.engine=server"], 3, "found no 'vllm'; install it"),
         (["--evaluation.baselines=[nosuch]"], 3, "nosuch"),
         (["--evaluation.harness_path=/nowhere"], 3, "expected a folder of task files"),
         (["--teacher.model_name_or_path=/nowhere/at/all"], 5, "expected a model folder"),

@@ -26,7 +26,8 @@ Schedule = Literal["joint", "frontier"]
 Trained = Literal["pairs", "all", "none"]
 Match = Literal["depth", "cka", "ridge_error", "nearest"]
 Signals = Literal["teacher", "shuffled", "shuffled_targets"]
-Engine = Literal["padded", "continuous", "vllm"]
+Engine = Literal["padded", "continuous", "server"]
+SERVER = "vllm serve {folder} --host 127.0.0.1 --port {port}"
 Open = TypeVar("Open")
 """The value of a field that is left open: None in a config, nothing in a recipe."""
 
@@ -516,7 +517,10 @@ class EvaluationConfig:
     """Tokens that an answer may have."""
     engine: Engine = "padded"
     """What generates the answers: transformers on padded batches (padded), transformers' continuous batching, in which the next prompt
-    takes the place of an answer that has ended (continuous), or vLLM (vllm)."""
+    takes the place of an answer that has ended (continuous), or a program of your own such as vLLM (server)."""
+    server: str = SERVER
+    """With engine: server, the command that serves a model's folder by the OpenAI protocol with token ids. SemAlign fills in {folder} and
+    {port}, starts it for every model that answers, and stops it afterwards."""
     baselines: tuple[str, ...] | dict[str, dict[str, Any]] = ()
     """Further methods that are trained and measured on the same rows for comparison: a list of names, or names with recipe fields of
     their own."""

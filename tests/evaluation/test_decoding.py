@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -205,65 +204,6 @@ def test_continuous_batching_leaves_half_of_the_free_memory_to_others(
     with pytest.raises(SemAlignError, match="expected 1 answers, got 0"):
         generate(model, tokenizer, [[{"role": "user", "content": "2 + 2"}]], engine="continuous")
     assert seen == [pytest.approx(1.0, rel=0.02)]
-
-
-SEEDS: list[int | None] = []
-
-
-class FakeEngine:
-    """vLLM's interface over transformers: reads the folder it is given and decodes greedily."""
-
-    def __init__(self, model: str, max_model_len: int) -> None:
-        self.model = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
-        self.most = max_model_len
-
-    def generate(
-        self, prompts: list[dict[str, list[int]]], every: list[SimpleNamespace], use_tqdm: bool
-    ) -> list[SimpleNamespace]:
-        assert not use_tqdm
-        found = []
-        for prompt, wanted in zip(prompts, every, strict=True):
-            assert wanted.temperature == 0.0 or (wanted.top_k, wanted.top_p) == (20, 1.0)
-            SEEDS.append(getattr(wanted, "seed", None))
-            ids = torch.tensor([prompt["prompt_token_ids"]])
-            assert ids.shape[1] + wanted.max_tokens <= self.most
-            with torch.no_grad():
-                new = self.model.generate(
-                    ids,
-                    do_sample=False,
-                    max_new_tokens=wanted.max_tokens,
-                    eos_token_id=wanted.stop_token_ids,
-                    pad_token_id=0,
-                )[0, ids.shape[1] :].tolist()
-            reason = "stop" if new[-1] in wanted.stop_token_ids else "length"
-            found.append(
-                SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(new), finish_reason=reason)])
-            )
-        return found
-
-
-def test_vllm_gets_a_folder_that_gives_the_same_answers(
-    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, tokenizer = pair
-    prompts = [row["messages"][:1] for row in embedded.rows("validation")[::40]]
-    fake = SimpleNamespace(LLM=FakeEngine, SamplingParams=SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "vllm", fake)
-    wanted = answers(model, tokenizer, prompts, 12, 8)
-    assert answers(model, tokenizer, prompts, 12, 8, engine="vllm") == wanted
-    assert {has_ended for _, has_ended in wanted} == {True, False}
-    assert set(SEEDS) == {None}
-    SEEDS.clear()
-    answers(model, tokenizer, prompts, 12, 8, engine="vllm", samples=2, sampling=DRAWN, seed=7)
-    assert list(range(7, 7 + 2 * len(prompts))) == SEEDS, "no two answers are drawn with one seed"
-
-
-def test_without_vllm_one_sentence_says_how_to_get_it(
-    pair: tuple[LlamaForCausalLM, PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(SemAlignError, match=r"pip install 'semalign\[vllm\]'"):
-        generate(*pair, [[{"role": "user", "content": "2 + 2"}]], engine="vllm")
 
 
 def test_rows_that_may_pass_the_models_positions_are_answered_alone(

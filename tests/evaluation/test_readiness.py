@@ -39,11 +39,10 @@ def test_a_run_that_lacks_nothing_is_ready(config_file: Path, tmp_path: Path) ->
 def test_what_is_missing_is_one_sentence(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for package in ("vllm", "lm_eval"):
-        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     cases: list[tuple[dict[str, Any], type[SemAlignError], str]] = [
         ({"tasks": items(tmp_path, CODE)}, ConfigError, "allow_code_execution"),
-        ({"engine": "vllm"}, SemAlignError, "vllm"),
+        ({"engine": "server", "server": "nosuch {folder} {port}"}, ConfigError, "found no 'nosuch'"),
         ({"harness": ["gsm8k"]}, SemAlignError, r"semalign\[harness\]"),
         ({"harness_path": str(tmp_path / "none")}, ConfigError, "expected a folder of task files"),
         ({"baselines": ["nosuch"]}, ConfigError, "nosuch"),

@@ -45,8 +45,8 @@ def test_geometry_is_per_sequence_and_the_projector_learns_its_share(tiny_pair: 
     found = objective.layer_loss("1", own, [4, 3], {"target.1": target})
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     objective, _ = one_objective(tiny_pair[1], method("hidden_mse"))
-    projected = objective.projectors["1"](own)
-    expected = mse_loss(projected, target) * width
+    projected = objective.projectors["1"](own / own.square().mean(1, keepdim=True).sqrt())
+    expected = mse_loss(projected / width**0.5, target) * width
     found = objective.layer_loss("1", own, [7], {"target.1": target})
     torch.testing.assert_close(found, expected)
     assert {p.requires_grad for p in objective.projectors.parameters()} == {True}

@@ -17,6 +17,7 @@ from semalign.data.drawing import split_rows
 from semalign.data.inputs import Inputs, is_to_answer, load_inputs
 from semalign.data.samples import lines_of
 from semalign.errors import CacheError
+from semalign.estimate.cautions import cautions
 from semalign.estimate.cost import estimate
 from semalign.estimate.patch import Patch, is_patchable, patch_rows
 from semalign.estimate.probe import Costs, Shown, probe_student, probe_teacher
@@ -91,6 +92,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         "pair_figures": _figures(teacher, student, shown, wanted or [("semantic", shown.interfaces[0])]),
         "patch": patch.figures(inputs.load_student(), *seen[0]) if patch else [],
         "prefix_error": _prefix_error(student),
+        "cautions": cautions(config, {"teacher": teacher.head.weight_VD, "student": student.head.weight_VD}),
         "estimate": estimate(config, inputs, plan, costs),
     }
     _print(found, console)
@@ -212,6 +214,8 @@ def _print(found: dict[str, Any], console: Console) -> None:
         + ", ".join(f"{s:.0f} s to {step}" for step, s in e["seconds"].items())
         + " (evaluation apart)"
     )
+    for sentence in found["cautions"]:
+        console.print(sentence, style="yellow")
     if e["disk_bytes"] > e["free_bytes"]:
         raise CacheError(
             f"output_dir: the cache needs about {e['disk_bytes']} bytes, {e['free_bytes']} are free; free space or lower data.max_rows."

@@ -31,6 +31,7 @@ def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = No
         options.max_new_tokens,
         options.batch_size,
         engine=options.engine,
+        server=options.server,
     )
     return _graded(config, rows, [{"text": text, "ended": has_ended} for text, has_ended in found])
 

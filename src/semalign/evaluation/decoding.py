@@ -1,11 +1,8 @@
 """Answers to chats, greedy or sampled, and continuations of rows, for any causal language model of the transformers library."""
 
-import gc
 import inspect
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,12 +11,12 @@ from rich.progress import Progress
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import configuration_utils
 
-from semalign.config import Engine, SamplingConfig
+from semalign.config import SERVER, Engine, SamplingConfig
 from semalign.data import encode_prompt
-from semalign.errors import ModelError, require
+from semalign.errors import ModelError
 from semalign.evaluation.sampling import Likeliest
+from semalign.evaluation.server import served_answers
 from semalign.models.layouts import positions_of
-from semalign.run.files import saving
 
 STEPS_BETWEEN_LEAVINGS = 16
 Prompt = dict[str, Any] | Sequence[dict[str, Any]]
@@ -40,8 +37,8 @@ def generate(
 
     Batches hold prompts of similar length, padded on the left; a row that has reached an end token leaves its batch, and one whose
     answer may pass the model's positions has a batch of its own. With
-    `continuous` transformers puts the next prompt where one has ended, without padding; with `vllm` that package generates from
-    a copy of the model. Where two tokens are all but equally likely, the engines may differ.
+    `continuous` transformers puts the next prompt where one has ended, without padding; with `server` a program such as vLLM serves a
+    copy of the model. Where two tokens are all but equally likely, the engines may differ.
     The model's mode and generation settings are as before afterwards.
     """
     found = answers(model, tokenizer, prompts, max_new_tokens, batch_size, progress, engine)
@@ -57,6 +54,7 @@ def answers(
     progress: bool = False,
     engine: Engine = "padded",
     *,
+    server: str = SERVER,
     samples: int = 1,
     sampling: SamplingConfig = GREEDY,
     seed: int = 0,
@@ -64,17 +62,25 @@ def answers(
     """As `generate`, with whether each answer came to its end or was cut off at ``max_new_tokens``.
 
     There are `samples` answers a prompt, one after the other. Drawn ones depend on the seed and on which prompts are asked together;
-    the caller's random state stays as it is. A batch holds at most ``batch_size`` answers, or those of one prompt.
+    the caller's random state stays as it is. A batch holds at most ``batch_size`` answers, or those of one prompt; a server has so many
+    requests at once.
+
+    Args:
+        server: the command of engine `server`, with {folder} and {port} in it.
     """
     encoded = [encode_prompt(prompt, tokenizer, f"prompt {n}") for n, prompt in enumerate(prompts, 1)]
     if engine != "padded":
-        run = _generate_continuously if engine == "continuous" else _generate_with_vllm
         every = [row for row in encoded for _ in range(samples)]
         with (
             drawn_from(seed, model.device),
             _plain(model, tokenizer, max_new_tokens, sampling) as settings,
         ):
-            return run(model, tokenizer, every, settings)
+            if engine == "continuous":
+                return _generate_continuously(model, tokenizer, every, settings)
+            served = served_answers(model, tokenizer, every, settings, server, batch_size)
+            ends = set(settings.eos_token_id or [])
+            told = [(until_end(ids, ends, tokenizer), was_stopped) for ids, was_stopped in served]
+            return [(text, has_ended or was_stopped) for (text, has_ended), was_stopped in told]
     limit = positions_of(model.config.get_text_config())
     batches = batches_of(list(map(len, encoded)), max(1, batch_size // samples), max_new_tokens, limit)
     completions = [("", False)] * (len(encoded) * samples)
@@ -200,45 +206,6 @@ def _memory_limit() -> dict[str, Any]:
     return {
         "continuous_batching_config": limited(max_memory_percent=0.5 * memory.available / counted_as_free)
     }
-
-
-def _generate_with_vllm(
-    model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], settings: GenerationConfig
-) -> list[tuple[str, bool]]:
-    """vLLM reads a folder, so the model is written to one; it wants the device for itself, so the model waits in memory."""
-    vllm, device, ends = require("vllm", "vllm"), model.device, list(settings.eos_token_id or [])
-    with tempfile.TemporaryDirectory() as folder:
-        with saving(Path(folder), "free space or set TMPDIR to a larger disk"):
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        model.to("cpu")
-        _empty_device()
-        longest = max(map(len, rows)) + int(settings.max_new_tokens or 0)
-        engine = vllm.LLM(model=folder, max_model_len=longest)
-        options = {"max_tokens": settings.max_new_tokens, "stop_token_ids": ends, "temperature": 0.0}
-        if settings.do_sample:
-            options |= {"temperature": settings.temperature, "top_p": settings.top_p}
-            options |= {"top_k": settings.top_k or -1}
-        # One seed an answer: two answers to one prompt would be the same.
-        first = torch.initial_seed()
-        seeds = [{"seed": first + n} if settings.do_sample else {} for n in range(len(rows))]
-        wanted = [vllm.SamplingParams(**options, **seed) for seed in seeds]
-        prompts = [{"prompt_token_ids": row} for row in rows]
-        found = [output.outputs[0] for output in engine.generate(prompts, wanted, use_tqdm=False)]
-        del engine
-        _empty_device()
-        model.to(device)
-    answers = []
-    for output in found:
-        text, has_ended = until_end(list(output.token_ids), set(ends), tokenizer)
-        answers.append((text, has_ended or output.finish_reason == "stop"))
-    return answers
-
-
-def _empty_device() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def until_end(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from semalign.config import TransferConfig
 from semalign.data.drawing import task_rows
-from semalign.errors import ConfigError, require
+from semalign.errors import ConfigError
 from semalign.evaluation.harness import check_harness
+from semalign.evaluation.server import program_of
 from semalign.evaluation.tasks import require_permission
 from semalign.jail.process import Backend
 from semalign.signals.request import recipes_of
@@ -21,14 +22,14 @@ def check_evaluation(config: TransferConfig) -> Backend | None:
 
     Raises:
         DataError: an item that cannot be answered or graded.
-        ConfigError: generated code would run without permission, a method or a harness task is unknown.
-        SemAlignError: the package of the engine or of the harness is not installed.
+        ConfigError: generated code would run without permission, a method, a harness task or the program of the server is unknown.
+        SemAlignError: the package of the harness is not installed.
     """
     options = config.evaluation
     recipes_of(config)
     backend = require_permission(task_rows(config), options.allow_code_execution)
-    if options.engine == "vllm":
-        require("vllm", "vllm")
+    if options.engine == "server":
+        program_of(options.server)
     if options.harness_path is not None and not Path(options.harness_path).is_dir():
         raise ConfigError(
             f"evaluation.harness_path: expected a folder of task files, found none at {options.harness_path}; mend the path."

@@ -1,12 +1,17 @@
 """Hidden-state distillation as commonly done (FitNets, TinyBERT): a learned projector per pair, thrown away afterwards.
 
-loss = cross-entropy + mean over pairs of |W_k h_S - t|^2, t = (h_T - m) / s the teacher's activation with the mean and the spread
-of all training positions taken off, W_k trained beside the student.
+loss = cross-entropy + mean over pairs of |W_k u / sqrt(D) - t|^2, u = h_S sqrt(E) / |h_S| the student's activation, t = (h_T - m) / s the
+teacher's with the mean and the spread of all training positions taken off, W_k (D, E) trained beside the student.
+
+Channels of u and of sqrt(D) t have size 1, whatever the size of either model's stream, so that one learning rate suits W_k. Without u, a
+stream of size 50 is 50 times too large for its projector at the start, and the loss ruins the student before the projector has learnt.
 """
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from semalign.maths.losses import squared_distance_loss
 from semalign.methods.loss import Batch, LayerLoss, Setting
@@ -24,8 +29,9 @@ class Projectors(nn.ModuleDict):
     def forward(
         self, place: str, hidden_NE: Tensor, target_ND: Tensor, counts: Sequence[int], batch: Batch
     ) -> Tensor:
-        """|W h_S - t|^2."""
-        return squared_distance_loss(self[place](hidden_NE), target_ND)
+        """|W u / sqrt(D) - t|^2."""
+        unit_NE = functional.rms_norm(hidden_NE, hidden_NE.shape[1:])
+        return squared_distance_loss(self[place](unit_NE) / math.sqrt(target_ND.shape[1]), target_ND)
 
 
 LOSSES = (

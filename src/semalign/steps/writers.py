@@ -69,6 +69,7 @@ def alone(model: Decoder, before: Callable[[Chat], Chat] = lambda prompt: prompt
             asking.config.data.max_new_tokens,
             options.batch_size,
             engine=options.engine,
+            server=options.server,
             samples=asking.samples,
             sampling=asking.sampling,
             seed=seed,

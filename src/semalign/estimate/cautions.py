@@ -1,0 +1,43 @@
+"""What is outside of anything that has been seen to work, said before it is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from semalign.config import TransferConfig
+from semalign.methods import resolve
+from semalign.methods.recipe import FULL_RATE, LORA_RATE
+
+FAR = 5.0
+"""Times the default rate beyond which no pretrained student has been seen to gain."""
+
+
+def cautions(config: TransferConfig, loaded: Mapping[str, torch.Tensor]) -> list[str]:
+    """A sentence for each choice that is likely to be regretted.
+
+    Args:
+        loaded: some weight of each model as it was loaded, by the model's part in the run.
+    """
+    found = []
+    train = resolve(config.recipe).train_of(config.train)
+    default, what = (LORA_RATE, "LoRA") if train.lora_r else (FULL_RATE, "full weights")
+    rate = train.learning_rate or default
+    is_pretrained = not config.student.model_name_or_path.startswith("embedded:")
+    if is_pretrained and rate > FAR * default:
+        found.append(
+            f"train.learning_rate: {rate:g} is {rate / default:.0f} times the default of {what}. At 100 times, a pretrained student ended "
+            "seven times as far from its teacher as it began; leave the rate out unless the student was trained from nothing."
+        )
+    slow = [
+        who
+        for who, weight in loaded.items()
+        if weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    ]
+    if slow and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        found.append(
+            f"dtype: the {' and the '.join(slow)} is in bfloat16, for which this CPU has no instructions; float32 may be a hundred times "
+            "faster here."
+        )
+    return found
