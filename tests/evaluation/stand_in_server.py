@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 FOLDER, PORT, FAULT = sys.argv[1], int(sys.argv[2]), "".join(sys.argv[3:])
@@ -16,12 +16,13 @@ if FAULT == "dies":
     print("first line\nRuntimeError: no such device\n")
     sys.exit(7)
 
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, GenerationConfig  # noqa: E402
-
-torch.set_num_threads(1)
-MODEL = AutoModelForCausalLM.from_pretrained(FOLDER)
 BARE = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+if not FAULT:
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    torch.set_num_threads(1)
+    MODEL = AutoModelForCausalLM.from_pretrained(FOLDER)
 
 
 def completion(body: dict[str, Any]) -> dict[str, Any]:
@@ -40,8 +41,7 @@ def completion(body: dict[str, Any]) -> dict[str, Any]:
     MODEL.generation_config = settings
     new = MODEL.generate(ids, attention_mask=torch.ones_like(ids))[0, ids.shape[1] :].tolist()
     reason = "stop" if new[-1] in body["stop_token_ids"] else "length"
-    ids_of = {} if FAULT == "no-ids" else {"token_ids": new}
-    return {"choices": [{"text": "", "finish_reason": reason, **ids_of}]}
+    return {"choices": [{"text": "", "finish_reason": reason, "token_ids": new}]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -52,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if FAULT == "refuses":
             self.reply(400, {"error": {"message": "no such option"}})
+        elif FAULT == "no-ids":
+            self.reply(200, {"choices": [{"text": "said", "finish_reason": "stop"}]})
         else:
             self.reply(200, completion(body))
 
@@ -63,4 +65,4 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
+HTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
