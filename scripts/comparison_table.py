@@ -1,7 +1,8 @@
-"""The table of a comparison as Markdown, and its plots as a picture.
+"""The table of a comparison as Markdown, its plots as a picture, and its right answers as JSON.
 
     semalign compare examples/compare-embedded.yaml
     python scripts/comparison_table.py runs/compare-embedded/figures.json --plot docs/pictures/compare-embedded.png
+    python scripts/comparison_table.py runs/compare-real/figures.json --answers docs/results/real-answers.json
 
 The plots need matplotlib (extra `bench`).
 """
@@ -38,6 +39,34 @@ def markdown(found: Figures) -> str:
     kept = [n for n in range(len(head)) if any(line[n] != DASH for line in lines)]
     table = [[line[n] for n in kept] for line in (head, ["---"] * len(head), *lines)]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)
+
+
+def answers(found: Figures) -> dict[str, Any]:
+    """Right answers of every method's students on the task that they were trained on, in percent.
+
+    `change` against the untouched student, with its 95% interval from `low` to `high`, and `elsewhere`, the mean change on the other tasks,
+    are points.
+    """
+    rows = []
+    for m in found["methods"]:
+        for task, entry in m["tasks"].items():
+            low, high = entry["accuracy_change_interval"][task] or (None, None)
+            others = [v for t, v in entry["accuracy_change"].items() if t != task and v is not None]
+            rows.append(
+                {
+                    "method": m["method"],
+                    "task": task,
+                    "default": m["default"],
+                    "items": entry["items"],
+                    "seeds": entry["seeds"],
+                    "accuracy": None if entry["accuracy"] is None else round(100 * entry["accuracy"], 2),
+                    "change": entry["accuracy_change"][task],
+                    "low": low,
+                    "high": high,
+                    "elsewhere": round(sum(others) / len(others), 2) if others else None,
+                }
+            )
+    return {"rows": rows}
 
 
 def plot(found: Figures, path: Path) -> None:
@@ -108,11 +137,14 @@ def main() -> None:
     )
     parser.add_argument("figures", type=Path, help="figures.json of a comparison")
     parser.add_argument("--plot", type=Path, help="picture to write")
+    parser.add_argument("--answers", type=Path, help="JSON file of right answers to write")
     options = parser.parse_args()
     found = json.loads(options.figures.read_text(encoding="utf-8"))
     print(markdown(found))
     if options.plot:
         plot(found, options.plot)
+    if options.answers:
+        options.answers.write_text(json.dumps(answers(found), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

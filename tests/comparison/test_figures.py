@@ -180,10 +180,22 @@ def test_the_script_writes_the_same_figures_as_a_markdown_table(
     found = figures(lines_of(), draws=50)
     (tmp_path / "figures.json").write_text(json.dumps(found))
     script = Path(__file__).parents[2] / "scripts" / "comparison_table.py"
-    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "figures.json")])
+    told = tmp_path / "answers.json"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "figures.json"), "--answers", str(told)])
     runpy.run_path(str(script), run_name="__main__")
     head, _, *lines = capsys.readouterr().out.splitlines()
     assert head.count("equal time") == 2 and len(lines) == 3
     ours = next(m for m in found["methods"] if m["default"])
     assert lines[0].startswith(f"| **ours** (default) | {ours['accuracy_gap_closed']:.0%} [")
     assert all(line.count("|") == head.count("|") for line in lines)
+    rows = json.loads(told.read_text())["rows"]
+    assert len(rows) == 3 * len(TASKS)
+    row = next(r for r in rows if r["method"] == "kl" and r["task"] == TASKS[1])
+    entry = next(m for m in found["methods"] if m["method"] == "kl")["tasks"][TASKS[1]]
+    assert (row["default"], row["items"], row["seeds"]) == (False, entry["items"], entry["seeds"])
+    assert row["items"] == len(select(lines_of(), "item", method="untouched", measured=TASKS[1]))
+    assert row["accuracy"] == pytest.approx(100 * entry["accuracy"], abs=0.01)
+    assert row["change"] == entry["accuracy_change"][TASKS[1]]
+    assert [row["low"], row["high"]] == entry["accuracy_change_interval"][TASKS[1]]
+    others = [v for t, v in entry["accuracy_change"].items() if t != TASKS[1]]
+    assert row["elsewhere"] == pytest.approx(mean(others), abs=0.01)

@@ -165,7 +165,11 @@ def _other_tasks(boot: Bootstrap, kind: str = "item") -> list[tuple[str, str]]:
 def _task(boot: Bootstrap, name: str, budget: str, task: str) -> dict[str, Any]:
     """Figures of the students trained on one task, of whatever seeds there are."""
     seeds = boot.results.seeds(name, budget, task)
-    entry: dict[str, Any] = {"seeds": len(seeds), **_means(boot, name, budget, task, seeds)}
+    entry: dict[str, Any] = {
+        "seeds": len(seeds),
+        "items": len(boot.results.names("item", task)),
+        **_means(boot, name, budget, task, seeds),
+    }
     shares = {
         "accuracy_gap_closed": accuracy_share(boot, name, budget, task, task, seeds=seeds),
         "kl_gap_closed": kl_share(boot, name, budget, task, task, seeds),
