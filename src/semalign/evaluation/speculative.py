@@ -87,7 +87,7 @@ def _write(
         logits_BNV = teacher.run(torch.cat([start_B[:, None], proposed_BN[:, :-1]], 1))
         # Ids and not values are compared: of equally likely tokens topk takes as many as it was asked for.
         likeliest_BNK = logits_BNV.topk(min(accepted, logits_BNV.shape[2])).indices
-        stays_BN = (likeliest_BNK == proposed_BN[:, :, None]).any(2)
+        stays_BN = (likeliest_BNK == proposed_BN.to(likeliest_BNK.device)[:, :, None]).any(2)
         taken: list[int] = []
         for place, number in enumerate(going_on):
             stays = stays_BN[place].tolist()
@@ -146,6 +146,7 @@ class _Side:
 
     def run(self, ids_BN: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         """Logits (B, N, V) after more tokens, which the cache holds from then on."""
+        ids_BN = ids_BN.to(self.decoder.device)
         more_BN = torch.ones_like(ids_BN) if mask_BN is None else mask_BN
         self.mask_BT = torch.cat([self.mask_BT, more_BN], 1)
         places_BT = (self.mask_BT.cumsum(1) - 1).clamp(min=0)
