@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_a_row_that_was_cut_is_cut_for_the_teacher_too(tokenizer: Any) -> None:
 
 
 def test_a_template_that_writes_an_answer_otherwise_after_other_turns_is_refused(tokenizer: Any) -> None:
-    tok = tokenizer("chatml")
+    tok = copy.deepcopy(tokenizer("chatml"))  # the fixture's own is everybody's
     own = prepare(ROWS, tok, max_length=512)
     tok.chat_template = tok.chat_template.replace("m['content']", "m['content'] ~ (loop.length // 3) ")
     with pytest.raises(DataError, match=r"row rows:1: the chat template renders its answer otherwise"):
