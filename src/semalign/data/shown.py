@@ -8,6 +8,7 @@ A teacher that has them in sight says better what comes next, and a student that
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -57,12 +58,13 @@ class Shown:
         """
         if self.model.sees == "nothing":
             return row
-        name = name or f"prompt {prompt_of(row)!r:.60}"
+        prompt = prompt_of(row)
+        name = name or f"prompt {prompt!r:.60}"
         if (kind := row_kind(row)) not in CONVERSATIONS:
             raise DataError(
                 f"{name}: teacher.sees needs rows with messages, got {kind}; turn prompts into a message of role user."
             )
-        prompt, turns = prompt_of(row), conversation(row, kind)
+        turns = conversation(row, kind)
         if self.model.sees == "answer":
             if prompt not in self._answers:
                 raise DataError(
@@ -71,13 +73,22 @@ class Shown:
                 )
             shown = [self._answers[prompt]]
         else:
-            others = sorted(p for p in self._answers if p != prompt)
-            count = min(self.model.shots, len(others))
-            drawn = random.Random(f"shots {self.seed} {prompt}").sample(others, count)
-            shown = [self._answers[p] for p in drawn]
+            shown = [self._answers[p] for p in self._others(prompt)]
         system = [turn for turn in turns if turn["role"] == "system"]
         messages = [*system, *(turn for said in shown for turn in said), *_spoken(turns)]
         return {k: v for k, v in row.items() if k not in ("prompt", "completion")} | {"messages": messages}
+
+    def _others(self, prompt: str) -> list[str]:
+        """The prompts of the rows that are shown before one: drawn among all but itself."""
+        at, count = bisect_left(self._prompts, prompt), len(self._prompts)
+        is_among = prompt in self._answers
+        drawn = random.Random(f"shots {self.seed} {prompt}")
+        numbers = drawn.sample(range(count - is_among), min(self.model.shots, count - is_among))
+        return [self._prompts[n + (is_among and n >= at)] for n in numbers]
+
+    @cached_property
+    def _prompts(self) -> list[str]:
+        return sorted(self._answers)
 
     def views(
         self,

@@ -8,7 +8,7 @@ import torch
 
 from semalign.config import TransferConfig
 from semalign.methods import resolve
-from semalign.methods.recipe import FULL_RATE, LORA_RATE
+from semalign.methods.recipe import default_rate
 
 FAR = 5.0
 """Times the default rate beyond which no pretrained student has been seen to gain."""
@@ -22,7 +22,7 @@ def cautions(config: TransferConfig, loaded: Mapping[str, torch.Tensor]) -> list
     """
     found = []
     train = resolve(config.recipe).train_of(config.train)
-    default, what = (LORA_RATE, "LoRA") if train.lora_r else (FULL_RATE, "full weights")
+    default, what = default_rate(train), "LoRA" if train.lora_r else "full weights"
     rate = train.learning_rate or default
     is_pretrained = not config.student.model_name_or_path.startswith("embedded:")
     if is_pretrained and rate > FAR * default:

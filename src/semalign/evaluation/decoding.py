@@ -1,7 +1,7 @@
 """Answers to chats, greedy or sampled, and continuations of rows, for any causal language model of the transformers library."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,20 +83,19 @@ def answers(
             return [(text, has_ended or was_stopped) for (text, has_ended), was_stopped in told]
     limit = positions_of(model.config.get_text_config())
     batches = batches_of(list(map(len, encoded)), max(1, batch_size // samples), max_new_tokens, limit)
-    completions = [("", False)] * (len(encoded) * samples)
     with (
         drawn_from(seed, model.device),
         _plain(model, tokenizer, max_new_tokens, sampling),
         Progress(disable=not progress, transient=True) as bar,
     ):
         task = bar.add_task("generate", total=len(encoded))
-        for batch in batches:
+
+        def write(batch: list[int]) -> list[tuple[str, bool]]:
             found = _generate_batch(model, tokenizer, [encoded[n] for n in batch], samples)
-            places = [n * samples + k for n in batch for k in range(samples)]
-            for place, completion in zip(places, found, strict=True):
-                completions[place] = completion
             bar.advance(task, len(batch))
-    return completions
+            return found
+
+        return in_order(batches, samples, write)
 
 
 def continuations(
@@ -129,6 +128,28 @@ def batches_of(
     alone = [n for n in order if positions is not None and lengths[n] + max_new_tokens > positions]
     others = order[: len(order) - len(alone)]
     return [others[start : start + size] for start in range(0, len(others), size)] + [[n] for n in alone]
+
+
+def in_order(
+    batches: Sequence[list[int]], samples: int, write: Callable[[list[int]], list[tuple[str, bool]]]
+) -> list[tuple[str, bool]]:
+    """The ``samples`` answers to each prompt in the order of the prompts, whichever batch wrote them."""
+    found: dict[int, tuple[str, bool]] = {}
+    for batch in batches:
+        places = [n * samples + k for n in batch for k in range(samples)]
+        found |= zip(places, write(batch), strict=True)
+    return [found[place] for place in range(len(found))]
+
+
+def padded_on_the_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask of rows that end together (B, T)."""
+    longest = max(map(len, rows))
+    ids_BT = torch.full((len(rows), longest), pad, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for number, row in enumerate(rows):
+        ids_BT[number, longest - len(row) :] = torch.tensor(row)
+        mask_BT[number, longest - len(row) :] = 1
+    return ids_BT, mask_BT
 
 
 def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -226,12 +247,7 @@ def _generate_batch(
     Rows that have ended leave the batch, so that the longest answer does not cost as much for all rows as for itself.
     """
     assert model.generation_config is not None
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), model.generation_config.pad_token_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        ids[number, longest - len(row) :] = torch.tensor(row)
-        mask[number, longest - len(row) :] = 1
+    ids, mask = padded_on_the_left(rows, int(model.generation_config.pad_token_id or 0))
     ids, mask = ids.to(model.device), mask.to(model.device)
     generator: Any = model
     parameters = inspect.signature(generator.forward).parameters
@@ -239,7 +255,7 @@ def _generate_batch(
     ends = set(model.generation_config.eos_token_id or [])
     found: list[list[int]] = [[] for _ in range(len(rows) * count)]
     going_on, left, cache = list(range(len(found))), int(model.generation_config.max_new_tokens or 0), None
-    if takes_cache and count > 1 and longest > 1:
+    if takes_cache and count > 1 and ids.shape[1] > 1:
         # A row that is continued in several ways is read once.
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         options = {"position_ids": positions[:, :-1], "logits_to_keep": 1}

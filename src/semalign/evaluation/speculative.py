@@ -21,7 +21,14 @@ from transformers.cache_utils import DynamicLayer
 
 from semalign.config import SamplingConfig
 from semalign.errors import ModelError
-from semalign.evaluation.decoding import batches_of, drawn_from, ends_of, until_end
+from semalign.evaluation.decoding import (
+    batches_of,
+    drawn_from,
+    ends_of,
+    in_order,
+    padded_on_the_left,
+    until_end,
+)
 from semalign.evaluation.sampling import Likeliest
 from semalign.models.decoder import Decoder
 
@@ -56,17 +63,16 @@ def corrected_answers(
     ends = {end for model in (student, teacher) for end in ends_of(model.model, tokenizer)}
     longest = [max(len(ids) for ids in both) for both in prompts]
     limits = [limit for model in (student, teacher) if (limit := model.shape.positions) is not None]
-    size = max(1, batch_size // samples)
-    found: list[tuple[str, bool]] = [("", False)] * (len(prompts) * samples)
+    batches = batches_of(longest, max(1, batch_size // samples), max_new_tokens, min(limits, default=None))
+
+    def write(batch: list[int]) -> list[tuple[str, bool]]:
+        own.read([prompts[n][0] for n in batch for _ in range(samples)])
+        theirs.read([prompts[n][1] for n in batch for _ in range(samples)])
+        written = _write(own, theirs, accepted, max_new_tokens, sampling, ends)
+        return [until_end(ids, ends, tokenizer) for ids in written]
+
     with drawn_from(seed, student.device), torch.inference_mode():
-        for batch in batches_of(longest, size, max_new_tokens, min(limits, default=None)):
-            places = [n * samples + k for n in batch for k in range(samples)]
-            own.read([prompts[n][0] for n in batch for _ in range(samples)])
-            theirs.read([prompts[n][1] for n in batch for _ in range(samples)])
-            written = _write(own, theirs, accepted, max_new_tokens, sampling, ends)
-            for place, ids in zip(places, written, strict=True):
-                found[place] = until_end(ids, ends, tokenizer)
-    return found
+        return in_order(batches, samples, write)
 
 
 def _write(
@@ -127,18 +133,12 @@ class _Side:
 
     def read(self, rows: Sequence[Sequence[int]]) -> None:
         """Start from prompts, padded on the left."""
-        device, longest = self.decoder.device, max(map(len, rows))
-        self.cache = DynamicCache()
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        self.mask_BT = torch.zeros_like(ids)
-        for number, row in enumerate(rows):
-            ids[number, longest - len(row) :] = torch.tensor(row)
-            self.mask_BT[number, longest - len(row) :] = 1
-        ids, whole_BT = ids.to(device), self.mask_BT.to(device)
-        self.mask_BT, self.last_B = whole_BT[:, :0], ids[:, -1]
-        if longest > 1:
-            self.run(ids[:, :-1], whole_BT[:, :-1])
-        if longest > 1 and len(self._kept) < self.decoder.num_layers:
+        ids_BT, whole_BT = (part.to(self.decoder.device) for part in padded_on_the_left(rows, 0))
+        self.cache, self.mask_BT, self.last_B = DynamicCache(), whole_BT[:, :0], ids_BT[:, -1]
+        if ids_BT.shape[1] == 1:
+            return
+        self.run(ids_BT[:, :-1], whole_BT[:, :-1])
+        if len(self._kept) < self.decoder.num_layers:
             raise ModelError(
                 f"{self.decoder.name}: expected a cache of all tokens' keys and values in each of its {self.decoder.num_layers} layers, "
                 f"got {len(self._kept)} such layers; set data.completions to teacher or student."

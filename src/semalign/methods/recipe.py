@@ -15,6 +15,11 @@ FULL_RATE, LORA_RATE = 1e-5, 2e-4
 """Peak learning rates that nobody has chosen. A pretrained student survives them; what a rate of 1e-3 does is in docs/log.md."""
 
 
+def default_rate(train: TrainConfig) -> float:
+    """The peak learning rate of a training for which nobody has chosen one."""
+    return LORA_RATE if train.lora_r else FULL_RATE
+
+
 @dataclass(frozen=True)
 class Recipe(RecipeFields[Never]):
     """An objective with no field left open; those that are not given have the values that `RecipeFields` states."""
@@ -28,8 +33,7 @@ class Recipe(RecipeFields[Never]):
         """A run's optimisation with what the recipe itself says about LoRA and the rate, and with a rate in any case."""
         own = {name: getattr(self, name) for name in ("learning_rate", "lora_r", "lora_target_modules")}
         given = replace(train, **{name: value for name, value in own.items() if value is not None})
-        rate = given.learning_rate or (LORA_RATE if given.lora_r else FULL_RATE)
-        return replace(given, learning_rate=rate)
+        return replace(given, learning_rate=given.learning_rate or default_rate(given))
 
     @property
     def output(self) -> OutputLoss | None:

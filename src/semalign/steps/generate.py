@@ -75,15 +75,18 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
             return together(open_student(), open_teacher(), shown.before)
         return alone(open_student()) if by_student else alone(open_teacher(), shown.before)
 
-    ask = Asking(config, options.samples, options.sampling)
+    def answer(prompts: Sequence[Chat]) -> list[list[str | None]]:
+        asking = Asking(config, options.samples, options.sampling)
+        return asking(open_writer, prompts, _part(run.rows), wanted)
+
     result: dict[str, Any] = {}
     with measured(result):
-        asked_for = [*own, *_new_prompts(config, run, chats, measured_on, open_teacher, open_writer, wanted)]
+        asked_for = [*own, *_new_prompts(config, run, chats, measured_on, open_teacher, answer, wanted)]
         if by_student:
             # One model at a time: whoever has answered goes before the other comes.
             open_teacher.cache_clear()
             free_memory()
-        texts = ask(open_writer, asked_for, _part(run.rows), wanted)
+        texts = answer(asked_for)
         open_student.cache_clear()
         free_memory()
         start = time.perf_counter()
@@ -127,7 +130,7 @@ def _new_prompts(
     chats: Sequence[Chat],
     measured_on: Sequence[Row],
     open_teacher: Callable[[], Decoder],
-    open_writer: Callable[[], Writer],
+    answer: Callable[[Sequence[Chat]], list[list[str | None]]],
     wanted: Mapping[str, Any],
 ) -> list[Chat]:
     """The prompts that `data.variants` asks for; the teacher goes on from its own answers where those are trained on."""
@@ -137,8 +140,7 @@ def _new_prompts(
     if options.variants_by == "words":
         return list(by_words(prompts, config, measured_on))
     if options.completions == "teacher":
-        ask = Asking(config, options.samples, options.sampling)
-        texts = ask(open_writer, prompts, _part(run.rows), wanted)
+        texts = answer(prompts)
         firsts = [next(filter(None, several), None) for several in texts]
         shown = [answered(p, text) for p, text in zip(prompts, firsts, strict=True) if text]
     else:
