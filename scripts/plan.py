@@ -24,6 +24,7 @@ from semalign.config import (
     DataConfig,
     ModelConfig,
     PairingConfig,
+    RecipeConfig,
     TrainConfig,
     TransferConfig,
 )
@@ -151,9 +152,9 @@ def layer_numbers(shape: Shape) -> int:
 
 
 class Case:
-    """A pair on a machine: its shapes, the run's config, and what follows by arithmetic."""
+    """A pair on a machine: its shapes, the run's config by a recipe (None: the default), and what follows by arithmetic."""
 
-    def __init__(self, pair: Pair, work: Work, machine: Machine) -> None:
+    def __init__(self, pair: Pair, work: Work, machine: Machine, recipe: str | None = None) -> None:
         self.pair, self.work, self.machine = pair, work, machine
         self.teacher, self.student = shape_of(*pair.teacher), shape_of(*pair.student)
         self.config = TransferConfig(
@@ -162,6 +163,7 @@ class Case:
             data=DataConfig("rows.jsonl", max_length=work.tokens_a_row, heldout_rows=work.heldout_rows),
             output_dir=pair.folder,
             attribution=AttributionConfig(batch_size=work.attribution_batch, activation_checkpointing=True),
+            recipe=RecipeConfig() if recipe is None else RecipeConfig(recipe),
             cache=CacheConfig(prefix_dtype="fp8", batch_size=work.cache_batch),
             train=TrainConfig(
                 num_train_epochs=work.epochs,
@@ -225,7 +227,11 @@ class Case:
     def host_fit(self) -> float:
         """Running sums of every map, in float64, in each process."""
         t, s = self.teacher.width, self.student.width
-        return self.machine.devices * len(self.plan.pairs) * (t * t + t * s) * 8
+        return self.machine.devices * self.maps() * (t * t + t * s) * 8
+
+    def maps(self) -> int:
+        """How many maps are fitted: one a pair, where raw states are kept for it."""
+        return len(self.plan.pairs) if self.sizes.raw else 0
 
     def batch_tokens(self) -> int:
         """Tokens of a batch in caching."""
@@ -264,7 +270,7 @@ class Case:
     def seconds_maps(self) -> float:
         """Sums over all positions and a Cholesky factor a pair, in float64 on the CPU; the raw states written and read."""
         t, s = self.teacher.width, self.student.width
-        flops = len(self.plan.pairs) * (2 * self.positions * (t * t + t * s) + t**3 / 3 + 2 * t * t * s)
+        flops = self.maps() * (2 * self.positions * (t * t + t * s) + t**3 / 3 + 2 * t * t * s)
         moved = 2 * self.raw_bytes() + self.cache_bytes()
         return flops / self.machine.host_float64_flops + moved / self.machine.disk
 
@@ -280,6 +286,11 @@ class Case:
 
 # Weight, gradient, two moments and the bucket that processes exchange in float32; a copy in bfloat16 to multiply with.
 TRAINED_BYTES = 4 + 4 + 8 + 4 + 2
+
+
+Cases = tuple[Case, Case]
+"""The default recipe's, and the one with layer targets."""
+COLUMNS = ("default", "with layer targets (`aligned`)")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -338,48 +349,57 @@ def memory(case: Case) -> str:
         (f"train the last {case.trained} layers", fits(case.device_train(), device)),
         (f"train all {case.student.layers} layers", fits(case.device_train(case.student.layers), device)),
         (
-            "host memory of the node: sums for the maps, and the checkpoint in the page cache",
+            "host memory of the node: the checkpoint in the page cache, and sums for maps",
             fits(case.host_fit() + 2 * case.teacher.parameters, host),
         ),
     ]
     return table(("step", "peak memory per device"), rows)
 
 
-def disk(case: Case) -> str:
+def disk(cases: Cases) -> str:
     """The cache a token and in all."""
-    s = case.sizes
+    first = cases[0]
+    full_logits = size(first.positions * first.teacher.vocabulary * 2)
     rows = [
-        ("per token: hidden state after the frozen prefix, in fp8", size(s.token)),
-        ("per supervised position: student's own states, targets, top-k tokens", size(s.position)),
-        ("per supervised position, until the maps are fitted: teacher's raw states", size(s.raw)),
+        ("per token: hidden state after the frozen prefix, in fp8", *(size(c.sizes.token) for c in cases)),
         (
-            f"all {case.tokens / 1e6:.1f} M tokens, {case.positions / 1e6:.1f} M of them supervised",
-            size(case.cache_bytes()),
+            "per supervised position: top-k tokens, and the student's own states and targets",
+            *(size(c.sizes.position) for c in cases),
         ),
-        ("largest size, before the raw states are deleted", size(case.cache_bytes() + case.raw_bytes())),
         (
-            "for comparison: full teacher logits in bfloat16",
-            size(case.positions * case.teacher.vocabulary * 2),
+            "per supervised position, until the maps are fitted: teacher's raw states",
+            *(size(c.sizes.raw) if c.sizes.raw else "none" for c in cases),
         ),
+        (
+            f"all {first.tokens / 1e6:.1f} M tokens, {first.positions / 1e6:.1f} M of them supervised",
+            *(size(c.cache_bytes()) for c in cases),
+        ),
+        (
+            "largest size, before the raw states are deleted",
+            *(size(c.cache_bytes() + c.raw_bytes()) for c in cases),
+        ),
+        ("for comparison: full teacher logits in bfloat16", full_logits, full_logits),
     ]
-    return table(("content of the cache", "size"), rows)
+    return table(("content of the cache", *COLUMNS), rows)
 
 
-def hours(case: Case) -> str:
+def hours(cases: Cases) -> str:
     """Time of every step."""
-    parts = {
-        "first read of the teacher's checkpoint": case.seconds_first_read(),
-        "attribute": case.seconds_attribute(),
-        "cache, student's forward pass": case.seconds_student(),
-        "cache, teacher's forward pass": case.seconds_teacher(),
-        "cache, fit the maps and store the raw states": case.seconds_maps(),
-        f"train for {case.work.epochs:g} epochs": case.seconds_train(),
-    }
-    rows = [(name, span(s)) for name, s in parts.items()]
-    return table(
-        ("step", f"time on {case.machine.devices} devices"),
-        [*rows, ("**total**", f"**{span(sum(parts.values()))}**")],
-    )
+    work, machine = cases[0].work, cases[0].machine
+    parts = [
+        {
+            "first read of the teacher's checkpoint": case.seconds_first_read(),
+            "attribute": case.seconds_attribute(),
+            "cache, student's forward pass": case.seconds_student(),
+            "cache, teacher's forward pass": case.seconds_teacher(),
+            "cache, fit the maps, and write and read what is stored": case.seconds_maps(),
+            f"train for {work.epochs:g} epochs": case.seconds_train(),
+        }
+        for case in cases
+    ]
+    rows = [(name, *(span(p[name]) for p in parts)) for name in parts[0]]
+    total = ("**total**", *(f"**{span(sum(p.values()))}**" for p in parts))
+    return table((f"step, on {machine.devices} devices", *COLUMNS), [*rows, total])
 
 
 def run_file(case: Case) -> str:
@@ -406,8 +426,9 @@ def run_file(case: Case) -> str:
     return "\n".join(["```yaml", *lines, "```"])
 
 
-def section(case: Case) -> str:
+def section(pair: Pair, work: Work, machine: Machine) -> str:
     """One pair."""
+    cases = case, _ = Case(pair, work, machine), Case(pair, work, machine, "aligned")
     t, s = case.teacher, case.student
     what = (
         f"The teacher has {t.parameters / 1e9:.1f} billion parameters in {t.layers} layers of width {t.width}. The student has "
@@ -416,7 +437,7 @@ def section(case: Case) -> str:
     )
     launch = f"accelerate launch --multi_gpu --num_processes {case.machine.devices} -m semalign transfer {case.pair.folder}.yaml"
     command = f"<!-- not run: needs {case.machine.devices} accelerators and the weights -->\n\n```bash\n{launch}\n```"
-    tables = (bits(case), memory(case), disk(case), hours(case))
+    tables = (bits(case), memory(case), disk(cases), hours(cases))
     return "\n\n".join([f"## {case.pair.title}", what, *tables, run_file(case), command])
 
 
@@ -429,7 +450,7 @@ def page(work: Work, machine: Machine) -> str:
         f"{size(machine.host_bytes)} of host memory, the disk delivers {size(machine.disk)}/s, and the CPU cores together reach "
         f"{machine.host_float64_flops / 1e12:.0f} TFLOP/s in float64."
     )
-    return "\n\n".join([lead, *(section(Case(pair, work, machine)) for pair in PAIRS)])
+    return "\n\n".join([lead, *(section(pair, work, machine) for pair in PAIRS)])
 
 
 def replaced(text: str, tables: str) -> str:

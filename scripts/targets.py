@@ -88,7 +88,8 @@ def config_of(options: argparse.Namespace, rows: str, heldout: str | None) -> Tr
     }
     data: dict[str, Any] = {"dataset_name": rows, "max_length": 512}
     data |= {"heldout_name": heldout} if heldout else {"heldout_rows": options.tried}
-    return build_config({**models, "data": data, "output_dir": "unused"}, Path())
+    parts = {"data": data, "recipe": {"name": "aligned"}, "output_dir": "unused"}
+    return build_config(models | parts, Path())
 
 
 @torch.no_grad()

@@ -122,7 +122,7 @@ def test_blending_goes_with_depth_alone() -> None:
             "student.offload: expected null, since a student that is trained has to stay in memory, got 'disk'",
         ),
         (
-            lambda: whole(recipe=RecipeConfig(interface="head"), train=TrainConfig(activation_checkpointing=True)),
+            lambda: whole(recipe=RecipeConfig("aligned", interface="head"), train=TrainConfig(activation_checkpointing=True)),
             "train.activation_checkpointing: expected false with recipe.interface head",
         ),
     ],
@@ -148,7 +148,7 @@ def test_a_value_that_cannot_be_is_named_with_what_was_expected(
         lambda: TrainConfig(num_train_epochs=0.01, live_teacher=True, cache_prefix=False),
         lambda: whole(push_to_hub=True, hub_model_id="me/student"),
         lambda: whole(
-            recipe=RecipeConfig(interface="attn"), train=TrainConfig(activation_checkpointing=True)
+            recipe=RecipeConfig("aligned", interface="attn"), train=TrainConfig(activation_checkpointing=True)
         ),
     ],
 )
@@ -190,7 +190,7 @@ def test_optimiser_fields_are_those_of_transformers_by_name() -> None:
 
 def test_a_config_leaves_every_field_of_its_recipe_open_but_the_name() -> None:
     given = {f.name: getattr(RecipeConfig(), f.name) for f in dataclasses.fields(RecipeFields)}
-    assert given.pop("name") == "aligned"
+    assert given.pop("name") == "aligned_output"
     assert set(given.values()) == {None}
     optional = {"learning_rate", "lora_r", "lora_target_modules"}
     for f in dataclasses.fields(Recipe):

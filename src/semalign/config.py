@@ -320,9 +320,9 @@ class RecipeFields(Generic[Open]):
     none is.
     """
 
-    name: str = "aligned"
-    """aligned (default), cosine (the paper, version 1), fisher, acl, v2; seeking, laten; or a control: cross_entropy, kl, jsd,
-    hidden_mse, pissa, self, shuffled, shuffled_targets; reverse, generalised_jsd, skewed, bridge."""
+    name: str = "aligned_output"
+    """aligned_output (default), aligned, cosine (the paper, version 1), fisher, acl, v2; seeking, laten; reverse, generalised_jsd, skewed,
+    bridge; or a control: cross_entropy, kl, jsd, hidden_mse, pissa, self, shuffled, shuffled_targets."""
     output_loss: str | Open = _of_recipe("none")
     """Loss at the output: topk_kl, topk_reverse, topk_jsd, topk_skewed, topk_bridge, fisher, cosine, cross_entropy, kl, jsd or none."""
     output_weight: float | Open = _of_recipe(1.0)

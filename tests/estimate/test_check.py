@@ -39,7 +39,7 @@ config_of = partial(
     tiny_config,
     attribution=AttributionConfig(rows=4),
     pairing=PairingConfig(num_layers=2, heads=2, rows=4),
-    recipe=RecipeConfig(interface="head", layer_weight=1.0),
+    recipe=RecipeConfig("aligned", interface="head", layer_weight=1.0),
     train=full_weights(num_train_epochs=4, per_device_train_batch_size=4),
 )
 

@@ -145,7 +145,7 @@ def test_stand_ins_have_the_names_shapes_and_types_of_real_signals(cache: Prepar
 
 
 def test_stand_ins_of_heads_lie_at_their_places(tmp_path: Path) -> None:
-    of = cached(tmp_path, plan=HEADS, recipe=RecipeConfig(interface="head", layer_weight=1.0))
+    of = cached(tmp_path, plan=HEADS, recipe=RecipeConfig("aligned", interface="head", layer_weight=1.0))
     real = CachedSupervision(of.stores.teacher, of.recipe, [p.place for p in HEADS.heads])
     assert described(invented(of, of.recipe).signals([0, 2])) == described(real.signals([0, 2]))
 

@@ -122,7 +122,7 @@ def test_without_a_target_in_the_students_space_there_is_no_alignment(
 
 
 def test_heads_are_aligned_by_their_own_places(student: Decoder, tmp_path: Path) -> None:
-    made = cached(tmp_path, plan=HEADS, recipe=RecipeConfig(interface="head", layer_weight=1.0))
+    made = cached(tmp_path, plan=HEADS, recipe=RecipeConfig("aligned", interface="head", layer_weight=1.0))
     found = heldout_figures(student, made, "after")["alignment"]
     assert set(found) == {"2h1", "3h3"} and all(-1 <= value <= 1 for value in found.values())
 

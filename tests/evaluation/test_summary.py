@@ -228,7 +228,7 @@ def test_tokens_of_a_few_rows_have_the_teachers_and_both_students_view(measured:
 
 
 def test_heads_are_named_where_heads_were_paired(tmp_path: Path) -> None:
-    recipe = RecipeConfig(interface="head", layer_weight=1.0)
+    recipe = RecipeConfig("aligned", interface="head", layer_weight=1.0)
     made = cached(tmp_path, plan=HEADS, recipe=recipe)
     trained(made.run)
     places = dict.fromkeys(("2h1", "3h3"), 0.5)

@@ -130,6 +130,9 @@ def test_a_mixture_of_teacher_and_label_is_that_mixture() -> None:
         ({"name": "cross_entropy", "label_weight": 0.2}, "only output_loss topk_kl"),
         ({"name": "hidden_mse", "map": "ridge"}, "projected_mse"),
         ({"name": "aligned", "map": "none"}, "projected_mse"),
+        ({"layer_weight": 0.5}, "recipe.layer_weight: .* got aligned_output .*; take recipe.name: aligned"),
+        ({"name": "kl", "interface": "attn"}, "recipe.interface: .* reads no interface"),
+        ({"name": "aligned", "layer_loss": "none", "map": "logit"}, "recipe.map: .* leave map out"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(given: dict[str, Any], message: str) -> None:

@@ -126,14 +126,14 @@ config_of = partial(
     tiny_config,
     attribution=AttributionConfig(rows=4),
     pairing=PairingConfig(num_layers=2, heads=2, rows=4),
-    recipe=RecipeConfig(interface="head", layer_weight=1.0),
+    recipe=RecipeConfig("aligned", interface="head", layer_weight=1.0),
     train=full_weights(num_train_epochs=4, per_device_train_batch_size=4),
 )
 
 
 @pytest.mark.parametrize("map_name", ["ridge", "logit"])
 def test_a_whole_run(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, map_name: Any) -> None:
-    recipe = RecipeConfig(interface="head", layer_weight=1.0, map=map_name)
+    recipe = RecipeConfig("aligned", interface="head", layer_weight=1.0, map=map_name)
     config = config_of(tiny_pair, rows_file, tmp_path / "run", recipe=recipe)
     run = transfer(config)
     plan, inputs = read_plan(run), load_inputs(config)

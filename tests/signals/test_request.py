@@ -147,7 +147,7 @@ def test_types_are_those_of_the_config() -> None:
 
 
 def test_heads_without_pairs_of_heads_name_the_option() -> None:
-    recipe = RecipeConfig(interface="head", layer_weight=1.0)
+    recipe = RecipeConfig("aligned", interface="head", layer_weight=1.0)
     assert requested(recipe, HEADS)[0].heads == HEADS.heads
     with pytest.raises(ConfigError, match=r"the plan has none; set pairing\.heads"):
         requested(recipe)

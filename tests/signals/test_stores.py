@@ -57,7 +57,7 @@ def test_rows_are_stored_only_of_a_model_that_runs_over_them(tmp_path: Path) -> 
         ({"rows": samples(5)}, "rows"),
         ({"plan": Plan(PAIRS.pairs[1:], (2, 3))}, "plan"),
         ({"plan": Plan(PAIRS.pairs, (3,))}, "plan"),
-        ({"recipe": RecipeConfig(map="procrustes")}, "targets"),
+        ({"recipe": RecipeConfig("aligned", map="procrustes")}, "targets"),
         ({"recipe": "kl"}, "teacher_output"),
         ({"cache": replace(CACHE, top_k=4)}, "top_k"),
         ({"cache": replace(CACHE, dtype="float16")}, "dtype"),
@@ -81,7 +81,7 @@ def test_what_changes_the_records_makes_a_cache_stale_and_is_named(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"recipe": RecipeConfig(learning_rate=1.0, layer_weight=3.0)},
+        {"recipe": RecipeConfig("aligned", learning_rate=1.0, layer_weight=3.0)},
         {"evaluation": EvaluationConfig(baselines=("cross_entropy",))},
         {"cache": replace(CACHE, batch_size=1, max_bytes=9)},
         {"rows": samples(6), "seed": 7},

@@ -140,7 +140,7 @@ def test_a_control_without_a_teacher_leaves_its_rows_streams_alone(tmp_path: Pat
 
 
 def test_pairs_of_heads_have_maps_and_targets_of_their_own(tmp_path: Path) -> None:
-    of = cached(tmp_path, plan=HEADS, recipe=RecipeConfig(interface="head", layer_weight=1.0))
+    of = cached(tmp_path, plan=HEADS, recipe=RecipeConfig("aligned", interface="head", layer_weight=1.0))
     assert {"ridge.head.2h1", "ridge.head.3h3"} <= read_tensors(of.run.targets / "maps.safetensors").keys()
     assert {"positions.target.ridge.head.2h1"} <= of.stores.teacher.read(0).keys()
     lines = manifest(of)["alignment"]

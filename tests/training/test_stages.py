@@ -134,7 +134,7 @@ def test_joint_training_is_one_stage() -> None:
 
 
 def test_the_frontier_moves_from_shallow_to_deep_each_layer_towards_its_own_target() -> None:
-    recipe = resolve(RecipeConfig(schedule="frontier"))
+    recipe = resolve(RecipeConfig("aligned", schedule="frontier"))
     two, three = stages(HEADS, recipe)
     assert (two.trained_layers, three.trained_layers) == ((2,), (3,)) and (two.cut, three.cut) == (1, 2)
     assert (*two.pairs, *three.pairs) == HEADS.pairs and (*two.heads, *three.heads) == HEADS.heads

@@ -198,7 +198,7 @@ def test_a_teacher_equal_to_the_student_has_nothing_to_teach(
     tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
 ) -> None:
     config = config_of(
-        (tiny_pair[1], tiny_pair[1]), rows_file, tmp_path / "run", recipe=RecipeConfig(map="logit", interface="output", layer_weight=1.0),
+        (tiny_pair[1], tiny_pair[1]), rows_file, tmp_path / "run", recipe=RecipeConfig("aligned", map="logit", interface="output", layer_weight=1.0),
         pairing=PairingConfig(num_layers=1),
     )  # fmt: skip
     run = transfer(config, STEPS)

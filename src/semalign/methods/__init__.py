@@ -126,6 +126,7 @@ def resolve(config: RecipeConfig, option: str = "recipe.name") -> Recipe:
     _check_name(recipe.layer_loss, (*layer_losses(), "none"), "recipe.layer_loss", "a loss at paired layers")
     _check_name(recipe.start, (*OWN_STARTS, *starts()), "recipe.start", "the name of a start")
     if recipe.layer is None:
+        _check_no_layer_fields(recipe, given)
         recipe = replace(recipe, layer_weight=0.0)
     _check_losses(recipe)
     is_whole = recipe.start in starts() and starts()[recipe.start].is_whole
@@ -138,6 +139,16 @@ def resolve(config: RecipeConfig, option: str = "recipe.name") -> Recipe:
             f"recipe.trained: none leaves the student as it starts, got recipe.start {recipe.start}; use pairs or all."
         )
     return recipe
+
+
+def _check_no_layer_fields(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    unset = {f.name: f.metadata.get("recipe") for f in dataclasses.fields(RecipeFields)}
+    for name in ("layer_weight", "layer_schedule", "map", "interface"):
+        if name in given and given[name] != unset[name]:
+            raise ConfigError(
+                f"recipe.{name}: expected a recipe with a layer loss, got {recipe.name} with layer_loss none, which reads no "
+                f"{name}; take recipe.name: aligned, or leave {name} out."
+            )
 
 
 def _check_losses(recipe: Recipe) -> None:
