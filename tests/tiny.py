@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,14 +55,71 @@ NARROW = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
+PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+LINEAR_ATTENTION = {
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+# What a tiny model of an architecture needs beside its sizes.
 EXTRA: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True},
     "mistral": {"sliding_window": 8},
+    "ministral": {"sliding_window": 8},
+    "ministral3": {
+        "rope_parameters": PLAIN_ROPE["rope_parameters"]
+        | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 8}
+    },
     "qwen2": {},
     "qwen3": {},
+    "qwen3_5_text": LINEAR_ATTENTION,
+    "gemma": {},
     "gemma2": {"query_pre_attn_scalar": 12, "sliding_window": 8, "final_logit_softcapping": 5.0},
     "gemma3_text": {"query_pre_attn_scalar": 12, "sliding_window": 8, "sliding_window_pattern": 2},
+    "gemma4_text": {"hidden_size_per_layer_input": 0, "sliding_window": 8, "global_head_dim": 16},
     "phi3": {"original_max_position_embeddings": 128},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 8},
+    "granite": {"residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 8.0},
+    "glm": {},
+    "glm4": {},
+    "seed_oss": {},
+    "cohere2": {"sliding_window": 8},
+    "exaone4": {"sliding_window": 8},
+    "ernie4_5": {},
+    "hunyuan_v1_dense": {},
+    "starcoder2": {},
+    "lfm2": {"full_attn_idxs": [1, 3], "block_auto_adjust_ff_dim": False},
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 32},
+    "qwen3_moe": EXPERTS,
+    "qwen3_next": EXPERTS | LINEAR_ATTENTION | {"shared_expert_intermediate_size": 32},
+    "qwen3_5_moe_text": EXPERTS | LINEAR_ATTENTION | {"shared_expert_intermediate_size": 32},
+    "gpt_oss": PLAIN_ROPE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "glm4_moe": ROUTED,
+    "deepseek_v3": ROUTED
+    | {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 12,
+    },
+    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 8},
     "gpt2": {},
 }
 ARCHITECTURES = tuple(EXTRA)
@@ -99,7 +157,9 @@ def tiny_model(kind: str, *, layers: int, wide: bool, seed: int = 0, **changes: 
             **{k: v for k, v in COMMON.items() if k != "max_position_embeddings"},
         )
     else:
-        config = AutoConfig.for_model(kind, num_hidden_layers=layers, **COMMON, **sizes, **EXTRA[kind])
+        config = AutoConfig.for_model(
+            kind, num_hidden_layers=layers, **COMMON | sizes | copy.deepcopy(EXTRA[kind])
+        )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():

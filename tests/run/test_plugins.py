@@ -57,8 +57,7 @@ def test_without_the_file_the_method_is_not_known(config_file: Path) -> None:
 def test_an_architecture_is_one_file(rows_file: Path, tmp_path: Path) -> None:
     sizes = (("teacher", 4, WIDE), ("student", 3, NARROW))
     for name, layers, size in sizes:
-        own = {k: v for k, v in size.items() if k != "head_dim"}
-        config = AutoConfig.for_model("starcoder2", num_hidden_layers=layers, **COMMON, **own)
+        config = AutoConfig.for_model("helium", num_hidden_layers=layers, **COMMON, **size)
         torch.manual_seed(layers)
         save_model(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tmp_path / name)
     values = {
@@ -73,12 +72,10 @@ def test_an_architecture_is_one_file(rows_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     refused = run(["transfer", str(path)], dict(os.environ))
-    assert refused.returncode == 5 and "'starcoder2'" in refused.stderr
-    done = run(["transfer", str(path)], plugged_in(tmp_path, "starcoder2", ARCHITECTURE))
+    assert refused.returncode == 5 and "'helium'" in refused.stderr
+    done = run(["transfer", str(path)], plugged_in(tmp_path, "helium", ARCHITECTURE))
     assert done.returncode == 0, done.stderr
-    assert (
-        AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student").config.model_type == "starcoder2"
-    )
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student").config.model_type == "helium"
     assert (tmp_path / "run" / "report.html").exists()
 
 

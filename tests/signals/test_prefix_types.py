@@ -68,7 +68,9 @@ def test_check_measures_the_error_and_counts_the_bytes(
 def test_frontier_stages_go_on_from_eight_bits(
     tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    config = replace(config_of(tiny_pair, rows_file, tmp_path), recipe=RecipeConfig("aligned", schedule="frontier"))
+    config = replace(
+        config_of(tiny_pair, rows_file, tmp_path), recipe=RecipeConfig("aligned", schedule="frontier")
+    )
     half = transfer(with_prefix(config, tmp_path / "half", None), STEPS)
     eight = transfer(with_prefix(config, tmp_path / "eight", "int8"), STEPS)
     assert losses(eight) == pytest.approx(losses(half), rel=0.03)

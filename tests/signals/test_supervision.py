@@ -114,7 +114,9 @@ def test_a_live_teacher_gives_what_the_cache_holds(prepared: Prepared, name: str
 
 
 def test_a_live_teacher_gives_the_targets_of_heads_too(tmp_path: Path) -> None:
-    prepared = cached(tmp_path, plan=HEADS, recipe=RecipeConfig("aligned", interface="head", layer_weight=1.0))
+    prepared = cached(
+        tmp_path, plan=HEADS, recipe=RecipeConfig("aligned", interface="head", layer_weight=1.0)
+    )
     places = [p.place for p in HEADS.heads]
     stored = CachedSupervision(prepared.stores.teacher, prepared.recipe, places).signals([0, 3])
     assert {"target.2h1", "target.3h3"} <= stored.keys()

@@ -265,7 +265,8 @@ def _generate_batch(
             use_cache=True,
             **{name: value for name, value in options.items() if name in parameters},
         ).past_key_values
-        cache.batch_repeat_interleave(count)
+        # Unlike batch_repeat_interleave, caches of linear attention know this too.
+        cache.reorder_cache(torch.arange(len(rows), device=ids.device).repeat_interleave(count))
     ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
     # The warpers of transformers sort the whole vocabulary at every step; this one replaces them.
     settings, drawn = model.generation_config, {}

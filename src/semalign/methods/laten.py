@@ -132,9 +132,9 @@ def locate(decoder: Decoder, samples: Sequence[Sample], *, frozen_scale: bool) -
     Raises:
         ModelError: fused matrices, or a norm between a sublayer's output and the stream.
     """
-    if decoder.layout.is_post_normed:
+    if decoder.layout.is_post_normed or decoder.shape.residual_scale != 1.0:
         raise ModelError(
-            f"{decoder.name}: laten adds single neurons to the stream, which this architecture normalises before; "
+            f"{decoder.name}: laten adds single neurons to the stream, which this architecture normalises or scales before; "
             "use another method."
         )
     layers = range(1, decoder.num_layers + 1)

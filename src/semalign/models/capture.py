@@ -25,11 +25,18 @@ def _stream_in(args: tuple, kwargs: dict) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def _recorder(point: Point, found: dict[Point, Tensor], width: int) -> Any:
+def _factor(decoder: Decoder, point: Point) -> float:
+    """By what a module's output is multiplied before it joins the stream."""
+    return decoder.shape.residual_scale if point.interface in ("attn", "mlp", "head") else 1.0
+
+
+def _recorder(point: Point, found: dict[Point, Tensor], width: int, factor: float) -> Any:
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         value = first_tensor(output)
         if point.interface == "delta":
             value = value - _stream_in(args, kwargs)
+        if factor != 1.0:
+            value = value * factor
         assert value.dim() == 3 and value.shape[-1] == width, (
             f"{point}: expected (B, T, {width}), got {tuple(value.shape)}"
         )
@@ -38,7 +45,7 @@ def _recorder(point: Point, found: dict[Point, Tensor], width: int) -> Any:
     return hook
 
 
-def _head_recorder(point: Point, found: dict[Point, Tensor], size: int) -> Any:
+def _head_recorder(point: Point, found: dict[Point, Tensor], size: int, factor: float) -> Any:
     def hook(module: Any, args: tuple, output: Tensor) -> None:
         if point.head is None:
             found[point] = args[0]
@@ -48,7 +55,8 @@ def _head_recorder(point: Point, found: dict[Point, Tensor], size: int) -> Any:
         alone[..., at] = args[0][..., at]
         # forward, not the module itself, which would call this hook again; LoRA on the module is part of it.
         value, bias = module.forward(alone), getattr(module, "bias", None)
-        found[point] = value if bias is None else value - bias
+        value = value if bias is None else value - bias
+        found[point] = value if factor == 1.0 else value * factor
 
     return hook
 
@@ -75,13 +83,12 @@ def capture(decoder: Decoder, points: Iterable[Point]) -> Iterator[dict[Point, T
                     raise ConfigError(
                         f"head {point.head}: {decoder.name} has heads 1 to {decoder.shape.heads} in a layer; choose one of them."
                     )
-                hook = _head_recorder(point, found, decoder.shape.head_dim)
+                hook = _head_recorder(point, found, decoder.shape.head_dim, _factor(decoder, point))
                 handles.append(decoder.out_projection(point.layer).register_forward_hook(hook))
                 continue
             module = _module(decoder, point)
-            handles.append(
-                module.register_forward_hook(_recorder(point, found, decoder.width), with_kwargs=True)
-            )
+            hook = _recorder(point, found, decoder.width, _factor(decoder, point))
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
         yield found
     finally:
         for handle in handles:
@@ -110,10 +117,12 @@ def patched(
         keeps_length: scale each value to the length of what it replaces.
     """
 
+    factor = _factor(decoder, point)
+
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         whole = first_tensor(output)
         base = _stream_in(args, kwargs) if point.interface == "delta" else torch.zeros_like(whole)
-        own, values = (whole - base)[states_BT], values_NE.to(whole.dtype)
+        own, values = (whole - base)[states_BT], (values_NE / factor).to(whole.dtype)
         if keeps_length:
             values = (
                 values * own.norm(dim=-1, keepdim=True) / values.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from semalign.errors import ModelError
+from semalign.errors import ConfigError, ModelError
 from semalign.models.head import Head, head_options
 from semalign.models.layouts import PROJECTIONS, config_of_span, layout_of, shape_of
 
@@ -62,8 +62,19 @@ class Decoder:
         return self.final_norm.weight.detach().float() + self.layout.norm_offset
 
     def sublayer(self, layer: int, interface: str) -> nn.Module:
-        """The module of layer 1..L whose output is the `attn` or `mlp` contribution to the stream."""
-        return getattr(self.layers[layer - 1], self.layout.attn if interface == "attn" else self.layout.mlp)
+        """The module of layer 1..L whose output, times `shape.residual_scale`, is the `attn` or `mlp` contribution to the stream.
+
+        Raises:
+            ConfigError: there is no such module.
+        """
+        names = self.layout.attn if interface == "attn" else self.layout.mlp
+        for name in names:
+            if hasattr(self.layers[layer - 1], name):
+                return getattr(self.layers[layer - 1], name)
+        raise ConfigError(
+            f"recipe.interface: no part of layer {layer} of {self.name} puts out its {interface} contribution to the stream; use "
+            "block or delta."
+        )
 
     def projections(self, layer: int) -> dict[str, Any]:
         """The seven linear maps of layer 1..L by name.
@@ -84,8 +95,21 @@ class Decoder:
         """Whether the layers hold something else than floating-point weights."""
         return any(not p.is_floating_point() for layer in self.layers for p in layer.parameters())
 
+    def has_heads(self, layer: int) -> bool:
+        """Whether layer 1..L has attention heads whose values are captured side by side."""
+        return any(name == self.layout.out for name, _ in self.layers[layer - 1].named_modules() if name)
+
     def out_projection(self, layer: int) -> nn.Module:
-        """The map of layer 1..L from its heads' values (H * head_dim) to the stream."""
+        """The map of layer 1..L from its heads' values (H * head_dim) to the stream.
+
+        Raises:
+            ConfigError: the layer has no attention heads.
+        """
+        if not self.has_heads(layer):
+            raise ConfigError(
+                f"recipe.interface: layer {layer} of {self.name} has no attention heads of one width; use block or delta, or leave the "
+                "layer out of pairs.json."
+            )
         return self.layers[layer - 1].get_submodule(self.layout.out)
 
     @contextmanager
@@ -181,10 +205,20 @@ def share_vocabulary(size: int, *decoders: Decoder) -> None:
         decoder.shared_vocab = size
 
 
-def linear_names(decoder: Decoder) -> list[str]:
-    """Last names of all modules of a layer that LoRA can adapt."""
-    weights = {n: getattr(m, "weight", None) for n, m in decoder.layers[0].named_modules()}
-    return sorted({n.rsplit(".", 1)[-1] for n, w in weights.items() if w is not None and w.dim() == 2})
+def linear_names(decoder: Decoder, layers: Sequence[int] | None = None) -> list[str]:
+    """Last names of all modules of some layers (of all by default) that LoRA can adapt.
+
+    These are their linear maps. Of a mixture of experts they are those outside the MLP: experts are fused tensors, and peft takes the
+    names of the linear maps beside them for the experts of all layers.
+    """
+    chosen = range(1, decoder.num_layers + 1) if layers is None else layers
+    return sorted({name.rsplit(".", 1)[-1] for layer in chosen for name in _linear(decoder, layer)})
+
+
+def _linear(decoder: Decoder, layer: int) -> list[str]:
+    """The modules of layer 1..L that LoRA can adapt, by their names in the layer."""
+    found = [n for n, m in decoder.layers[layer - 1].named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    return [n for n in found if not decoder.shape.experts or n.split(".")[0] not in decoder.layout.mlp]
 
 
 def is_transposed(decoder: Decoder) -> bool:
@@ -194,25 +228,19 @@ def is_transposed(decoder: Decoder) -> bool:
 
 def lora_modules(decoder: Decoder, layers: Sequence[int], targets: Sequence[str]) -> list[str]:
     """Full names of the linear modules inside the given layers, of all or of those whose last name is a target; none may miss."""
-    wanted = tuple(targets) or linear_names(decoder)
+    wanted = tuple(targets) or linear_names(decoder, layers)
     by_id = {id(module): name for name, module in decoder.model.named_modules()}
     found, matched = [], set()
     for layer in layers:
         root = by_id[id(decoder.layers[layer - 1])]
-        for name, module in decoder.layers[layer - 1].named_modules():
+        for name in _linear(decoder, layer):
             last = name.rsplit(".", 1)[-1]
-            if last in wanted and not list(module.children()):
+            if last in wanted:
                 found.append(f"{root}.{name}")
                 matched.add(last)
     if missing := sorted(set(wanted) - matched):
-        available = sorted(
-            {
-                n.rsplit(".", 1)[-1]
-                for n, m in decoder.layers[0].named_modules()
-                if not list(m.children()) and n
-            }
-        )
         raise ModelError(
-            f"train.lora_target_modules: {', '.join(missing)} match no module of the trained layers; available: {', '.join(available)}."
+            f"train.lora_target_modules: {', '.join(missing)} match no linear map of the trained layers; available: "
+            f"{', '.join(linear_names(decoder, layers))}."
         )
     return found

@@ -7,8 +7,9 @@ added by a file on Python's path: see `semalign.run.plugins`.
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,12 +29,14 @@ class Layout:
     """Attribute of the body that holds the layers."""
     norm: str = "norm"
     """Attribute of the body that holds the final norm."""
-    attn: str = "self_attn"
-    """Module of a layer whose output is what attention adds to the stream."""
-    mlp: str = "mlp"
-    """Module of a layer whose output is what the MLP adds to the stream."""
+    attn: tuple[str, ...] = ("self_attn",)
+    """Module of a layer whose output is what attention, or what stands in its place, adds to the stream, up to the configuration's
+    factor on it: the first of these that the layer has. Empty where no module's output is that."""
+    mlp: tuple[str, ...] = ("mlp",)
+    """The same of the MLP or the experts."""
     out: str = "self_attn.o_proj"
-    """Module of a layer that carries the heads' values, side by side, into the stream."""
+    """Module of a layer that carries the heads' values, side by side, into the stream; layers without attention have none. Empty where
+    a layer's heads are of another width than the next one's."""
     norm_offset: float = 0.0
     """What the final norm adds to its stored weight before it multiplies."""
     is_post_normed: bool = False
@@ -46,23 +49,58 @@ PROJECTIONS = {
     **{name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
 }
 # Gemma normalises a sublayer's output before adding it, so the contribution is the norm's output. Its norms store gamma - 1.
-_GEMMA = Layout(
-    attn="post_attention_layernorm",
-    mlp="post_feedforward_layernorm",
-    norm_offset=1.0,
-    is_post_normed=True,
+_POST_NORMED = Layout(
+    attn=("post_attention_layernorm",), mlp=("post_feedforward_layernorm",), is_post_normed=True
 )
+_GEMMA = replace(_POST_NORMED, norm_offset=1.0)
+# Layers of linear attention stand between those of attention, and the norms store gamma - 1.
+_QWEN_HYBRID = Layout(attn=("self_attn", "linear_attn"), norm_offset=1.0)
 LAYOUTS: dict[str, Layout] = {
     "llama": Layout(),
     "mistral": Layout(),
+    "ministral": Layout(),
+    "ministral3": Layout(),
     "qwen2": Layout(),
     "qwen3": Layout(),
+    "qwen3_5_text": _QWEN_HYBRID,
+    "gemma": Layout(norm_offset=1.0),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
+    # A factor on the whole stream ends each layer, so that no module's output is what is added to it; heads differ in width.
+    "gemma4_text": Layout(attn=(), mlp=(), out="", is_post_normed=True),
     "phi3": Layout(),
-    "gpt2": Layout("h", "ln_f", "attn", "mlp", "attn.c_proj"),
+    "smollm3": Layout(),
+    "olmo2": _POST_NORMED,
+    "olmo3": _POST_NORMED,
+    "granite": Layout(),
+    "glm": Layout(),
+    "glm4": Layout(attn=("post_self_attn_layernorm",), mlp=("post_mlp_layernorm",), is_post_normed=True),
+    "seed_oss": Layout(),
+    "cohere2": Layout(),
+    "exaone4": _POST_NORMED,
+    "ernie4_5": Layout(),
+    "hunyuan_v1_dense": Layout(),
+    "starcoder2": Layout(),
+    "lfm2": Layout(
+        norm="embedding_norm", attn=("self_attn", "conv"), mlp=("feed_forward",), out="self_attn.out_proj"
+    ),
+    "mixtral": Layout(),
+    "qwen2_moe": Layout(),
+    "qwen3_moe": Layout(),
+    "qwen3_next": _QWEN_HYBRID,
+    "qwen3_5_moe_text": _QWEN_HYBRID,
+    "gpt_oss": Layout(),
+    "glm4_moe": Layout(),
+    "deepseek_v3": Layout(),
+    "minimax_m2": Layout(),
+    "gpt2": Layout("h", "ln_f", ("attn",), ("mlp",), "attn.c_proj"),
 }
 """By transformers' `model_type`."""
+_BESIDE_THE_STREAM = {
+    "hidden_size_per_layer_input": "an embedding of the token beside the stream",
+    "num_kv_shared_layers": "keys and values of earlier layers",
+}
+"""Fields of a configuration that say that a layer needs more than the stream and the mask."""
 
 
 @cache
@@ -82,18 +120,26 @@ def layout_of(config: Any, name: str) -> Layout:
         ModelError: SemAlign does not support the architecture; the sentence says why.
     """
     kind = getattr(config, "model_type", "unknown")
+    for field, what in _BESIDE_THE_STREAM.items():
+        if kind in layouts() and getattr(config, field, None):
+            raise ModelError(
+                f"{name}: its layers read {what} ({field}), so they cannot be run from the stream alone; SemAlign works with models of "
+                f"type {kind!r} that do not."
+            )
     if kind in layouts():
         return layouts()[kind]
     if getattr(config, "is_encoder_decoder", False):
         reason = "an encoder-decoder"
     elif hasattr(config, "vision_config"):
         reason = "a vision-language model"
-    elif any(getattr(config, a, None) for a in ("num_experts", "num_local_experts", "n_routed_experts")):
+    elif experts_of(config):
         reason = "a mixture of experts, which has not been tested"
     else:
         reason = "an architecture that has not been tested"
+    near = difflib.get_close_matches(str(kind), list(layouts()), n=1, cutoff=0.0)
     raise ModelError(
-        f"{name}: model type {kind!r} is {reason}; SemAlign works with decoders of type {', '.join(layouts())}."
+        f"{name}: model type {kind!r} is {reason}; the nearest type that SemAlign knows is {near[0]}, docs/families.md lists all, and "
+        "docs/howto/architecture.md says how one file adds a decoder."
     )
 
 
@@ -121,6 +167,10 @@ class Shape:
     """c where logits are c tanh(logits / c)."""
     rope_limit: int | None = None
     """See `rope_limit`."""
+    residual_scale: float = 1.0
+    """Factor on what attention and the MLP add to the stream."""
+    experts: int = 0
+    """Experts of a mixture; 0 for a dense model."""
 
 
 class _Sizes(reading.Shape):
@@ -135,6 +185,8 @@ class _Sizes(reading.Shape):
     positions: Annotated[int, Field(ge=1, le=1 << 40)] | None
     logit_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     logit_softcap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    residual_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    experts: Annotated[int, Field(ge=0, le=1 << 16)]
 
 
 def shape_of(config: Any, name: str = "model") -> Shape:
@@ -154,20 +206,38 @@ def shape_of(config: Any, name: str = "model") -> Shape:
 
 
 def _shape_of(config: Any) -> Shape:
-    heads = int(config.num_attention_heads)
+    heads = int(_stated(config, "num_attention_heads"))
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     return Shape(
         layers=int(config.num_hidden_layers),
         width=int(config.hidden_size),
         heads=heads,
-        key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        key_heads=int(_stated(config, "num_key_value_heads") or heads),
+        # Where queries and values differ in width (multi-head latent attention), a head's value is what it contributes.
+        head_dim=int(
+            _stated(config, "v_head_dim") or _stated(config, "head_dim") or config.hidden_size // heads
+        ),
         vocabulary=int(config.vocab_size),
         positions=positions_of(config),
         logit_scale=scale / float(getattr(config, "logits_scaling", None) or 1.0),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         rope_limit=rope_limit(config),
+        residual_scale=float(getattr(config, "residual_multiplier", None) or 1.0),
+        experts=experts_of(config),
     )
+
+
+def experts_of(config: Any) -> int:
+    """Experts that a layer chooses from; 0 for a dense model."""
+    counts = [
+        getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")
+    ]
+    return max((int(count) for count in counts if count), default=0)
+
+
+def _stated(config: Any, name: str) -> Any:
+    """A size as the configuration states it for the model; where layers differ in it, its attribute may not be asked for."""
+    return vars(config)[name] if name in vars(config) else getattr(config, name, None)
 
 
 def positions_of(config: Any) -> int | None:

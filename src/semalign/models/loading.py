@@ -153,6 +153,11 @@ def _reading(config: ModelConfig) -> Iterator[None]:
         # A panic inside the tokenizers' native code is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if config.offload == "disk" and "offload_folder" in str(error):
+            raise ModelError(
+                "teacher.offload: expected null or cpu for a model whose experts are joined on loading and so lie in no file as they "
+                "are used, got disk; set teacher.offload: cpu."
+            ) from error
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         name = config.model_name_or_path
         advice = (

@@ -101,7 +101,8 @@ def attribute_all(
         ModelError: every score is zero, or one is not finite.
     """
     layers = range(1, teacher.num_layers + 1)
-    points = [Point(layer, interface) for layer in layers for interface in ("block", "head")]
+    points = [Point(layer, "block") for layer in layers]
+    points += [Point(layer, "head") for layer in layers if teacher.has_heads(layer)]
     totals = {p: torch.zeros(teacher.shape.heads if p.interface == "head" else 1).double() for p in points}
     head = teacher.head()
     batches = length_batches([len(s.input_ids) for s in samples], max_tokens=None, batch_size=batch_size)
@@ -116,7 +117,8 @@ def attribute_all(
                 totals[point] += scores_H
             progress.update(len(batch))
     means = {point: (total / len(samples)).tolist() for point, total in totals.items()}
-    scores = Scores([means[Point(n, "block")][0] for n in layers], [means[Point(n, "head")] for n in layers])
+    heads = [means.get(Point(n, "head"), []) for n in layers]
+    scores = Scores([means[Point(n, "block")][0] for n in layers], heads)
     every = torch.cat(list(totals.values()))
     if not torch.isfinite(every).all() or not any(scores.layers):
         raise ModelError(
