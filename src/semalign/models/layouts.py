@@ -96,6 +96,8 @@ LAYOUTS: dict[str, Layout] = {
     "gpt2": Layout("h", "ln_f", ("attn",), ("mlp",), "attn.c_proj"),
 }
 """By transformers' `model_type`."""
+WRAPPERS = ("gemma3", "gemma4", "mistral3", "qwen3_5", "qwen3_5_moe")
+"""Models that also read pictures, which load as their text model."""
 _BESIDE_THE_STREAM = {
     "hidden_size_per_layer_input": "an embedding of the token beside the stream",
     "num_kv_shared_layers": "keys and values of earlier layers",

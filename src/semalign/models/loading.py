@@ -15,6 +15,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GgufConfig,
     PreTrainedModel,
@@ -25,7 +26,8 @@ from semalign import embedded
 from semalign.config import ModelConfig
 from semalign.errors import ModelError, SemAlignError, require
 from semalign.models.decoder import Decoder
-from semalign.models.layouts import Shape, check_allocation, layout_of, layouts, shape_of
+from semalign.models.layouts import WRAPPERS, Shape, check_allocation, layout_of, layouts, shape_of
+from semalign.models.wrappers import loads_whole, say_what_is_left_out, text_of
 from semalign.run.sums import digests
 
 _CHECKED_AT_ONCE = 1 << 24  # elements
@@ -73,16 +75,19 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 def _load_config(config: ModelConfig) -> Any:
     """The checkpoint's configuration of its text model, of an architecture that SemAlign supports."""
+    loaded = _whole_config(config)
+    is_known = loaded.model_type in layouts() or loaded.model_type in WRAPPERS
+    text = loaded.get_text_config()
+    layout_of(text if is_known or not hasattr(loaded, "vision_config") else loaded, config.model_name_or_path)
+    return text
+
+
+def _whole_config(config: ModelConfig) -> Any:
     where, extra = locate(config)
     with _reading(config):
         loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
     _check_quantised(config, loaded)
-    text = loaded.get_text_config()
-    layout_of(
-        loaded if loaded.model_type not in layouts() and hasattr(loaded, "vision_config") else text,
-        config.model_name_or_path,
-    )
-    return text
+    return loaded
 
 
 def load_shape(config: ModelConfig) -> Shape:
@@ -231,10 +236,18 @@ def _load(config: ModelConfig, device: str | None) -> Decoder:
         extra["quantization_config"] = GgufConfig(dequantize=True)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.offload:
+        if _whole_config(config).model_type in WRAPPERS:
+            raise ModelError(
+                f"teacher.offload: expected null for {config.model_name_or_path}, which loads as the text model of one that also reads "
+                f"pictures, got {config.offload}; load it once without, save the text model, and give that folder."
+            )
         extra["device_map"] = _device_map(config, target)
     if config.attn_implementation:
         extra["attn_implementation"] = config.attn_implementation
-    read: Any = AutoModelForCausalLM.from_pretrained(
+    whole = _whole_config(config)
+    is_wrapped = whole.model_type in WRAPPERS and loads_whole(whole)
+    loader = AutoModelForImageTextToText if is_wrapped else AutoModelForCausalLM
+    read: Any = loader.from_pretrained(
         where,
         dtype=_dtype(config),
         trust_remote_code=config.trust_remote_code,
@@ -245,6 +258,13 @@ def _load(config: ModelConfig, device: str | None) -> Decoder:
     )
     model, told = read
     _check_complete(config, told)
+    others: list[str] = []
+    if is_wrapped:
+        others = [
+            n for n, _ in model.named_parameters() if "language_model." not in n and "lm_head." not in n
+        ]
+        model = text_of(model)
+    say_what_is_left_out(config.model_name_or_path, Path(where), model, others)
     if is_gguf:
         # The weights are plain tensors now; the entry would make transformers refuse to save them.
         model.config.__dict__.pop("quantization_config", None)
