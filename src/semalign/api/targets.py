@@ -73,7 +73,7 @@ def cache_targets(
     """
     ranks.start()
     student = _checkpoint(model, processing_class)
-    teacher = _checkpoint(teacher_model, processing_class)
+    teacher = _checkpoint(teacher_model, processing_class, needs_layers=False)
     config = _transfer_config(args, model, teacher_model, train_dataset, eval_dataset)
     if isinstance(model, PeftModel):
         config = replace(config, pairing=adapted(config.pairing, student.open()))
@@ -136,13 +136,17 @@ def _name(model: Any) -> str:
     return getattr(model, "name_or_path", "") or type(model).__name__
 
 
-def _checkpoint(model: Model, processing_class: PreTrainedTokenizerBase | None) -> Checkpoint:
+def _checkpoint(
+    model: Model, processing_class: PreTrainedTokenizerBase | None, *, needs_layers: bool = True
+) -> Checkpoint:
     if isinstance(model, (str, ModelConfig)):
-        return named(_model_config(model))
-    return in_memory(open_student(model, processing_class)[0])
+        return named(_model_config(model), needs_layers=needs_layers)
+    return in_memory(open_student(model, processing_class, needs_layers=needs_layers)[0])
 
 
-def open_student(model: Model, processing_class: PreTrainedTokenizerBase | None) -> tuple[Decoder, Any]:
+def open_student(
+    model: Model, processing_class: PreTrainedTokenizerBase | None, *, needs_layers: bool = True
+) -> tuple[Decoder, Any]:
     """A model's decoder, and the model as its user knows it; adapters are inside both."""
     if isinstance(model, (str, ModelConfig)):
         decoder = load(model)
@@ -157,7 +161,7 @@ def open_student(model: Model, processing_class: PreTrainedTokenizerBase | None)
     tokenizer = processing_class or _tokenizer_beside(inner)
     if torch.cuda.is_available() and inner.device.type == "cpu":
         inner.to("cuda")
-    return checked(Decoder(inner, tokenizer, _name(inner))), model
+    return checked(Decoder(inner, tokenizer, _name(inner), needs_layers=needs_layers)), model
 
 
 def _tokenizer_beside(model: Any) -> PreTrainedTokenizerBase:

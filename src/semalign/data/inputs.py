@@ -141,7 +141,8 @@ def load_inputs(config: TransferConfig, run: RunFolder | None = None, *, identif
         identified: whether all bytes of the models are hashed; an estimate, which keeps nothing, has no need of it.
     """
     memory = None if run is None else run.digests
-    teacher, student = (named(m, memory, identified=identified) for m in (config.teacher, config.student))
+    teacher = named(config.teacher, memory, identified=identified, needs_layers=False)
+    student = named(config.student, memory, identified=identified)
     drawn = draw_rows(config.data)
     given = drawn.train
     if config.data.is_generated:

@@ -31,7 +31,7 @@ from semalign.run.folder import RunFolder
 from semalign.run.meter import free_memory
 from semalign.signals.maps import head_maps
 from semalign.signals.plan import Plan, read_plan
-from semalign.signals.request import PREFIX_ERROR, Request, own_name, request_of, teacher_name
+from semalign.signals.request import PREFIX_ERROR, Request, check_layers, own_name, request_of, teacher_name
 from semalign.steps.cache import error_figures
 from semalign.steps.pair import pair_layers
 
@@ -40,6 +40,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     """Print and return the findings; raises the error that the run itself would meet."""
     jail = check_evaluation(config)
     inputs = load_inputs(config, identified=False)
+    check_layers(config, inputs.teacher)
     plan, is_provisional = _plan(config, inputs)
     console.rule("[bold]rows", align="left")
     first = split_rows(config.data)[0][:8]
@@ -68,7 +69,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     if jail is not None:
         console.print(f"generated code runs in: {jail}")
     request, wanted = request_of(config, plan)
-    shown = replace(request, interfaces=request.interfaces or ("block",), teacher_output=True)
+    interfaces = request.interfaces or (("block",) if inputs.teacher.has_layers else ())
+    shown = replace(request, interfaces=interfaces, teacher_output=True)
     costs = Costs()
     student = probe_student(config, inputs, plan, shown, costs)
     with costs.clock("collect"):
@@ -89,7 +91,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         "pairs": [p.as_json() for p in plan.pairs],
         "pairs_are_provisional": is_provisional,
         "heads": {n: _spectrum(p.head) for n, p in (("teacher", teacher), ("student", student))},
-        "pair_figures": _figures(teacher, student, shown, wanted or [("semantic", shown.interfaces[0])]),
+        "pair_figures": _figures(teacher, student, shown, wanted or [("semantic", i) for i in interfaces]),
         "patch": patch.figures(inputs.load_student(), *seen[0]) if patch else [],
         "prefix_error": _prefix_error(student),
         "cautions": cautions(config, {"teacher": teacher.head.weight_VD, "student": student.head.weight_VD}),
@@ -139,6 +141,8 @@ def _figures(
     teacher: Shown, student: Shown, request: Request, wanted: Sequence[tuple[str, str]]
 ) -> list[dict[str, Any]]:
     """Per pair: recomposition of the teacher's activations on its own bases, and the mapped target's cosine to the student."""
+    if not wanted:
+        return []
     maps = head_maps(
         teacher.head, student.head, (teacher.norm, student.norm), [("semantic", ""), ("logit", "")]
     )

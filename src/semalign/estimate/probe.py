@@ -143,11 +143,13 @@ def probe_teacher(
     with costs.watch():
         teacher = _load(inputs.load_teacher, costs, "load_teacher")
         rows = attribution_rows(config, inputs.train)
-        attribute_as(config, teacher, longest_rows(rows, options.batch_size))
         batch = typical_rows(rows, options.batch_size)
-        with costs.clock("attribute", batch, REPEATS):
-            for _ in range(REPEATS):
-                attribute_as(config, teacher, batch)
+        costs.seconds["attribute"] = 0.0
+        if teacher.has_layers:
+            attribute_as(config, teacher, longest_rows(rows, options.batch_size))
+            with costs.clock("attribute", batch, REPEATS):
+                for _ in range(REPEATS):
+                    attribute_as(config, teacher, batch)
         size, others = config.cache.batch_size, inputs.candidates
         longest = teacher_signals(
             teacher, longest_rows(inputs.train, size), request, student.longest, student.head, others
@@ -156,7 +158,8 @@ def probe_teacher(
         with costs.clock("cache_teacher", [sample.for_teacher for sample in batch]):
             typical = teacher_signals(teacher, batch, request, student.typical, student.head, others)
     then(teacher)
-    return Shown(longest, typical, teacher.head().detached(), teacher.norm_weight().clone())
+    norm = teacher.norm_weight().clone() if teacher.has_layers else torch.ones(teacher.width)
+    return Shown(longest, typical, teacher.head().detached(), norm)
 
 
 def _load(open_model: Callable[[], Decoder], costs: Costs, name: str) -> Decoder:

@@ -74,6 +74,11 @@ def capture(decoder: Decoder, points: Iterable[Point]) -> Iterator[dict[Point, T
     handles = []
     try:
         for point in points:
+            if not decoder.has_layers:
+                raise ConfigError(
+                    f"recipe: expected a model whose layers SemAlign knows, got {decoder.name} of type {decoder.config.model_type!r}; "
+                    "take recipe.name: aligned_output and pairing.selection: last."
+                )
             if not 1 <= point.layer <= decoder.num_layers:
                 raise ConfigError(
                     f"layer {point.layer}: {decoder.name} has layers 1 to {decoder.num_layers}; choose one of them."

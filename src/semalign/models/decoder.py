@@ -17,27 +17,46 @@ from transformers.pytorch_utils import Conv1D
 
 from semalign.errors import ConfigError, ModelError
 from semalign.models.head import Head, head_options
-from semalign.models.layouts import PROJECTIONS, config_of_span, layout_of, shape_of
+from semalign.models.layouts import PROJECTIONS, WHOLE, config_of_span, layout_of, shape_of
 
 
 class Decoder:
     """A loaded causal language model, its tokenizer, and the parts SemAlign touches."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str = "model"
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        name: str = "model",
+        *,
+        needs_layers: bool = True,
     ) -> None:
+        """A decoder of a loaded model.
+
+        Args:
+            needs_layers: refuse a model whose layers are not known; without, it can still be run as a whole.
+        """
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.config = model.config.get_text_config()
-        self.layout, self.shape = layout_of(self.config, name), shape_of(self.config, name)
+        self.layout = layout_of(self.config, name, needs_layers=needs_layers)
+        self.shape = shape_of(self.config, name, has_layers=self.layout is not WHOLE)
         self.body: Any = model.base_model
-        self.layers: list[nn.Module] = list(getattr(self.body, self.layout.layers))
-        self.final_norm: Any = getattr(self.body, self.layout.norm)
+        self.layers: list[nn.Module] = []
+        self.final_norm: Any = None
+        if self.has_layers:
+            self.layers = list(getattr(self.body, self.layout.layers))
+            self.final_norm = getattr(self.body, self.layout.norm)
         self.shared_vocab: int | None = None
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether its layers are known; one without gives its distribution alone."""
+        return self.shape.has_layers
 
     @property
     def num_layers(self) -> int:
         """L."""
-        return len(self.layers)
+        return len(self.layers) if self.has_layers else self.shape.layers
 
     @property
     def width(self) -> int:
@@ -117,6 +136,10 @@ class Decoder:
         """Inside, `body` runs layers start+1..stop only, and the final norm only with `norm`."""
         assert 0 <= start <= stop <= self.num_layers
         body, layout = self.body, self.layout
+        if not self.has_layers:
+            assert (start, stop, norm) == (0, self.num_layers, True), "it runs as a whole"
+            yield body
+            return
         kept = (getattr(body, layout.layers), self.final_norm, body.config)
         setattr(body, layout.layers, nn.ModuleList(self.layers[start:stop]))
         setattr(body, layout.norm, self.final_norm if norm else nn.Identity())
@@ -130,7 +153,7 @@ class Decoder:
 
     def forward(self, inputs: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Run the current span on token ids (B, T), or on the stream (B, T, D) that enters its first layer."""
-        layers = list(getattr(self.body, self.layout.layers))
+        layers = list(getattr(self.body, self.layout.layers)) if self.has_layers else []
         changes = []
         if inputs.dim() == 3 and layers:
             changes.append((layers[0], lambda stream: inputs))
@@ -153,11 +176,13 @@ class Decoder:
         ids = torch.arange(12, device=self.device)[None] % self.shape.vocabulary + 3
         mask = torch.ones_like(ids)
         captured: list[Tensor] = []
-        handle = self.layers[-1].register_forward_hook(lambda m, a, out: captured.append(first_tensor(out)))
+        last = self.layers[-1] if self.has_layers else self.body
+        handle = last.register_forward_hook(lambda m, a, out: captured.append(first_tensor(out)))
         try:
             with torch.no_grad():
                 expected = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-                ours = self.head().logits(self.final_norm(captured[0])[0])
+                states = self.final_norm(captured[0]) if self.has_layers else captured[0]
+                ours = self.head().logits(states[0])
         finally:
             handle.remove()
         error = float((expected[0, :, : ours.shape[1]] - ours).abs().max() / expected.std().clamp_min(1e-6))

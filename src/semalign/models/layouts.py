@@ -103,6 +103,9 @@ _BESIDE_THE_STREAM = {
     "num_kv_shared_layers": "keys and values of earlier layers",
 }
 """Fields of a configuration that say that a layer needs more than the stream and the mask."""
+WHOLE = Layout(layers="", norm="", attn=(), mlp=(), out="")
+"""Of a causal language model whose layers are not known: it is run as a whole, and can teach by its distribution."""
+_STILL_A_TEACHER = "As a teacher it will do with recipe.name: aligned_output and pairing.selection: last."
 
 
 @cache
@@ -111,25 +114,29 @@ def layouts() -> Mapping[str, Layout]:
     return LAYOUTS | gathered("LAYOUTS")
 
 
-def layout_of(config: Any, name: str) -> Layout:
-    """The layout of a supported architecture.
+def layout_of(config: Any, name: str, *, needs_layers: bool = True) -> Layout:
+    """The layout of a supported architecture, or `WHOLE` for a model that is only asked for its distribution.
 
     Args:
         config: transformers' configuration of the model.
         name: the model, for messages.
+        needs_layers: whether a model whose layers are not known will not do.
 
     Raises:
         ModelError: SemAlign does not support the architecture; the sentence says why.
     """
     kind = getattr(config, "model_type", "unknown")
-    for field, what in _BESIDE_THE_STREAM.items():
-        if kind in layouts() and getattr(config, field, None):
-            raise ModelError(
-                f"{name}: its layers read {what} ({field}), so they cannot be run from the stream alone; SemAlign works with models of "
-                f"type {kind!r} that do not."
-            )
-    if kind in layouts():
+    beside = next((f for f in _BESIDE_THE_STREAM if kind in layouts() and getattr(config, f, None)), None)
+    if kind in layouts() and beside is None:
         return layouts()[kind]
+    is_causal = not getattr(config, "is_encoder_decoder", False) and not hasattr(config, "vision_config")
+    if is_causal and not needs_layers:
+        return WHOLE
+    if beside is not None:
+        raise ModelError(
+            f"{name}: its layers read {_BESIDE_THE_STREAM[beside]} ({beside}), so they cannot be run from the stream alone; SemAlign "
+            f"works with models of type {kind!r} that do not. {_STILL_A_TEACHER}"
+        )
     if getattr(config, "is_encoder_decoder", False):
         reason = "an encoder-decoder"
     elif hasattr(config, "vision_config"):
@@ -141,7 +148,7 @@ def layout_of(config: Any, name: str) -> Layout:
     near = difflib.get_close_matches(str(kind), list(layouts()), n=1, cutoff=0.0)
     raise ModelError(
         f"{name}: model type {kind!r} is {reason}; the nearest type that SemAlign knows is {near[0]}, docs/families.md lists all, and "
-        "docs/howto/architecture.md says how one file adds a decoder."
+        f"docs/howto/architecture.md says how one file adds a decoder.{f' {_STILL_A_TEACHER}' if is_causal else ''}"
     )
 
 
@@ -173,6 +180,8 @@ class Shape:
     """Factor on what attention and the MLP add to the stream."""
     experts: int = 0
     """Experts of a mixture; 0 for a dense model."""
+    has_layers: bool = True
+    """Whether its layers are known, so that they can be cut, captured and trained."""
 
 
 class _Sizes(reading.Shape):
@@ -189,16 +198,20 @@ class _Sizes(reading.Shape):
     logit_softcap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     residual_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     experts: Annotated[int, Field(ge=0, le=1 << 16)]
+    has_layers: bool
 
 
-def shape_of(config: Any, name: str = "model") -> Shape:
+def shape_of(config: Any, name: str = "model", *, has_layers: bool = True) -> Shape:
     """The shape that transformers' configuration of a text model states.
+
+    Args:
+        has_layers: see `Shape`; without known layers it counts as having one attention head where it states none.
 
     Raises:
         ModelError: a size is missing, of another type, or beyond any model's.
     """
     try:
-        shape = _shape_of(config)
+        shape = _shape_of(config, has_layers)
         reading.check_shape(_Sizes, vars(shape))
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
         raise ModelError(
@@ -207,8 +220,8 @@ def shape_of(config: Any, name: str = "model") -> Shape:
     return shape
 
 
-def _shape_of(config: Any) -> Shape:
-    heads = int(_stated(config, "num_attention_heads"))
+def _shape_of(config: Any, has_layers: bool) -> Shape:
+    heads = int(_stated(config, "num_attention_heads") or (0 if has_layers else 1))
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     return Shape(
         layers=int(config.num_hidden_layers),
@@ -226,6 +239,7 @@ def _shape_of(config: Any) -> Shape:
         rope_limit=rope_limit(config),
         residual_scale=float(getattr(config, "residual_multiplier", None) or 1.0),
         experts=experts_of(config),
+        has_layers=has_layers,
     )
 
 

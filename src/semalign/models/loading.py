@@ -26,7 +26,7 @@ from semalign import embedded
 from semalign.config import ModelConfig
 from semalign.errors import ModelError, SemAlignError, require
 from semalign.models.decoder import Decoder
-from semalign.models.layouts import WRAPPERS, Shape, check_allocation, layout_of, layouts, shape_of
+from semalign.models.layouts import WHOLE, WRAPPERS, Shape, check_allocation, layout_of, layouts, shape_of
 from semalign.models.wrappers import loads_whole, say_what_is_left_out, text_of
 from semalign.run.sums import digests
 
@@ -73,13 +73,14 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     return where, {"revision": config.model_revision} if config.model_revision else {}
 
 
-def _load_config(config: ModelConfig) -> Any:
-    """The checkpoint's configuration of its text model, of an architecture that SemAlign supports."""
+def _load_config(config: ModelConfig, *, needs_layers: bool = True) -> tuple[Any, bool]:
+    """The checkpoint's configuration of its text model, and whether the model's layers are known; see `layout_of`."""
     loaded = _whole_config(config)
     is_known = loaded.model_type in layouts() or loaded.model_type in WRAPPERS
     text = loaded.get_text_config()
-    layout_of(text if is_known or not hasattr(loaded, "vision_config") else loaded, config.model_name_or_path)
-    return text
+    chosen = text if is_known or not hasattr(loaded, "vision_config") else loaded
+    layout = layout_of(chosen, config.model_name_or_path, needs_layers=needs_layers)
+    return text, layout is not WHOLE
 
 
 def _whole_config(config: ModelConfig) -> Any:
@@ -90,21 +91,25 @@ def _whole_config(config: ModelConfig) -> Any:
     return loaded
 
 
-def load_shape(config: ModelConfig) -> Shape:
+def load_shape(config: ModelConfig, *, needs_layers: bool = True) -> Shape:
     """The checkpoint's sizes, before any weight is read.
+
+    Args:
+        needs_layers: see `semalign.models.layouts.layout_of`.
 
     Raises:
         ModelError: the checkpoint cannot be read, or its architecture is not supported.
     """
     with _reading(config):
-        shape = shape_of(_load_config(config), config.model_name_or_path)
+        text, has_layers = _load_config(config, needs_layers=needs_layers)
+        shape = shape_of(text, config.model_name_or_path, has_layers=has_layers)
         check_allocation(shape, Path(locate(config)[0]))
         return shape
 
 
 def random_model(config: ModelConfig) -> PreTrainedModel:
     """A model of the checkpoint's architecture and sizes with fresh weights in float32, as transformers draws them."""
-    return AutoModelForCausalLM.from_config(_load_config(config), dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(_load_config(config)[0], dtype=torch.float32)
 
 
 def identity(config: ModelConfig, memory: Path | None = None) -> dict[str, Any]:
@@ -200,10 +205,19 @@ class Checkpoint:
     open: Callable[[], Decoder]
 
 
-def named(config: ModelConfig, memory: Path | None = None, *, identified: bool = True) -> Checkpoint:
-    """A model that is read whenever it is needed; where nothing is kept of it, its files need not be hashed."""
+def named(
+    config: ModelConfig, memory: Path | None = None, *, identified: bool = True, needs_layers: bool = True
+) -> Checkpoint:
+    """A model that is read whenever it is needed; where nothing is kept of it, its files need not be hashed.
+
+    Args:
+        needs_layers: whether a model will not do that can only be run as a whole.
+    """
     known = identity(config, memory) if identified else {}
-    return Checkpoint(load_shape(config), load_tokenizer(config), known, partial(load, config))
+    # An offloaded model is moved layer by layer.
+    needs_layers = needs_layers or config.offload is not None
+    opened = partial(load, config, needs_layers=needs_layers)
+    return Checkpoint(load_shape(config, needs_layers=needs_layers), load_tokenizer(config), known, opened)
 
 
 def in_memory(decoder: Decoder) -> Checkpoint:
@@ -218,16 +232,20 @@ def in_memory(decoder: Decoder) -> Checkpoint:
     return Checkpoint(decoder.shape, decoder.tokenizer, {"weights": hashed.hexdigest()[:16]}, lambda: decoder)
 
 
-def load(config: ModelConfig | str, *, device: str | None = None) -> Decoder:
-    """Load, check every weight for NaN and infinity, and run the self-test; a string is a model_name_or_path."""
+def load(config: ModelConfig | str, *, device: str | None = None, needs_layers: bool = True) -> Decoder:
+    """Load, check every weight for NaN and infinity, and run the self-test; a string is a model_name_or_path.
+
+    Args:
+        needs_layers: see `Decoder`.
+    """
     if isinstance(config, str):
         config = ModelConfig(config)
     with _reading(config):
-        return _load(config, device)
+        return _load(config, device, needs_layers)
 
 
-def _load(config: ModelConfig, device: str | None) -> Decoder:
-    load_shape(config)
+def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decoder:
+    load_shape(config, needs_layers=needs_layers)
     where, extra = locate(config)
     is_gguf = "gguf_file" in extra
     if config.load_in_8bit or config.load_in_4bit:
@@ -274,7 +292,8 @@ def _load(config: ModelConfig, device: str | None) -> Decoder:
         _keep_backward(model)
     if not (config.load_in_8bit or config.load_in_4bit or config.offload):
         model = model.to(target)
-    return checked(Decoder(model, load_tokenizer(config), config.model_name_or_path))
+    tokenizer, name = load_tokenizer(config), config.model_name_or_path
+    return checked(Decoder(model, tokenizer, name, needs_layers=needs_layers))
 
 
 def checked(decoder: Decoder) -> Decoder:

@@ -11,10 +11,11 @@ from semalign.config import Interface, MapName, TransferConfig, by_name
 from semalign.errors import ConfigError
 from semalign.maths.pairing import LayerPair
 from semalign.maths.quantise import EightBit
-from semalign.methods import named, resolve
+from semalign.methods import named, resolve, starts
 from semalign.methods.loss import REST, TEACHER_OUTPUT, TOPK
 from semalign.methods.maps import MAPS
 from semalign.methods.recipe import Recipe
+from semalign.models.layouts import Shape
 from semalign.signals.plan import Plan
 
 PREFIX = "tokens.prefix"
@@ -137,6 +138,34 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
         prefix_dtype=config.cache.prefix_dtype,
     )
     return request, wanted
+
+
+def check_layers(config: TransferConfig, teacher: Shape) -> None:
+    """Refuse a teacher that can only be run as a whole where a run asks for its layers.
+
+    Raises:
+        ConfigError: it does; the sentence names what to take instead.
+    """
+    if teacher.has_layers:
+        return
+    pairing = config.pairing
+    recipes = {name or "recipe": recipe for name, recipe in recipes_of(config).items()}
+    asks = [
+        *(["pairing.selection: attribution"] if pairing.selection == "attribution" else []),
+        *([f"pairing.match: {pairing.match}"] if pairing.match != "depth" else []),
+        *(["pairing.heads"] if pairing.heads else []),
+        *(
+            f"{label}: {recipe.name}"
+            for label, recipe in recipes.items()
+            if (recipe.layer is not None and not MAPS[recipe.map].is_own) or recipe.start in starts()
+        ),
+    ]
+    if asks:
+        raise ConfigError(
+            f"teacher: expected a model whose layers SemAlign knows for {' and '.join(asks)}, got {config.teacher.model_name_or_path}, "
+            "which can only be run as a whole; take recipe.name: aligned_output, pairing.selection: last and pairing.match: depth, "
+            "and baselines without layers."
+        )
 
 
 def _reads(recipe: Recipe, signals: tuple[str, ...]) -> bool:

@@ -24,6 +24,7 @@ from semalign.models.head import Head
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import measured
 from semalign.run.progress import bar
+from semalign.signals.request import check_layers
 
 __all__ = ["Scores", "attribute", "attribute_all", "attribute_as", "attribute_layers"]
 SCHEMA = 3  # of scores.json; 3 draws its rows
@@ -174,11 +175,15 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     )
     if is_done(run.scores, wanted):
         return
+    check_layers(config, inputs.teacher)
     result: dict = {"aggregate": options.aggregate}
     with measured(result):
-        samples = attribution_rows(config, inputs.train)
-        teacher = inputs.load_teacher()
-        scores = attribute_as(config, teacher, samples)
+        samples: list[Sample] = []
+        scores = Scores([], [])
+        # Of a teacher that is run as a whole nothing asks for scores, or it would have been refused.
+        if inputs.teacher.has_layers:
+            samples = attribution_rows(config, inputs.train)
+            scores = attribute_as(config, inputs.load_teacher(), samples)
     result |= {
         "rows": len(samples),
         "layers": [{"layer": n, "score": s} for n, s in enumerate(scores.layers, start=1)],

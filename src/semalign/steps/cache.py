@@ -153,8 +153,10 @@ def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
             fitted = fit_maps(stores, sources["teacher"], config.cache.ridge_penalty, widths, teacher.device)
         if ranks.is_main():
             _once(prepared, teacher)
-            norms = teacher.norm_weight(), student[1]
-            made = head_maps(teacher.head(), student[0], norms, stores.wanted)
+            made: dict[str, Tensor] = {}
+            if stores.wanted:
+                norms = teacher.norm_weight(), student[1]
+                made = head_maps(teacher.head(), student[0], norms, stores.wanted)
             write_tensors(run.targets / "maps.safetensors", made | fitted)
             stores.publish()
         ranks.wait()
@@ -168,7 +170,7 @@ def _once(prepared: Prepared, teacher: Decoder) -> None:
     """What is read of the teacher beside the rows: its head, and its streams after every layer on a few of them."""
     head, run, heldout = teacher.head(), prepared.run, prepared.inputs.heldout
     write_tensors(run.targets / "teacher_head.safetensors", {"weight": head.weight_VD, **_bias(head)})
-    if rows := heldout[: prepared.config.evaluation.cka_rows]:
+    if (rows := heldout[: prepared.config.evaluation.cka_rows]) and teacher.has_layers:
         states = layer_states(teacher, rows)
         write_tensors(run.targets / "cka.safetensors", states)
 

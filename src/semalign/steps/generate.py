@@ -67,7 +67,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
     own, given = ([prompt_row(chat) for chat in chats], []) if options.completions != "given" else ([], chats)
     unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
-    open_teacher = functools.cache(lambda: load(config.teacher))
+    open_teacher = functools.cache(lambda: load(config.teacher, needs_layers=False))
     open_student = functools.cache(lambda: load(config.student))
 
     def open_writer() -> Writer:

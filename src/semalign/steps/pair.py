@@ -165,11 +165,11 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
             figures = layer_figures(config, inputs)
             teachers = (nearest if config.pairing.match == "nearest" else best_path)(figures)
             result["figures"] = [[round(x, 4) for x in row] for row in figures.tolist()]
-        pairs = pair_layers(scores, len(scores), depth, config.pairing, teachers)
+        pairs = pair_layers(scores, inputs.teacher.layers, depth, config.pairing, teachers)
         matched = pair_heads(config, inputs, heads, pairs) if config.pairing.heads else []
         ranked = sorted(range(1, len(scores) + 1), key=lambda n: -scores[n - 1])
     result |= {
-        "teacher_layers": len(scores),
+        "teacher_layers": inputs.teacher.layers,
         "student_layers": depth,
         "selection": config.pairing.selection,
         "match": config.pairing.match,
