@@ -54,6 +54,34 @@ def check_labels(option: str, labels: Collection[str], reserved: Collection[str]
 
 
 @dataclass(frozen=True)
+class ServerConfig:
+    """A server that holds a teacher's weights and tells log-probabilities of token ids."""
+
+    url: str | None = None
+    """Its address, such as http://host:8000; null loads the teacher here."""
+    engine: Literal["vllm", "sglang"] = "vllm"
+    """What it is: vllm is asked for prompt_logprobs at /v1/completions, sglang for top_logprobs_num at /generate."""
+    model: str | None = None
+    """The model's name there; null takes the first that it lists."""
+    key_variable: str | None = None
+    """Name of an environment variable that holds its key; the key itself is written nowhere."""
+    requests: int = 16
+    """Requests under way at once; the server makes batches of them."""
+    retries: int = 6
+    """How often a request that got no answer is sent again, after 0.5 seconds and then twice as long each time."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.url is None or self.url.startswith(("http://", "https://")),
+            "teacher.server.url",
+            "an address with http:// or https://",
+            self.url,
+        )
+        _require(self.requests > 0, "teacher.server.requests", "a positive count", self.requests)
+        _require(self.retries >= 0, "teacher.server.retries", "0 or a count", self.retries)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A causal language model: where it is and how to load it."""
 
@@ -79,6 +107,8 @@ class ModelConfig:
     their answers, answer is the row's own given answer, each as earlier turns of the conversation."""
     shots: int = 4
     """How many rows a teacher with sees: shots is shown, drawn anew for every prompt."""
+    server: ServerConfig = field(default_factory=ServerConfig)
+    """For a teacher only: a server that holds its weights. model_name_or_path is then read for tokenizer and configuration alone."""
 
     def __post_init__(self) -> None:
         _require(
@@ -595,6 +625,24 @@ class TransferConfig:
             "student.offload",
             "null, since a student that is trained has to stay in memory",
             self.student.offload,
+        )
+        _require(
+            self.student.server.url is None,
+            "student.server.url",
+            "null, since a student that is trained has to be in memory",
+            self.student.server.url,
+        )
+        _require(
+            self.teacher.server.url is None or not self.evaluation.harness,
+            "evaluation.harness",
+            "no tasks with teacher.server, since the harness runs the models here",
+            self.evaluation.harness,
+        )
+        _require(
+            self.teacher.server.url is None or not self.train.live_teacher,
+            "train.live_teacher",
+            "false with teacher.server, since a server is asked before training alone",
+            True,
         )
         _require(
             self.student.sees == "nothing",

@@ -20,7 +20,7 @@ from semalign.errors import CacheError
 from semalign.estimate.cautions import cautions
 from semalign.estimate.cost import estimate
 from semalign.estimate.patch import Patch, is_patchable, patch_rows
-from semalign.estimate.probe import Costs, Shown, probe_student, probe_teacher
+from semalign.estimate.probe import Costs, Shown, probe_served, probe_student, probe_teacher
 from semalign.evaluation.readiness import check_evaluation
 from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
 from semalign.maths.similarity import mean_cosine
@@ -31,7 +31,7 @@ from semalign.run.folder import RunFolder
 from semalign.run.meter import free_memory
 from semalign.signals.maps import head_maps
 from semalign.signals.plan import Plan, read_plan
-from semalign.signals.request import PREFIX_ERROR, Request, check_layers, own_name, request_of, teacher_name
+from semalign.signals.request import PREFIX_ERROR, Request, check_teacher, own_name, request_of, teacher_name
 from semalign.steps.cache import error_figures
 from semalign.steps.pair import pair_layers
 
@@ -40,7 +40,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     """Print and return the findings; raises the error that the run itself would meet."""
     jail = check_evaluation(config)
     inputs = load_inputs(config, identified=False)
-    check_layers(config, inputs.teacher)
+    check_teacher(config, inputs.teacher)
     plan, is_provisional = _plan(config, inputs)
     console.rule("[bold]rows", align="left")
     first = split_rows(config.data)[0][:8]
@@ -75,12 +75,21 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     student = probe_student(config, inputs, plan, shown, costs)
     with costs.clock("collect"):
         free_memory()
-    patch, seen = None, []
+    patch, seen, teacher, drift = None, [], None, None
     if is_patchable(resolve(config.recipe)) and not is_to_answer(config.data, first[0]):
         patch = Patch(config, inputs, plan, patch_rows(inputs, costs))
-    teacher = probe_teacher(
-        config, inputs, shown, student, costs, lambda t: seen.append(patch.of_teacher(t)) if patch else None
-    )
+    if config.teacher.server.url:
+        drift = probe_served(config, inputs, costs)
+    else:
+        teacher = probe_teacher(
+            config,
+            inputs,
+            shown,
+            student,
+            costs,
+            lambda t: seen.append(patch.of_teacher(t)) if patch else None,
+        )
+    models = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
     with costs.clock("collect"):
         free_memory()
     found: dict[str, Any] = {
@@ -90,11 +99,14 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         "templates_agree": agree,
         "pairs": [p.as_json() for p in plan.pairs],
         "pairs_are_provisional": is_provisional,
-        "heads": {n: _spectrum(p.head) for n, p in (("teacher", teacher), ("student", student))},
-        "pair_figures": _figures(teacher, student, shown, wanted or [("semantic", i) for i in interfaces]),
+        "heads": {name: _spectrum(model.head) for name, model in models.items()},
+        "pair_figures": []
+        if teacher is None
+        else _figures(teacher, student, shown, wanted or [("semantic", i) for i in interfaces]),
+        "served_drift": drift,
         "patch": patch.figures(inputs.load_student(), *seen[0]) if patch else [],
         "prefix_error": _prefix_error(student),
-        "cautions": cautions(config, {"teacher": teacher.head.weight_VD, "student": student.head.weight_VD}),
+        "cautions": cautions(config, {name: model.head.weight_VD for name, model in models.items()}),
         "estimate": estimate(config, inputs, plan, costs),
     }
     _print(found, console)
@@ -189,6 +201,10 @@ def _print(found: dict[str, Any], console: Console) -> None:
     for name, head in found["heads"].items():
         console.print(
             f"{name}: head rank {head['rank']} of {head['width']}, condition number {head['condition']}"
+        )
+    if (drift := found["served_drift"]) is not None:
+        console.print(
+            f"the teacher's server tells the same twice, within {drift:.2g} nats, and reads the student's tokens"
         )
     if found["pairs_are_provisional"]:
         console.print("pairs have not been chosen yet: the deepest layers at equal depth stand for them")

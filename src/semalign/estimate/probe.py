@@ -33,6 +33,7 @@ from semalign.run.meter import free_memory, peak_gpu, peak_rss, reset_peak
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.plan import Plan
 from semalign.signals.request import Request, recipes_of, wanted_keys
+from semalign.signals.served import ServedTeacher
 from semalign.steps.attribute import attribute_as
 from semalign.training.arguments import arguments
 from semalign.training.collator import Collator
@@ -160,6 +161,22 @@ def probe_teacher(
     then(teacher)
     norm = teacher.norm_weight().clone() if teacher.has_layers else torch.ones(teacher.width)
     return Shown(longest, typical, teacher.head().detached(), norm)
+
+
+def probe_served(config: TransferConfig, inputs: Inputs, costs: Costs) -> float:
+    """A teacher's server: its self-test, and as many typical rows as requests may be under way.
+
+    Returns:
+        The difference between two answers to one row, nats.
+    """
+    options = config.teacher.server
+    teacher = ServedTeacher(options, inputs.tokenizer, inputs.vocabulary, config.cache.top_k)
+    costs.seconds |= {"load_teacher": 0.0, "attribute": 0.0}
+    drift = teacher.self_test(inputs.train[0].for_teacher)
+    rows = [sample.for_teacher for sample in typical_rows(inputs.train, options.requests)]
+    with costs.clock("cache_teacher", rows):
+        teacher.tell(rows)
+    return drift
 
 
 def _load(open_model: Callable[[], Decoder], costs: Costs, name: str) -> Decoder:

@@ -9,20 +9,31 @@ from semalign.config import TransferConfig
 from semalign.data.chat import prompt_row
 from semalign.data.drawing import task_rows
 from semalign.errors import DataError
+from semalign.evaluation.asked import asked_answers
 from semalign.evaluation.decoding import answers
 from semalign.evaluation.tasks import check_answers
 from semalign.models.decoder import Decoder
+from semalign.models.loading import load_tokenizer
 
 Answer = dict[str, Any]
 
 
-def answer_items(decoder: Decoder, config: TransferConfig, task: str | None = None) -> list[Answer]:
+def answer_items(decoder: Decoder | None, config: TransferConfig, task: str | None = None) -> list[Answer]:
     """Answers to the items of all tasks, or of one, with their verdicts, by greedy decoding.
 
     An answer has the item's `id` (its number where it has none), `task`, `prompt` and `gold`, the `text`, whether it `ended` or was
     cut off at evaluation.max_new_tokens, and the verdict: `correct`, `extracted`, `reason`, and the `code` that was run.
+
+    Args:
+        decoder: who answers; None asks the teacher's server.
     """
     rows, options = _rows(config, task), config.evaluation
+    if decoder is None:
+        tokenizer = load_tokenizer(config.teacher)
+        found = asked_answers(
+            config.teacher, tokenizer, [prompt_row(row) for row in rows], options.max_new_tokens
+        )
+        return _graded(config, rows, [{"text": text, "ended": has_ended} for text, has_ended in found])
     assert decoder.tokenizer is not None
     found = answers(
         decoder.model,

@@ -12,13 +12,15 @@ from semalign.data import length_batches
 from semalign.data.batches import batch_inputs, labels_of
 from semalign.maths.full_vocabulary import closeness
 from semalign.maths.similarity import linear_cka, mean_cosine
+from semalign.maths.topk import told_closeness
 from semalign.methods.maps import MAPS
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder
+from semalign.models.head import Head
 from semalign.run.files import Record, read_json, read_tensors
 from semalign.run.folder import verified
 from semalign.run.progress import bar
-from semalign.signals.passes import layer_states
+from semalign.signals.passes import LOGIT_CHUNK, layer_states
 from semalign.signals.prepared import Prepared
 from semalign.signals.request import position_name, target_name
 
@@ -36,7 +38,7 @@ def heldout_batches(
     With `rows` each of these alone; else all of them, rows of like length together.
     """
     inputs, store = prepared.inputs, prepared.stores.heldout
-    head, teacher = decoder.head(), prepared.teacher_head.to(decoder.device)
+    head = decoder.head()
     lengths = [len(s.input_ids) for s in inputs.heldout]
     batches = (
         length_batches(lengths, max_tokens=None, batch_size=prepared.config.cache.batch_size)
@@ -50,17 +52,8 @@ def heldout_batches(
         with capture(decoder, points) as found, decoder.span(0, decoder.num_layers, norm=True):
             output_XE = decoder.forward(ids, attention)[states]
         stored = [store.read(i) for i in batch]
-        theirs = torch.cat([r[position_name("teacher_output")] for r in stored]).to(output_XE.device)
         labels = torch.cat([labels_of(s) for s in samples]).to(output_XE.device)
-        figures = closeness(
-            output_XE,
-            head.weight_VD,
-            theirs,
-            teacher.weight_VD,
-            labels,
-            student=head.options,
-            teacher=teacher.options,
-        )
+        figures = _closeness(prepared, head, output_XE, stored, labels)
         yield (
             batch,
             stored,
@@ -69,6 +62,33 @@ def heldout_batches(
         )
         progress.update(len(batch))
     progress.close()
+
+
+def _closeness(
+    prepared: Prepared, head: Head, output_XE: Tensor, stored: Sequence[Record], labels_X: Tensor
+) -> dict[str, Tensor]:
+    """Over the whole vocabulary where the cache has the teacher's states, else over the tokens that it tells and the rest."""
+
+    def every(name: str) -> Tensor:
+        return torch.cat([r[position_name(name)] for r in stored]).to(output_XE.device)
+
+    if position_name("teacher_output") in stored[0]:
+        teacher = prepared.teacher_head.to(output_XE.device)
+        return closeness(
+            output_XE,
+            head.weight_VD,
+            every("teacher_output"),
+            teacher.weight_VD,
+            labels_X,
+            student=head.options,
+            teacher=teacher.options,
+        )
+    parts = [output_XE, every("ids").long(), every("teacher_logp"), every("valid"), labels_X]
+    chunks = [
+        told_closeness(head.logits(states), *known)
+        for states, *known in zip(*(part.split(LOGIT_CHUNK) for part in parts), strict=True)
+    ]
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def heldout_figures(decoder: Decoder, prepared: Prepared, name: str) -> dict[str, Any]:

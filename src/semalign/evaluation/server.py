@@ -7,7 +7,6 @@ have an environment of its own, and another torch than this one.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shlex
 import shutil
@@ -16,8 +15,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,9 +27,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from semalign.config import SERVER
 from semalign.errors import ConfigError, ModelError
 from semalign.run.files import saving
+from semalign.run.web import Server
 
 PATIENCE = 900.0  # seconds until a server has read its model
-ANSWER = 3600.0  # seconds for one answer, those that wait before it included
 
 
 def program_of(command: str) -> list[str]:
@@ -78,7 +75,7 @@ def served_answers(
             torch.cuda.empty_cache()
         try:
             with serving(command, Path(folder)) as address:
-                return ask(address, rows, settings, at_once=at_once, seed=torch.initial_seed())
+                return ask(Server(address), rows, settings, at_once=at_once, seed=torch.initial_seed())
         finally:
             model.to(device)
 
@@ -96,7 +93,7 @@ def serving(command: str, folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     filled = [word.replace("{folder}", str(folder)).replace("{port}", str(port)) for word in words]
-    address = f"http://127.0.0.1:{port}/v1"
+    address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         # A group of its own, since servers start helpers.
         process = subprocess.Popen(
@@ -110,7 +107,7 @@ def serving(command: str, folder: Path) -> Iterator[str]:
 
 
 def ask(
-    address: str, rows: Sequence[Sequence[int]], settings: GenerationConfig, *, at_once: int, seed: int
+    server: Server, rows: Sequence[Sequence[int]], settings: GenerationConfig, *, at_once: int, seed: int
 ) -> list[tuple[list[int], bool]]:
     """For each row of token ids those of its answer, and whether the server says that it came to its end.
 
@@ -122,9 +119,8 @@ def ask(
     Raises:
         ModelError: the server refuses, or gives no token ids.
     """
-    name = _json(f"{address}/models", None)["data"][0]["id"]
     options: dict[str, Any] = {
-        "model": name,
+        "model": server.name,
         "max_tokens": settings.max_new_tokens,
         "stop_token_ids": list(settings.eos_token_id or []),
         "temperature": settings.temperature if settings.do_sample else 0.0,
@@ -140,33 +136,16 @@ def ask(
 
     def one(number: int) -> tuple[list[int], bool]:
         own = {"seed": seed + number} if settings.do_sample else {}
-        found = _json(f"{address}/completions", options | own | {"prompt": list(rows[number])})["choices"][0]
+        found = server.json("/v1/completions", options | own | {"prompt": list(rows[number])})["choices"][0]
         if not isinstance(ids := found.get("token_ids"), list):
             raise ModelError(
-                f"{address}: expected token_ids in an answer, since return_token_ids was asked for, got {sorted(found)}; take a server that "
+                f"{server.root}: expected token_ids in an answer, since return_token_ids was asked for, got {sorted(found)}; take a server that "
                 "knows it (vLLM from 0.10.2, SGLang from July 2026), or set evaluation.engine: padded."
             )
         return ids, found.get("finish_reason") == "stop"
 
     with ThreadPoolExecutor(max(1, at_once)) as pool:
         return list(pool.map(one, range(len(rows))))
-
-
-def _json(url: str, body: dict[str, Any] | None) -> Any:
-    """What an address answers to a request, with a body if there is one."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        # No proxy: the server is on this machine.
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            request, timeout=ANSWER
-        ) as answer:
-            return json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        said = error.read().decode(errors="replace")
-        raise ModelError(f"{url}: the server refused a request ({error.code}: {said:.300}).") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{url}: the server gave no answer ({error}).") from None
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, log: Any) -> None:
@@ -178,7 +157,7 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Any) -> None:
                 "run it by hand to see why."
             )
         try:
-            _json(f"{address}/models", None)
+            Server(address).json("/v1/models")
             return
         except ModelError:
             time.sleep(0.2)

@@ -149,7 +149,9 @@ def _closeness(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str
         "tokens": before["tokens"],
         "teacher": {"nll": before["teacher_nll"]},
     }
-    return {"closeness": counts | closeness, "alignment": alignment, "cka": cka}
+    # Of a server's teacher its likeliest tokens alone are known; all others count as one.
+    over = "told_tokens" if prepared.config.teacher.server.url else "vocabulary"
+    return {"closeness": counts | closeness, "kl_over": over, "alignment": alignment, "cka": cka}
 
 
 def _samples(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,10 +51,13 @@ def token_view(decoder: Decoder, prepared: Prepared, name: str) -> list[dict[str
 def teacher_view(prepared: Prepared) -> list[dict[str, Any]]:
     """The same rows: prompt, expected tokens, and the teacher's likeliest token with its probability."""
     inputs, store = prepared.inputs, prepared.stores.heldout
-    teacher, view = prepared.teacher_head, []
+    view = []
     for number in shown_rows(inputs):
-        sample = inputs.heldout[number]
-        top, p = likeliest(teacher, store.read(number)[position_name("teacher_output")][:TOKENS])
+        sample, stored = inputs.heldout[number], store.read(number)
+        if (states := stored.get(position_name("teacher_output"))) is not None:
+            top, p = likeliest(prepared.teacher_head, states[:TOKENS])
+        else:
+            top, p = _first_told(stored)
         view.append(
             {
                 "id": sample.id,
@@ -65,6 +68,13 @@ def teacher_view(prepared: Prepared) -> list[dict[str, Any]]:
             }
         )
     return view
+
+
+def _first_told(record: Mapping[str, Tensor]) -> tuple[list[int], list[float]]:
+    """As `likeliest`, of what a served teacher tells."""
+    ids, logp, valid = (record[position_name(n)][:TOKENS] for n in ("ids", "teacher_logp", "valid"))
+    best, at = logp.masked_fill(~valid, -torch.inf).max(1, keepdim=True)
+    return ids.gather(1, at)[:, 0].tolist(), [round(x, 4) for x in best[:, 0].exp().tolist()]
 
 
 def likeliest(head: Head, hidden_NE: Tensor) -> tuple[list[int], list[float]]:

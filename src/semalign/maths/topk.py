@@ -104,6 +104,34 @@ def _log_mixture(one_NJ: Tensor, other_NJ: Tensor, share: float) -> Tensor:
     return torch.logaddexp(one_NJ + math.log(share), other_NJ + math.log1p(-share))
 
 
+@torch.no_grad()
+def told_closeness(
+    logits_NV: Tensor, ids_NJ: Tensor, teacher_logp_NJ: Tensor, mask_NJ: Tensor, labels_N: Tensor
+) -> dict[str, Tensor]:
+    """How close the student is to a teacher of which some tokens' log-probabilities are known, and all others as one.
+
+    Returns four float32 tensors (N,), as `semalign.maths.full_vocabulary.closeness`: `kl` is that of the tokens of J and the rest, at
+    most the full one; `top1` compares the student's first token with the likeliest that the teacher tells; `nll_teacher` is the
+    teacher's of the row's own token, which J holds.
+    """
+    _check_slots(logits_NV.gather(1, ids_NJ), mask_NJ, teacher_logp_NJ)
+    student_NV = logits_NV.float().log_softmax(1)
+    student_NJ, teacher_NJ = student_NV.gather(1, ids_NJ), teacher_logp_NJ.float()
+    p_NJ, q_NJ = (x.exp().masked_fill(~mask_NJ, 0.0) for x in (teacher_NJ, student_NJ))
+    tiny = torch.finfo(torch.float32).tiny
+    p_N, q_N = ((1.0 - x.sum(1)).clamp_min(0.0) for x in (p_NJ, q_NJ))
+    inside_N = (p_NJ * (teacher_NJ - student_NJ)).masked_fill(~mask_NJ, 0.0).sum(1)
+    outside_N = p_N * (p_N.clamp_min(tiny).log() - q_N.clamp_min(tiny).log())
+    first_N = ids_NJ.gather(1, teacher_NJ.masked_fill(~mask_NJ, -torch.inf).argmax(1, keepdim=True))[:, 0]
+    is_label_NJ = (ids_NJ == labels_N[:, None]) & mask_NJ
+    return {
+        "kl": inside_N + outside_N,
+        "top1": (student_NV.argmax(1) == first_N).float(),
+        "nll_student": -student_NV.gather(1, labels_N[:, None])[:, 0],
+        "nll_teacher": -teacher_NJ.masked_fill(~is_label_NJ, 0.0).sum(1),
+    }
+
+
 def with_labels(ids_NJ: Tensor, mask_NJ: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     """Ids and mask with the row's own tokens in one more slot, masked where the others have them (N x (J + 1) each)."""
     known_N = ((ids_NJ == labels_N[:, None]) & mask_NJ).any(1)

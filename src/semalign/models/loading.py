@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -214,10 +214,22 @@ def named(
         needs_layers: whether a model will not do that can only be run as a whole.
     """
     known = identity(config, memory) if identified else {}
+    if config.server.url:
+        # Its address may change from run to run; what answers there is the same model.
+        known |= {"served": [config.server.engine, config.server.model]}
+        shape = replace(load_shape(config, needs_layers=False), has_layers=False)
+        return Checkpoint(shape, load_tokenizer(config), known, partial(load, config))
     # An offloaded model is moved layer by layer.
     needs_layers = needs_layers or config.offload is not None
     opened = partial(load, config, needs_layers=needs_layers)
     return Checkpoint(load_shape(config, needs_layers=needs_layers), load_tokenizer(config), known, opened)
+
+
+def _elsewhere(config: ModelConfig) -> Decoder:
+    raise ModelError(
+        f"teacher.server: {config.server.url} holds the weights of {config.model_name_or_path}, and what is asked for needs them here; "
+        "leave teacher.server out, or do without it."
+    )
 
 
 def in_memory(decoder: Decoder) -> Checkpoint:
@@ -240,6 +252,8 @@ def load(config: ModelConfig | str, *, device: str | None = None, needs_layers: 
     """
     if isinstance(config, str):
         config = ModelConfig(config)
+    if config.server.url:
+        return _elsewhere(config)
     with _reading(config):
         return _load(config, device, needs_layers)
 

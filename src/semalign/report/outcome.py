@@ -203,6 +203,8 @@ def closeness_section(metrics: Json) -> Section:
         f"{words.count(finite(closeness.get('tokens')))} tokens. KL and NLL in nats a token: lower is better. "
         "The best student in each column is set in bold."
     )
+    if metrics.get("kl_over") == "told_tokens":
+        note += " The teacher's server tells its likeliest tokens alone; KL takes all others as one, and is at most the whole one."
     columns = ["Model", *(m.title for m in CLOSENESS)]
     return Section(
         "closeness",

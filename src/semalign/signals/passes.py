@@ -31,6 +31,7 @@ from semalign.signals.request import (
     rest_name,
     teacher_name,
 )
+from semalign.signals.served import Told
 
 LOGIT_CHUNK = 128  # positions whose full logits are live at once
 STATES = 512  # positions that layers are compared on
@@ -185,6 +186,58 @@ def teacher_signals(
 
 
 @torch.no_grad()
+def told_signals(
+    told: Sequence[Told],
+    samples: Sequence[Sample],
+    request: Request,
+    own: Sequence[Record],
+    student_head: Head,
+    candidates_C: Tensor,
+) -> list[Record]:
+    """As `teacher_signals` at temperature 1, of a teacher that tells its K likeliest tokens and no more: (N, K + 1) with the row's own
+    token. What the student finds likely and the teacher does not tell is of the rest."""
+    records: list[Record] = [{} for _ in samples]
+    device = student_head.weight_VD.device
+    union, logp = told_union(told, samples)
+    ids, valid, logp = union[0].to(device), union[1].to(device), logp.to(device)
+    _put_slots(
+        records,
+        samples,
+        ids,
+        valid,
+        logp,
+        {1.0: torch.zeros(len(ids), device=device)},
+        own,
+        student_head,
+        candidates_C,
+        request,
+    )
+    return records
+
+
+def told_heldout(told: Sequence[Told], samples: Sequence[Sample]) -> list[Record]:
+    """Per sample positions.ids, .valid and .teacher_logp (N, K + 1): all that is kept of such a teacher on a held-out row."""
+    records: list[Record] = [{} for _ in samples]
+    (ids, valid), logp = told_union(told, samples)
+    for name, part, dtype in (
+        ("ids", ids, torch.int32),
+        ("valid", valid, None),
+        ("teacher_logp", logp, None),
+    ):
+        _put(records, position_name(name), part, samples, dtype)
+    return records
+
+
+def told_union(told: Sequence[Told], samples: Sequence[Sample]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Ids and mask (X, K + 1) of the likeliest tokens and the rows' own, and the teacher's log-probabilities (X, K + 1), 0 where masked."""
+    logp_XK = torch.cat([one.logp_NK for one in told])
+    labels_X = torch.cat([labels_of(sample) for sample in samples])
+    ids, valid = with_labels(torch.cat([one.ids_NK for one in told]), logp_XK > -torch.inf, labels_X)
+    logp = torch.cat([logp_XK, torch.cat([one.label_logp_N for one in told])[:, None]], 1)
+    return (ids, valid), logp.masked_fill(~valid, 0.0)
+
+
+@torch.no_grad()
 def states_at(decoder: Decoder, samples: Sequence[Sample], points: Sequence[Point]) -> dict[Point, Tensor]:
     """Activations at the supervised positions of a few rows, the first STATES of them: (N, D) by point."""
     kept: dict[Point, list[Tensor]] = {point: [] for point in points}
@@ -218,13 +271,40 @@ def _put_union(
     device = output_XD.device
     theirs = {
         name: torch.cat([r[position_name(f"student_{name}")] for r in own]).to(device)
-        for name in ("ids", "logp", "lse", "output")
+        for name in ("ids", "logp")
     }
     temperatures = _with_one(request)
     top, values, lse_XT = topk(head, output_XD, request.top_k, temperatures)
     labels_X = torch.cat([labels_of(sample) for sample in samples]).to(device)
     union = union_topk(top, values, theirs["ids"].long(), theirs["logp"])
     ids, valid = with_labels(*union, labels_X)
+    teacher_logp = head.gathered(output_XD, ids) - lse_XT[:, :1]
+    lse = {t: lse_XT[:, n] - lse_XT[:, 0] for n, t in enumerate(temperatures)}
+    _put_slots(records, samples, ids, valid, teacher_logp, lse, own, student_head, candidates_C, request)
+
+
+def _put_slots(
+    records: list[Record],
+    samples: Sequence[Sample],
+    ids: Tensor,
+    valid: Tensor,
+    teacher_logp: Tensor,
+    teacher_lse: Mapping[float, Tensor],
+    own: Sequence[Record],
+    student_head: Head,
+    candidates_C: Tensor,
+    request: Request,
+) -> None:
+    """The slots of the union, with both models' log-probabilities and what is left of each outside.
+
+    Args:
+        teacher_lse: by temperature t log sum exp(log p / t) of the teacher's log-probabilities over the vocabulary (X); 0 at 1.
+    """
+    device = ids.device
+    theirs = {
+        name: torch.cat([r[position_name(f"student_{name}")] for r in own]).to(device)
+        for name in ("ids", "logp", "lse", "output")
+    }
     student_head, candidates_C = student_head.to(device), candidates_C.to(device)
     student_logp = student_head.gathered(theirs["output"], ids) - theirs["lse"][:, :1]
     # The stored state is rounded. Its own likeliest tokens, which hold nearly all of the mass, are known better.
@@ -233,15 +313,14 @@ def _put_union(
     student_logp = torch.where(known_NJK.any(2), known_logp, student_logp)
     student_NJ = student_logp + theirs["lse"][:, :1]
     others_NC = student_head.rows(candidates_C).logits(theirs["output"])
-    teacher_logp = head.gathered(output_XD, ids) - lse_XT[:, :1]
-    for n, t in enumerate(temperatures):
+    for n, t in enumerate(_with_one(request)):
         if t not in request.temperatures:
             continue
         own_N = theirs["lse"][:, n]
         followed_N = followed_logit(others_NC, candidates_C, ids, valid, temperature=t)
         outside_N = outside_of(followed_N, student_NJ, own_N, valid, temperature=t)
         # Of the log-probabilities at temperature 1, as the union has them.
-        teacher_N = rest_of(teacher_logp, lse_XT[:, n] - lse_XT[:, 0], valid, temperature=t)
+        teacher_N = rest_of(teacher_logp, teacher_lse[t], valid, temperature=t)
         rest = torch.stack([teacher_N, followed_N, outside_N], 1)
         _put(records, rest_name(t), rest, samples, None)
     _put(records, position_name("ids"), ids, samples, torch.int32)

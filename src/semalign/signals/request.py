@@ -140,15 +140,15 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
     return request, wanted
 
 
-def check_layers(config: TransferConfig, teacher: Shape) -> None:
-    """Refuse a teacher that can only be run as a whole where a run asks for its layers.
+def check_teacher(config: TransferConfig, teacher: Shape) -> None:
+    """Refuse a teacher that can only be run as a whole, or only be asked, where a run asks for more of it.
 
     Raises:
         ConfigError: it does; the sentence names what to take instead.
     """
     if teacher.has_layers:
         return
-    pairing = config.pairing
+    pairing, is_served = config.pairing, config.teacher.server.url is not None
     recipes = {name or "recipe": recipe for name, recipe in recipes_of(config).items()}
     asks = [
         *(["pairing.selection: attribution"] if pairing.selection == "attribution" else []),
@@ -157,14 +157,20 @@ def check_layers(config: TransferConfig, teacher: Shape) -> None:
         *(
             f"{label}: {recipe.name}"
             for label, recipe in recipes.items()
-            if (recipe.layer is not None and not MAPS[recipe.map].is_own) or recipe.start in starts()
+            if (recipe.layer is not None and not MAPS[recipe.map].is_own)
+            or recipe.start in starts()
+            or (is_served and (_reads(recipe, TEACHER_OUTPUT) or recipe.rest_temperature != 1.0))
         ),
     ]
     if asks:
+        how = (
+            f"a server's, which tells its likeliest tokens at temperature 1 alone ({config.teacher.server.url})"
+            if is_served
+            else f"{config.teacher.model_name_or_path}, which can only be run as a whole"
+        )
         raise ConfigError(
-            f"teacher: expected a model whose layers SemAlign knows for {' and '.join(asks)}, got {config.teacher.model_name_or_path}, "
-            "which can only be run as a whole; take recipe.name: aligned_output, pairing.selection: last and pairing.match: depth, "
-            "and baselines without layers."
+            f"teacher: expected a model whose layers SemAlign knows for {' and '.join(asks)}, got {how}; take recipe.name: "
+            "aligned_output, pairing.selection: last and pairing.match: depth, and baselines without layers."
         )
 
 

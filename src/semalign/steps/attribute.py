@@ -24,7 +24,7 @@ from semalign.models.head import Head
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import measured
 from semalign.run.progress import bar
-from semalign.signals.request import check_layers
+from semalign.signals.request import check_teacher
 
 __all__ = ["Scores", "attribute", "attribute_all", "attribute_as", "attribute_layers"]
 SCHEMA = 3  # of scores.json; 3 draws its rows
@@ -175,7 +175,7 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     )
     if is_done(run.scores, wanted):
         return
-    check_layers(config, inputs.teacher)
+    check_teacher(config, inputs.teacher)
     result: dict = {"aggregate": options.aggregate}
     with measured(result):
         samples: list[Sample] = []

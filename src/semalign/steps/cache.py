@@ -26,9 +26,10 @@ from semalign.run.files import Record, write_tensors
 from semalign.run.folder import RunFolder, is_done, save_result
 from semalign.run.meter import free_memory, measured
 from semalign.signals.maps import Maps, fit_maps, head_maps, to_targets
-from semalign.signals.passes import layer_states, student_signals, teacher_signals
+from semalign.signals.passes import layer_states, student_signals, teacher_signals, told_heldout, told_signals
 from semalign.signals.prepared import Prepared
 from semalign.signals.request import PREFIX_ERROR, own_name, target_name
+from semalign.signals.served import ServedTeacher
 from semalign.signals.shards import ShardStore
 from semalign.signals.stores import Source, Stores, fill
 
@@ -125,6 +126,8 @@ def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
         Seconds that the held-out rows took: they are for measuring, not for training.
     """
     config, run, inputs, stores = prepared.config, prepared.run, prepared.inputs, prepared.stores
+    if config.teacher.server.url:
+        return _ask_teacher(prepared, student[0])
     teacher = inputs.load_teacher()
     heldout_seconds = 0.0
     quiet = replace(stores.request, top_k=0, teacher_output=True)
@@ -163,6 +166,32 @@ def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
     maps = Maps.read(run.targets / "maps.safetensors")
     for name, final in (("teacher", stores.teacher), ("heldout", stores.heldout)):
         fill(final, _mapped(sources[name], maps, stores), label=f"cache {name}", **options)
+    return heldout_seconds
+
+
+def _ask_teacher(prepared: Prepared, student_head: Head) -> float:
+    """A served teacher in the place of a loaded one: it has no activations to map, and no head to keep."""
+    config, inputs, stores = prepared.config, prepared.inputs, prepared.stores
+    teacher = ServedTeacher(config.teacher.server, inputs.tokenizer, inputs.vocabulary, config.cache.top_k)
+    heldout_seconds = 0.0
+    # As many rows as requests may be under way.
+    options: dict[str, Any] = {"batch_size": config.teacher.server.requests, "limit": _limit(prepared)}
+    if any(store.missing(verify=True) for store in (stores.teacher, stores.heldout)):
+        teacher.self_test(inputs.train[0].for_teacher)
+
+    def train_rows(batch: list[int]) -> list[Record]:
+        own, rows = [stores.student.read(i) for i in batch], [inputs.train[i].for_teacher for i in batch]
+        return told_signals(teacher.tell(rows), rows, stores.request, own, student_head, inputs.candidates)
+
+    def heldout_rows(batch: list[int]) -> list[Record]:
+        nonlocal heldout_seconds
+        start, rows = time.perf_counter(), [inputs.heldout[i] for i in batch]
+        found = told_heldout(teacher.tell(rows), rows)
+        heldout_seconds += time.perf_counter() - start
+        return found
+
+    fill(stores.teacher, train_rows, label="cache teacher", **options)
+    fill(stores.heldout, heldout_rows, label="cache heldout", **options)
     return heldout_seconds
 
 

@@ -48,7 +48,9 @@ def evaluate(prepared: Prepared) -> None:
     with measured(result):
         found = {name: _measure(name, model, prepared) for name, model in models.items()}
         if config.evaluation.tasks or config.evaluation.harness:
-            found["teacher"] = _outcomes(load(config.teacher), config)
+            found["teacher"] = _outcomes(
+                None if config.teacher.server.url else load(config.teacher, needs_layers=False), config
+            )
     result |= summarise(prepared, found)
     answers = {name: f["answers"] for name, f in found.items() if "answers" in f}
     store_answers(run.answers, answers)
@@ -99,11 +101,11 @@ def _measure(name: str, model: ModelConfig, prepared: Prepared) -> dict[str, Any
     return found
 
 
-def _outcomes(decoder: Decoder, config: TransferConfig) -> dict[str, Any]:
-    """What a model answers: to the run's own items, and in the harness."""
+def _outcomes(decoder: Decoder | None, config: TransferConfig) -> dict[str, Any]:
+    """What a model, or the teacher's server (None), answers: to the run's own items, and in the harness."""
     found: dict[str, Any] = {}
     if config.evaluation.tasks:
         found["answers"] = answer_items(decoder, config)
-    if config.evaluation.harness:
+    if config.evaluation.harness and decoder is not None:
         found["harness"] = harness_figures(decoder, config.evaluation)
     return found

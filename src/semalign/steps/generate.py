@@ -20,13 +20,13 @@ from semalign.data.shown import Shown
 from semalign.errors import DataError
 from semalign.evaluation.tasks import check_items
 from semalign.models.decoder import Decoder
-from semalign.models.loading import identity, load
+from semalign.models.loading import identity, load, load_tokenizer
 from semalign.run.files import hash_of, json_line, write_atomic
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
 from semalign.steps.choice import choose
 from semalign.steps.prompts import Chat, by_teacher, by_words
-from semalign.steps.writers import Asking, Writer, alone, together
+from semalign.steps.writers import Asking, Writer, alone, served, together
 
 
 def generate(config: TransferConfig, run: RunFolder) -> None:
@@ -73,7 +73,12 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     def open_writer() -> Writer:
         if by_both:
             return together(open_student(), open_teacher(), shown.before)
-        return alone(open_student()) if by_student else alone(open_teacher(), shown.before)
+        return alone(open_student()) if by_student else by_teacher_alone(shown.before)
+
+    def by_teacher_alone(before: Callable[[Chat], Chat] = lambda prompt: prompt) -> Writer:
+        if config.teacher.server.url:
+            return served(load_tokenizer(config.teacher), before)
+        return alone(open_teacher(), before)
 
     def answer(prompts: Sequence[Chat]) -> list[list[str | None]]:
         asking = Asking(config, options.samples, options.sampling)
@@ -91,7 +96,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         free_memory()
         start = time.perf_counter()
         to_answer = list(unanswered.values())
-        found = Asking(config)(lambda: alone(open_teacher()), to_answer, _part(run.heldout), wanted)
+        found = Asking(config)(by_teacher_alone, to_answer, _part(run.heldout), wanted)
         result["heldout_seconds"] = round(time.perf_counter() - start, 3)
         written, dropped = choose(config, rows, asked_for, texts, open_teacher)
         open_teacher.cache_clear()

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from semalign.config import SamplingConfig, TransferConfig
 from semalign.data import encode_prompt, shared_vocabulary
+from semalign.evaluation.asked import asked_answers
 from semalign.evaluation.decoding import GREEDY, answers
 from semalign.evaluation.speculative import corrected_answers
 from semalign.models.decoder import Decoder
@@ -70,6 +73,25 @@ def alone(model: Decoder, before: Callable[[Chat], Chat] = lambda prompt: prompt
             options.batch_size,
             engine=options.engine,
             server=options.server,
+            samples=asking.samples,
+            sampling=asking.sampling,
+            seed=seed,
+        )
+
+    return write
+
+
+def served(
+    tokenizer: PreTrainedTokenizerBase, before: Callable[[Chat], Chat] = lambda prompt: prompt
+) -> Writer:
+    """A teacher that a server holds writes."""
+
+    def write(asking: Asking, prompts: Sequence[Chat], seed: int) -> list[tuple[str, bool]]:
+        return asked_answers(
+            asking.config.teacher,
+            tokenizer,
+            [before(prompt) for prompt in prompts],
+            asking.config.data.max_new_tokens,
             samples=asking.samples,
             sampling=asking.sampling,
             seed=seed,
