@@ -60,7 +60,7 @@ def write_config(folder: Path, pair: tuple[Path, Path], rows: Path, **train: Any
         }
         | train,
         "cache": {"shard_rows": 3, "batch_size": 3, "dtype": "float32"},
-        "recipe": {"layer_weight": 0.1},
+        "recipe": {"name": "aligned", "layer_weight": 0.1},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
     (folder / "driver.py").write_text(DRIVER)

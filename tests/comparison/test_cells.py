@@ -280,7 +280,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         parts = [folder / "student", folder / "adapter"]
         save_result(folder / "train.json", {}, costs | {"seconds": 7.0}, parts)
 
-    def loaded(model: ModelConfig) -> Any:
+    def loaded(model: ModelConfig, *, needs_layers: bool) -> Any:
         calls.append(f"load {Path(model.model_name_or_path).name}")
 
     def measured(decoder: Any, job: CellJob) -> tuple[Any, list[Any]]:

@@ -161,7 +161,7 @@ def test_lora_adapts_the_modules_that_are_named() -> None:
     with trainable(decoder, UPPER, config(lora_r=2, lora_target_modules=("q_proj",))):
         assert {name.split(".")[-4] for name in trained_names(decoder)} == {"q_proj"}
     with (
-        pytest.raises(ModelError, match=r"train\.lora_target_modules: c_attn match no module.*q_proj"),
+        pytest.raises(ModelError, match=r"train\.lora_target_modules: c_attn match no linear map.*q_proj"),
         trainable(student(), UPPER, config(lora_r=2, lora_target_modules=("c_attn",))),
     ):
         pass
