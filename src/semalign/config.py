@@ -53,6 +53,9 @@ def check_labels(option: str, labels: Collection[str], reserved: Collection[str]
             )
 
 
+Supervise = Literal["completion", "assistant", "all"]
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """A server that holds a teacher's weights and tells log-probabilities of token ids."""
@@ -209,8 +212,9 @@ class DataConfig:
     """Tokens that a model's answer may have; an answer that has not ended by then is dropped."""
     max_length: int = 1024
     """Tokens that a row may have; a longer completion is cut, and the prompt is kept whole."""
-    supervise: Literal["completion", "all"] = "completion"
-    """Which tokens are supervised: those of the last assistant turn, or all tokens."""
+    supervise: Supervise = "completion"
+    """Which tokens are supervised: those of the last assistant turn (completion), of every assistant turn with the token that ends it
+    (assistant), or all tokens."""
     thinking: Literal["keep", "drop"] | None = None
     """What becomes of the thinking in given answers: text before </think>, or reasoning_content. drop leaves it out; keep makes the
     chat template write that of the last answer, or stops where it cannot; null does what the template does and counts what it

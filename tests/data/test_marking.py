@@ -12,7 +12,7 @@ from semalign.data.marking import AHEAD, Drop, Marked, cut_to, mark_row, rendere
 from semalign.errors import DataError
 
 from .conftest import build
-from .marked import chat, only
+from .marked import chat, only, supervised_text
 
 TOOLS = [{"type": "function", "function": {"name": "look"}}]
 ROWS: list[dict[str, Any]] = [
@@ -98,3 +98,60 @@ def test_a_row_without_tokens_says_why(row: dict[str, Any], drop: Drop) -> None:
 def test_an_answer_of_thinking_alone_is_an_answer() -> None:
     row = {"messages": [*chat("Q")["messages"], {"role": "assistant", "content": "<think>cut off</think>"}]}
     assert only(row, build("chatml")).supervised > 3
+
+
+@pytest.mark.parametrize(
+    ("style", "said"),
+    [
+        ("chatml", "One.<|im_end|>Two.<|im_end|>"),
+        ("llama2", " One. </s> Two. </s>"),
+        ("gemma", "One.<end_of_turn>Two.<end_of_turn>"),
+    ],
+)
+def test_every_assistant_turn_is_supervised_as_the_last_one_is(style: str, said: str) -> None:
+    tokenizer, row = build(style), chat("Q", "One.", "And?", "Two.")
+    found = only(row, tokenizer, supervise="assistant")
+    assert supervised_text(found, tokenizer).replace(" ", "") == said.replace(" ", "")
+    last, first = only(row, tokenizer), only(chat("Q", "One."), tokenizer)
+    assert found.input_ids == last.input_ids
+    stop = len(first.mask) - first.mask[::-1].index(True)
+    assert found.mask == [
+        a or b for a, b in zip(last.mask, [*first.mask[:stop], *[False] * 999], strict=False)
+    ]
+    assert only(chat("Q", "One."), tokenizer, supervise="assistant") == first
+
+
+def test_what_follows_the_last_assistant_turn_is_left_out() -> None:
+    tokenizer = build("chatml")
+    found = only(chat("Q", "One.", "And?"), tokenizer, supervise="assistant")
+    assert found.input_ids == only(chat("Q", "One."), tokenizer).input_ids
+    empty = only(chat("Q", "", "And?", "Two."), tokenizer, supervise="assistant")
+    assert supervised_text(empty, tokenizer) == "Two.<|im_end|>"
+    assert mark_row(chat("Q"), tokenizer, "assistant", "x") is Drop.NO_ANSWER
+
+
+def test_a_template_that_writes_earlier_turns_otherwise_is_refused() -> None:
+    tokenizer = build("chatml")
+    # As Qwen3's: the thinking of earlier turns is left out.
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and not loop.last %}"
+        "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = chat("Q", "<think>hm</think>One.", "And?", "<think>so</think>Two.")
+    assert only(row, tokenizer).supervised
+    with pytest.raises(
+        DataError, match=r"rows:1: data\.supervise is assistant, but .* assistant turn 2 differently"
+    ):
+        prepare([row], tokenizer, max_length=99, supervise="assistant")
+    plain = only(row, tokenizer, supervise="assistant", thinking="drop")
+    assert supervised_text(plain, tokenizer) == "One.<|im_end|>Two.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"prompt": "Q", "completion": "A"}, {"text": "All of it"}, {"input_ids": [5, 6], "labels": [-100, 6]}],
+)
+def test_rows_without_turns_are_supervised_as_ever(row: dict[str, Any]) -> None:
+    tokenizer = build("chatml")
+    assert mark_row(row, tokenizer, "assistant", "x") == mark_row(row, tokenizer, "completion", "x")

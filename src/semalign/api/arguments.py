@@ -13,6 +13,7 @@ from semalign.config import (
     DataConfig,
     PairingConfig,
     RecipeConfig,
+    Supervise,
     TrainConfig,
 )
 from semalign.errors import ConfigError
@@ -45,7 +46,7 @@ class SemAlignConfig(SuffixArguments):
     """Compute the frozen layers below the lowest trained one once instead of in every step."""
     max_length: int = DataConfig.max_length
     """Tokens a row may have; longer completions are cut, prompts are kept."""
-    supervise: Literal["completion", "all"] = DataConfig.supervise
+    supervise: Supervise = DataConfig.supervise
     """Which tokens are supervised: those of the last assistant turn, or all."""
     thinking: Literal["keep", "drop"] | None = DataConfig.thinking
     """What becomes of the thinking in given answers; None: what the chat template does with it."""

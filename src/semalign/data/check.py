@@ -11,11 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from semalign.config import ModelConfig
+from semalign.config import ModelConfig, Supervise
 from semalign.data import effective_max_length
 from semalign.data.drawing import embedded_rows
 from semalign.data.kinds import ACCEPTED, TRAINED, Kind, Row, checked_kind, row_kind, without_nulls
@@ -38,7 +38,7 @@ class Tokens:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     """Tokens a row may have."""
-    supervise: Literal["completion", "all"] = "completion"
+    supervise: Supervise = "completion"
     """Which tokens are supervised."""
 
 

@@ -95,8 +95,10 @@ def mark_row(
         return Marked(*mark_all(row["text"], tokenizer, special=True))
     if kind is Kind.STRING_PAIR:
         ids, mask = mark_completion(row["prompt"], row["completion"], tokenizer)
-        return Marked(ids, mask if supervise == "completion" else [True] * len(ids))
+        return Marked(ids, [True] * len(ids) if supervise == "all" else mask)
     messages, tools = conversation(row, kind), tools_of(row)
+    if supervise == "assistant":
+        return _mark_turns(messages, tools, tokenizer, name, thinking)
     is_all = supervise == "all"
     if is_all and not (thinking == "keep" and messages[-1]["role"] == "assistant"):
         turns = [without_thinking(turn) for turn in messages] if thinking == "drop" else messages
@@ -109,6 +111,47 @@ def mark_row(
     return Marked(*marked, found.unseen, found.lacks_thinking)
 
 
+def _mark_turns(
+    messages: Sequence[Message],
+    tools: Tools,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    thinking: Thinking,
+) -> Marked | Drop:
+    """Every assistant turn marked as if it were the last one; what follows the last of them is left out.
+
+    Raises:
+        DataError: the template writes a turn differently once others follow.
+    """
+    ends = [n for n, turn in enumerate(messages, 1) if turn["role"] == "assistant" and _speaks(turn)]
+    whole = render_answer(messages[: ends[-1]], tokenizer, name, tools=tools, thinking=thinking)
+    ids, mask = mark_answer(whole, tokenizer)
+    for end in ends[:-1]:
+        found = render_answer(messages[:end], tokenizer, name, tools=tools, thinking=thinking)
+        own, supervised = mark_answer(found, tokenizer)
+        if found.is_blank or not any(supervised):
+            continue
+        stop = len(supervised) - supervised[::-1].index(True)
+        # An end that the template does not write is there for the last turn alone.
+        stop -= stop == len(own) and own[stop - 1] == tokenizer.eos_token_id != ids[stop - 1]
+        if own[:stop] != ids[:stop]:
+            raise DataError(
+                f"{name}: data.supervise is assistant, but the chat template writes assistant turn {end} differently once others follow "
+                "(thinking left out, for example), so a model is never asked for what stands there; set data.supervise to completion, "
+                "or data.thinking to drop"
+            )
+        mask = [
+            old or new for old, new in zip(mask, [*supervised[:stop], *[False] * len(mask)], strict=False)
+        ]
+    if whole.is_blank and not any(mask):
+        return Drop.UNSEEN
+    return Marked(ids, mask, whole.unseen, whole.lacks_thinking)
+
+
+def _speaks(turn: Message) -> bool:
+    return bool(says_something(turn) or thinking_of(turn))
+
+
 def drop_of(row: Row, kind: Kind, supervise: str) -> Drop | None:
     """Why a row has nothing to supervise, as far as that shows without a tokenizer."""
     if kind is Kind.IDS:
@@ -117,9 +160,11 @@ def drop_of(row: Row, kind: Kind, supervise: str) -> Drop | None:
         return Drop.BLANK if _blank(row.get("text" if kind is Kind.TEXT else "completion")) else None
     if row.get("messages" if kind is Kind.MESSAGES else "completion") in (None, []):
         return Drop.BLANK
-    last = conversation(row, kind)[-1]
-    if last["role"] == "assistant":
-        return None if says_something(last) or thinking_of(last) else Drop.BLANK
+    turns = conversation(row, kind)
+    if supervise == "assistant" and any(turn["role"] == "assistant" and _speaks(turn) for turn in turns):
+        return None
+    if turns[-1]["role"] == "assistant":
+        return None if _speaks(turns[-1]) else Drop.BLANK
     return None if supervise == "all" else Drop.NO_ANSWER
 
 

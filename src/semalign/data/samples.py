@@ -8,10 +8,11 @@ import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from semalign.config import Supervise
 from semalign.data.chat import Thinking, common_prefix
 from semalign.data.kinds import ACCEPTED, Row
 from semalign.data.marking import Drop, cut_to, mark_row, rendered_ahead
@@ -66,7 +67,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
-    supervise: Literal["completion", "all"] = "completion",
+    supervise: Supervise = "completion",
     thinking: Thinking = None,
     max_dropped: float = 0.1,
     source: str = "rows",
@@ -74,10 +75,10 @@ def prepare(
     """Tokenises rows and marks the supervised tokens.
 
     Conversations (messages, or prompt + completion as message lists) are rendered with the chat template; the
-    last assistant turn, calls of tools included, up to its end-of-turn token is supervised. Strings of prompt + completion are joined
-    as they are, without template, and end with eos. Text has no prompt, so all of it but the first token is
-    supervised, as with supervise "all". Rows longer than max_length keep their prompt and lose the end of
-    their completion.
+    last assistant turn, calls of tools included, up to its end-of-turn token is supervised, and with supervise "assistant" every
+    other one too. Strings of prompt + completion are joined as they are, without template, and end with eos. Text has no prompt, so
+    all of it but the first token is supervised, as with supervise "all". Rows longer than max_length keep their prompt and lose the
+    end of their completion.
 
     Args:
         thinking: what becomes of the thinking in given answers; None: what the template does, and what it leaves out is counted.
