@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -187,3 +188,40 @@ def test_disjoint_counts_repeated_prompts():
     assert disjoint(ids[:1], ids) == 2
     pair = {"prompt": GOOD["messages"][:1], "completion": [{"role": "assistant", "content": "other"}]}
     assert disjoint([GOOD], [pair]) == 1
+
+
+ROWS = [{"prompt": f"Wo? {n} ü", "completion": f"Da {n}\u2028."} for n in range(30)]
+
+
+def test_a_compressed_file_holds_the_same_rows(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode()))
+    assert load_rows(str(path)) == ROWS
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match="expected a whole gzip file"):
+        load_rows(str(path))
+    path.write_bytes(b"not compressed")
+    with pytest.raises(DataError, match="expected a whole gzip file"):
+        load_rows(str(path))
+    with pytest.raises(DataError, match="expected a readable file of JSON Lines"):
+        load_rows(str(tmp_path / "none.jsonl.gz"))
+
+
+def test_a_parquet_file_holds_the_same_rows(tmp_path):
+    path = tmp_path / "rows.parquet"
+    datasets.Dataset.from_list(ROWS).to_parquet(path)
+    assert load_rows(str(path)) == ROWS
+    chats = [
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": f"A{n}"}]}
+        for n in range(3)
+    ]
+    datasets.Dataset.from_list(chats).to_parquet(path)
+    assert load_rows(str(path)) == chats
+    path.write_bytes(path.read_bytes()[:99])
+    with pytest.raises(DataError, match="expected a readable Parquet file"):
+        load_rows(str(path))
+    with pytest.raises(DataError, match="expected a readable Parquet file"):
+        load_rows(str(tmp_path / "none.parquet"))
+    with pytest.raises(DataError, match=r"rows\.parquet:2: .*mend the row"):
+        datasets.Dataset.from_list([ROWS[0], {"prompt": None, "completion": None}]).to_parquet(path)
+        load_rows(str(path))

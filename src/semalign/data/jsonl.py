@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from semalign.errors import DataError
 from semalign.reading import check_depth
 
 SUFFIXES = (".jsonl", ".json-lines", ".ndjson", ".json")
+GZIP = ".gz"
+"""After one of SUFFIXES: the file is compressed."""
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Row | str]]:
@@ -23,7 +27,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Row | str]]:
         DataError: the file cannot be opened, or is one JSON array instead of one object a line.
     """
     try:
-        with path.open("rb") as file:
+        with gzip.open(path, "rb") if path.suffix == GZIP else path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
                 line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 if number == 1 and line.lstrip().startswith(b"["):
@@ -33,6 +37,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Row | str]]:
                     )
                 if line.strip():
                     yield f"{path}:{number}", _parse(line)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: expected a whole gzip file ({error}); compress or copy it again") from error
     except OSError as error:
         raise DataError(
             f"expected a readable file of JSON Lines at {path}: {error.strerror}; check the path"

@@ -1,4 +1,4 @@
-"""Where rows come from: a JSON Lines file, a folder saved by datasets, or the hub."""
+"""Where rows come from: a file of JSON Lines or Parquet, a folder saved by datasets, or the hub."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from semalign.data.jsonl import SUFFIXES, read_jsonl
+from semalign.data.jsonl import GZIP, SUFFIXES, read_jsonl
 from semalign.data.kinds import ACCEPTED, HALF, READ, Row, checked_kind, is_text, plain_columns
 from semalign.errors import DataError
 
 log = logging.getLogger(__name__)
+PARQUET = ".parquet"
 
 
 def load_rows(
@@ -25,7 +26,7 @@ def load_rows(
     """All rows of a dataset, checked for form; every row is of the same kind (see `row_kind`).
 
     Args:
-        dataset_name: a JSON Lines file, a folder written by `save_to_disk`, or a dataset id on the hub.
+        dataset_name: a file of JSON Lines (.gz too) or Parquet, a folder written by `save_to_disk`, or a dataset id on the hub.
         dataset_config: name of the configuration on the hub.
         split: split of a hub dataset or of a saved folder with several; files have none.
         on_bad_row: stop at the first row that cannot be used, or skip such rows and log how many there were.
@@ -48,15 +49,18 @@ def entries(name: str, config: str | None = None, split: str = "train") -> Itera
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         return numbered(name, _saved(path, split))
-    if path.suffix in SUFFIXES:
+    if (path.with_suffix("") if path.suffix == GZIP else path).suffix in SUFFIXES:
         return read_jsonl(path)
+    if path.suffix == PARQUET:
+        return numbered(name, _parquet(path))
     if os.path.exists(path):
         raise DataError(
-            f"{name}: expected a file of JSON Lines ({', '.join(SUFFIXES)}), got {path.suffix or 'no suffix'}"
+            f"{name}: expected a file of JSON Lines ({', '.join(SUFFIXES)}, each with {GZIP} too) or {PARQUET}, got "
+            f"{path.suffix or 'no suffix'}"
         )
     if path.is_absolute() or name.startswith((".", "~")):
         raise DataError(
-            f"{name}: expected a file of JSON Lines or a saved folder, found nothing there; check the path"
+            f"{name}: expected a file of JSON Lines or Parquet, or a saved folder, found nothing there; check the path"
         )
     return numbered(name, _from_hub(name, config, split))
 
@@ -128,6 +132,22 @@ def accept(entries: Iterator[tuple[str, Row | str]], name: str, on_bad_row: str 
         )
         raise DataError(f"{name}: 0 usable rows, {why}; expected rows with {ACCEPTED}")
     return rows
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    """Rows of a Parquet file, read batch by batch and copied nowhere."""
+    from pyarrow import (  # here because importing it takes time that other files need not pay
+        ArrowException,
+        parquet,
+    )
+
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except (OSError, ArrowException) as error:
+        raise DataError(
+            f"{path}: expected a readable Parquet file ({_first_line(error)}); check the path, or write it again"
+        ) from error
 
 
 def _saved(path: Path, split: str) -> Any:
