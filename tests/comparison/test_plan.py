@@ -180,6 +180,7 @@ BASE = values()["base"]
         ({"methods": {"aligned": {}, "a b": {}}}, "got 'a b'; rename it"),
         ({"methods": {"aligned": {}, "teacher": {}}}, "got 'teacher'; rename it"),
         ({"methods": {"aligned": None}}, "methods.aligned: expected names with values, got None"),
+        ({"methods": {"aligned": {}, "kl": {"teacher": {"server.url": "http://h"}}}}, "a teacher that is loaded here"),
         ({"methods": {"aligned": {"evaluation.max_items": 3}}}, "the same for all cells"),
         ({"methods": {"aligned": {"student.dtype": "float32"}}}, "the same for all cells"),
         ({"methods": {"aligned": {"teacher": "random"}}}, "the default is measured against the base's teacher"),

@@ -135,6 +135,44 @@ def test_requests_that_fail_change_nothing(tiny_pair: tuple[Path, Path], address
         assert torch.equal(one.ids_NK, other.ids_NK) and torch.equal(one.logp_NK, other.logp_NK)
 
 
+def test_a_run_that_was_stopped_goes_on_at_the_next_shard(
+    address: str,
+    tiny_pair: tuple[Path, Path],
+    rows_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    straight = transfer(config(tiny_pair, rows_file, tmp_path / "straight", address))
+    asked: list[int] = []
+    tell = ServedTeacher.tell
+
+    def broken(self: ServedTeacher, samples: list[Sample]) -> list[Told]:
+        if sum(asked) >= 9:
+            raise ModelError("the server gave no answer")
+        asked.append(len(samples))
+        return tell(self, samples)
+
+    made = config(tiny_pair, rows_file, tmp_path / "run", address)
+    with monkeypatch.context() as patch:
+        patch.setattr(ServedTeacher, "tell", broken)
+        with pytest.raises(ModelError, match="no answer"):
+            transfer(made)
+    assert sum(asked) == 9
+    later: list[int] = []
+
+    def counted(self: ServedTeacher, samples: list[Sample]) -> list[Told]:
+        later.append(len(samples))
+        return tell(self, samples)
+
+    monkeypatch.setattr(ServedTeacher, "tell", counted)
+    run = transfer(made)
+    counts = read_json(run.data, "transfer")
+    # Shards hold six rows: of the nine that were told, the last three are asked for again.
+    assert sum(later) == counts["training_rows"] + counts["heldout_rows"] - 6
+    first, second = (load_file(one.root / "student" / "model.safetensors") for one in (straight, run))
+    assert all(torch.equal(second[name], weight) for name, weight in first.items())
+
+
 def test_it_answers_prompts_too(
     address: str, tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
 ) -> None:

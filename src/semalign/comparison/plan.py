@@ -198,6 +198,11 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
             config = build_config(
                 nested(base | tasks[task] | named_own | {"output_dir": options.output_dir}), folder
             )
+            if config.teacher.server.url:
+                raise ConfigError(
+                    f"methods.{label}: expected a teacher that is loaded here, since a comparison measures it as its students, got "
+                    f"teacher.server.url {config.teacher.server.url}; leave teacher.server out, or use semalign transfer."
+                )
             random = replace(config, teacher=random_teacher(options, config.teacher))
             configs[task, label] = config = random if "teacher" in is_random[label] else config
             recipes[task, label] = named(label, recipe_fields(config), "methods")
