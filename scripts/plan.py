@@ -31,7 +31,7 @@ from semalign.config import (
 from semalign.estimate.cost import Sizes, record_sizes
 from semalign.signals.passes import LOGIT_CHUNK
 from semalign.signals.plan import Plan
-from semalign.signals.request import request_of
+from semalign.signals.request import asks_for_layers, request_of
 from semalign.steps.pair import pair_layers
 
 BEGIN, END = "<!-- plan: begin, written by scripts/plan.py -->", "<!-- plan: end -->"
@@ -249,7 +249,9 @@ class Case:
         return 2 * self.teacher.parameters / self.machine.disk
 
     def seconds_attribute(self) -> float:
-        """Forward, recomputed, backward without weight gradients, on one device; weights come twice a batch."""
+        """Forward, recomputed, backward without weight gradients, on one device; weights come twice a batch. 0 where nothing reads it."""
+        if not asks_for_layers(self.config):
+            return 0.0
         t, rows = self.teacher, self.config.attribution.rows
         flops = 3 * t.forward_flops(rows * self.work.tokens_a_row, t.layers, self.work.tokens_a_row)
         moved = 2 * rows / self.work.attribution_batch * 2 * t.layers * t.layer_parameters
@@ -343,7 +345,7 @@ def memory(case: Case) -> str:
     """Peak of every step."""
     device, host = case.machine.device_bytes, case.machine.host_bytes
     rows = [
-        ("attribute, on one device", fits(case.device_attribute(), device)),
+        ("attribute, where layers are asked for, on one device", fits(case.device_attribute(), device)),
         ("cache, student's forward pass", fits(case.device_student(), device)),
         ("cache, teacher's forward pass", fits(case.device_teacher(), device)),
         (f"train the last {case.trained} layers", fits(case.device_train(), device)),

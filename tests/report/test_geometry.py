@@ -116,7 +116,8 @@ def test_a_layer_is_drawn_for_what_was_measured_of_it_alone() -> None:
     assert bare.finding.endswith("the teacher's layers were not scored.")
     assert "Pairs: T1.5 → S1 and T3 → S2" in drawings(bare)["Targets, from teacher to student"]
     unknown = layers_section(files(scores={"layers": [{"layer": 1, "score": float("nan")}]}))
-    assert list(drawings(unknown)) == list(drawings(bare)) and "the attribute step writes it" in unknown.note
+    assert list(drawings(unknown)) == list(drawings(bare)) and "No layer has a score" in unknown.note
+    assert "the attribute step writes it" in layers_section(files(scores=None)).note
     metrics = {"movement": [{"layer": 2, "relative_change": 0.025}]}
     moved = layers_section(files(metrics=metrics))
     assert list(drawings(moved))[1:] == ["Relative weight change per student layer"]

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from captum.attr import LayerGradientXActivation
-from tiny import COMMON, tiny_model, tiny_tokenizer
+from tiny import COMMON, config_of, tiny_model, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from semalign.config import EvaluationConfig, PairingConfig, RecipeConfig
 from semalign.data import Sample, prepare
 from semalign.data.batches import labels_of, state_mask
+from semalign.data.inputs import load_inputs
 from semalign.errors import ModelError
 from semalign.models.decoder import Decoder
-from semalign.steps.attribute import attribute_layers
+from semalign.run.files import read_json
+from semalign.run.folder import RunFolder
+from semalign.steps.attribute import attribute, attribute_layers
+from semalign.steps.pipeline import transfer
 
 
 def samples(count: int = 5) -> list[Sample]:
@@ -138,3 +145,43 @@ def test_all_zero_scores_are_an_error() -> None:
         decoder.final_norm.weight.zero_()
     with pytest.raises(ModelError, match="dead: expected finite, non-zero"):
         attribute_layers(decoder, samples())
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_scored"),
+    [
+        ({}, False),
+        ({"recipe": RecipeConfig("self")}, False),
+        ({"recipe": RecipeConfig("aligned")}, True),
+        ({"pairing": PairingConfig(selection="attribution", num_layers=1)}, True),
+        ({"evaluation": EvaluationConfig(baselines={"cosine": {}})}, True),
+    ],
+)
+def test_layers_are_scored_where_something_reads_them(
+    changes: dict[str, Any],
+    is_scored: bool,
+    tiny_pair: tuple[Path, Path],
+    rows_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(config_of(tiny_pair, rows_file, tmp_path / "run"), **changes)
+    run, inputs = RunFolder(Path(config.output_dir)), load_inputs(config)
+    if not is_scored:
+        inputs = replace(inputs, open_teacher=lambda: pytest.fail("the teacher is loaded for nothing"))
+    attribute(config, run, inputs)
+    assert bool(read_json(run.scores, "attribute")["layers"]) is is_scored
+
+
+def test_scores_that_are_asked_for_are_made_and_stay(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    config = config_of(tiny_pair, rows_file, tmp_path / "run")
+    run = transfer(config, ("attribute", "pair"))
+    assert read_json(run.scores, "attribute")["layers"] == []
+    assert read_json(run.pairs, "pair")["critical_layers"] == []
+    transfer(config, ("attribute",))
+    made = run.scores.read_bytes()
+    assert len(read_json(run.scores, "attribute")["layers"]) == 5
+    transfer(config, ("attribute", "pair"))
+    assert run.scores.read_bytes() == made and read_json(run.pairs, "pair")["critical_layers"]

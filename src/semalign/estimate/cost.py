@@ -86,7 +86,9 @@ def estimate(config: TransferConfig, inputs: Inputs, plan: Plan, costs: Costs) -
         "peak_bytes": costs.peak_bytes,
         **({} if costs.peak_gpu_bytes is None else {"peak_gpu_bytes": costs.peak_gpu_bytes}),
         "seconds": {
-            "attribute": round(rate["load_teacher"] + attributed * rate["attribute"], 2),
+            "attribute": round(rate["load_teacher"] + attributed * rate["attribute"], 2)
+            if rate["attribute"]
+            else 0.0,
             "cache": round(
                 rounds
                 * (

@@ -32,7 +32,7 @@ from semalign.run.files import Record
 from semalign.run.meter import free_memory, peak_gpu, peak_rss, reset_peak
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.plan import Plan
-from semalign.signals.request import Request, recipes_of, wanted_keys
+from semalign.signals.request import Request, asks_for_layers, recipes_of, wanted_keys
 from semalign.signals.served import ServedTeacher
 from semalign.steps.attribute import attribute_as
 from semalign.training.arguments import arguments
@@ -146,7 +146,7 @@ def probe_teacher(
         rows = attribution_rows(config, inputs.train)
         batch = typical_rows(rows, options.batch_size)
         costs.seconds["attribute"] = 0.0
-        if teacher.has_layers:
+        if teacher.has_layers and asks_for_layers(config):
             attribute_as(config, teacher, longest_rows(rows, options.batch_size))
             with costs.clock("attribute", batch, REPEATS):
                 for _ in range(REPEATS):

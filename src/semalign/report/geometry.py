@@ -42,8 +42,10 @@ def layers_section(files: RunFiles) -> Section:
     note = f"Selection: {pairs.get('selection', 'unknown')}. "
     note += f"Supervised activation: {interface}. " if interface else ""
     note += "Depth runs from left to right."
-    if _scores(files.scores) is None:
+    if files.scores is None:
         note += " scores.json is not in this run folder; the attribute step writes it."
+    elif _scores(files.scores) is None:
+        note += " No layer has a score, since nothing in this run reads the teacher's layers; semalign attribute scores them."
     return Section("layers", title, finding, note, blocks)
 
 

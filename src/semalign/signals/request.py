@@ -140,6 +140,22 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
     return request, wanted
 
 
+def asks_for_layers(config: TransferConfig) -> list[str]:
+    """What of a run reads the teacher's layers, in the words of its options; without any, none is scored."""
+    pairing = config.pairing
+    recipes = {name or "recipe": recipe for name, recipe in recipes_of(config).items()}
+    return [
+        *(["pairing.selection: attribution"] if pairing.selection == "attribution" else []),
+        *([f"pairing.match: {pairing.match}"] if pairing.match != "depth" else []),
+        *(["pairing.heads"] if pairing.heads else []),
+        *(
+            f"{label}: {recipe.name}"
+            for label, recipe in recipes.items()
+            if (recipe.layer is not None and not MAPS[recipe.map].is_own) or recipe.start in starts()
+        ),
+    ]
+
+
 def check_teacher(config: TransferConfig, teacher: Shape) -> None:
     """Refuse a teacher that can only be run as a whole, or only be asked, where a run asks for more of it.
 
@@ -148,24 +164,17 @@ def check_teacher(config: TransferConfig, teacher: Shape) -> None:
     """
     if teacher.has_layers:
         return
-    pairing, is_served = config.pairing, config.teacher.server.url is not None
-    recipes = {name or "recipe": recipe for name, recipe in recipes_of(config).items()}
-    asks = [
-        *(["pairing.selection: attribution"] if pairing.selection == "attribution" else []),
-        *([f"pairing.match: {pairing.match}"] if pairing.match != "depth" else []),
-        *(["pairing.heads"] if pairing.heads else []),
-        *(
-            f"{label}: {recipe.name}"
-            for label, recipe in recipes.items()
-            if (recipe.layer is not None and not MAPS[recipe.map].is_own)
-            or recipe.start in starts()
-            or (is_served and (_reads(recipe, TEACHER_OUTPUT) or recipe.rest_temperature != 1.0))
-        ),
-    ]
+    asks, url = asks_for_layers(config), config.teacher.server.url
+    if url:
+        asks += [
+            f"{name or 'recipe'}: {recipe.name}"
+            for name, recipe in recipes_of(config).items()
+            if _reads(recipe, TEACHER_OUTPUT) or recipe.rest_temperature != 1.0
+        ]
     if asks:
         how = (
-            f"a server's, which tells its likeliest tokens at temperature 1 alone ({config.teacher.server.url})"
-            if is_served
+            f"a server's, which tells its likeliest tokens at temperature 1 alone ({url})"
+            if url
             else f"{config.teacher.model_name_or_path}, which can only be run as a whole"
         )
         raise ConfigError(

@@ -24,7 +24,7 @@ from semalign.models.head import Head
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import measured
 from semalign.run.progress import bar
-from semalign.signals.request import check_teacher
+from semalign.signals.request import asks_for_layers, check_teacher
 
 __all__ = ["Scores", "attribute", "attribute_all", "attribute_as", "attribute_layers"]
 SCHEMA = 3  # of scores.json; 3 draws its rows
@@ -162,8 +162,12 @@ def _batch_scores(
     return scores
 
 
-def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
-    """Write scores.json."""
+def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs, *, is_asked_for: bool = False) -> None:
+    """Write scores.json, without scores where nothing in the run reads the teacher's layers.
+
+    Args:
+        is_asked_for: score them in any case.
+    """
     options = config.attribution
     wanted = fingerprint(
         teacher=inputs.fingerprint["teacher"],
@@ -173,15 +177,20 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         aggregate=options.aggregate,
         schema=SCHEMA,
     )
+    check_teacher(config, inputs.teacher)
+    # Scores that are there stay, whoever wanted them.
     if is_done(run.scores, wanted):
         return
-    check_teacher(config, inputs.teacher)
+    is_scored = inputs.teacher.has_layers and (is_asked_for or bool(asks_for_layers(config)))
+    if not is_scored:
+        wanted |= {"scored": False}
+        if is_done(run.scores, wanted):
+            return
     result: dict = {"aggregate": options.aggregate}
     with measured(result):
         samples: list[Sample] = []
         scores = Scores([], [])
-        # Of a teacher that is run as a whole nothing asks for scores, or it would have been refused.
-        if inputs.teacher.has_layers:
+        if is_scored:
             samples = attribution_rows(config, inputs.train)
             scores = attribute_as(config, inputs.load_teacher(), samples)
     result |= {

@@ -174,7 +174,7 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         "selection": config.pairing.selection,
         "match": config.pairing.match,
         "interface": resolve(config.recipe).interface,
-        "critical_layers": sorted(ranked[: len(pairs)]),
+        "critical_layers": sorted(ranked[: len(pairs)]) if scores else [],
         "pairs": [p.as_json() for p in pairs],
         "heads": [p.as_json() for p in matched],
         "trained_layers": [p.student for p in pairs],

@@ -143,7 +143,10 @@ def transfer(
         for step in (s for s in STEPS if s in steps and s != "generate"):
             if ranks.is_main():
                 progress(step)
-            if ranks.is_main() or step in SHARED_STEPS:
+            if step == "attribute":
+                if ranks.is_main():
+                    attribute(config, run, inputs, is_asked_for=tuple(steps) == ("attribute",))
+            elif ranks.is_main() or step in SHARED_STEPS:
                 _run_step(step, config, run, inputs, prepared)
             ranks.wait()
         if config.push_to_hub and "report" in steps and ranks.is_main():
@@ -157,9 +160,7 @@ def _run_step(
     step: str, config: TransferConfig, run: RunFolder, inputs: Inputs, prepared: Callable[[], Prepared]
 ) -> None:
     """One step by name; `prepared` reads the plan and the stores once, when the first step needs them."""
-    if step == "attribute":
-        attribute(config, run, inputs)
-    elif step == "pair":
+    if step == "pair":
         pair(config, run, inputs)
     elif step == "cache":
         cache(prepared())
