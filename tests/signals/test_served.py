@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny import config_of, full_weights, tiny_tokenizer
 
+from semalign import embedded
 from semalign.config import (
     CacheConfig,
     DataConfig,
@@ -26,7 +28,7 @@ from semalign.config import (
     ServerConfig,
     TransferConfig,
 )
-from semalign.data import Sample
+from semalign.data import Sample, prepare
 from semalign.errors import ConfigError, ModelError
 from semalign.estimate.check import check
 from semalign.evaluation.server import serving
@@ -39,6 +41,7 @@ from semalign.steps.pipeline import transfer
 
 STAND_IN = Path(__file__).parents[1] / "evaluation" / "stand_in_server.py"
 VOCABULARY = 320
+VLLM = os.environ.get("SEMALIGN_VLLM")
 SAMPLES = [Sample(list(range(6 + n, 20 + 2 * n)), [i > 4 for i in range(14 + n)], str(n)) for n in range(3)]
 
 
@@ -72,7 +75,8 @@ def config(pair: tuple[Path, Path], rows: Path, out: Path, url: str | None, **ch
 def of_the_model(folder: Path, sample: Sample) -> Told:
     """What the model itself says of a row."""
     with torch.no_grad():
-        logp = load(str(folder)).model(torch.tensor([sample.input_ids])).logits[0].log_softmax(1)
+        model = load(ModelConfig(str(folder), dtype="float32")).model
+        logp = model(torch.tensor([sample.input_ids])).logits[0].log_softmax(1)
     before = torch.tensor([n - 1 for n, is_supervised in enumerate(sample.mask) if is_supervised])
     top = logp[before].topk(8)
     labels = torch.tensor(sample.input_ids)[before + 1]
@@ -262,6 +266,30 @@ def test_a_wrong_address_engine_or_key_is_one_sentence(address: str, monkeypatch
         ModelError, match=r"expected log-probabilities of a prompt's tokens from vllm.*KeyError"
     ):
         found.tell(SAMPLES[:1])
+
+
+@pytest.mark.skipif(VLLM is None, reason="SEMALIGN_VLLM names no vllm program")
+def test_a_real_vllm_tells_what_the_model_says(tmp_path: Path) -> None:
+    folder = embedded.model_path("teacher")
+    command = f"{VLLM} serve {{folder}} --host 127.0.0.1 --port {{port}} --dtype float32 --max-logprobs 8"
+    decoder = load(str(folder))
+    assert decoder.tokenizer is not None
+    rows = prepare(embedded.rows("validation")[::40], decoder.tokenizer, max_length=128)
+    with serving(command, folder) as address:
+        found = ServedTeacher(
+            ServerConfig(address, requests=4), decoder.tokenizer, decoder.shape.vocabulary, 8
+        )
+        assert found.self_test(rows[0]) < 1e-3
+        told = found.tell(rows)
+        with pytest.raises(ModelError, match="start vLLM with --max-logprobs 9"):
+            ServedTeacher(ServerConfig(address), decoder.tokenizer, decoder.shape.vocabulary, 9).tell(
+                rows[:1]
+            )
+    for one, row in zip(told, rows, strict=True):
+        expected = of_the_model(folder, row)
+        torch.testing.assert_close(one.logp_NK, expected.logp_NK, rtol=0, atol=1e-3)
+        torch.testing.assert_close(one.label_logp_N, expected.label_logp_N, rtol=0, atol=1e-3)
+        assert (one.ids_NK == expected.ids_NK).float().mean() > 0.99
 
 
 def test_its_weights_are_not_here(tiny_pair: tuple[Path, Path]) -> None:
