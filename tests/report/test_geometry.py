@@ -183,3 +183,17 @@ def test_both_maps_share_a_scale_between_tenths_that_holds_every_value(numbers: 
 def test_a_matrix_that_is_missing_empty_or_ragged_is_not_drawn(after: Any) -> None:
     part = cka_section(files(metrics={"cka": {"before": matrix(0), "after": after}}))
     assert "evaluation.cka_rows is above 0" in part.missing and not part.blocks
+
+
+def test_without_a_layer_loss_no_layer_is_said_to_have_a_target() -> None:
+    plan = PLAN | {"interface": None}
+    part = layers_section(files(pairs=plan))
+    assert (
+        "the recipe's loss is at the output alone" in part.note and "Supervised activation" not in part.note
+    )
+    assert "Layers at equal depth" in drawings(part)
+    assert "output alone" in str(alignment_section(files(pairs=plan)).missing)
+    # A plan of an earlier version says nothing of it.
+    older = {k: v for k, v in PLAN.items() if k != "interface"}
+    assert "output alone" not in layers_section(files(pairs=older)).note
+    assert "the evaluate step measures it" in str(alignment_section(files(pairs=older)).missing)

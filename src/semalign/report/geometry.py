@@ -41,6 +41,11 @@ def layers_section(files: RunFiles) -> Section:
     interface = pairs.get("interface") or next((row.get("interface") for row in rows), None)
     note = f"Selection: {pairs.get('selection', 'unknown')}. "
     note += f"Supervised activation: {interface}. " if interface else ""
+    note += (
+        "No layer has a target, since the recipe's loss is at the output alone. "
+        if _is_output_only(files)
+        else ""
+    )
     note += "Depth runs from left to right."
     if files.scores is None:
         note += " scores.json is not in this run folder; the attribute step writes it."
@@ -61,11 +66,17 @@ def _layer_panels(files: RunFiles, pairs: Json, links: Sequence[LayerPair]) -> l
         panels.append(Panel(title, Markup(stacks.attribution_bars(scores, paired, critical, name))))
     name = "Pairs: " + (listing([link.label for link in links]) or "none")
     drawing = stacks.pairing(depths, links, critical=critical, trained=trained, name=name)
-    panels.append(Panel("Targets, from teacher to student", Markup(drawing)))
+    title = "Layers at equal depth" if _is_output_only(files) else "Targets, from teacher to student"
+    panels.append(Panel(title, Markup(drawing)))
     if changes := _movement(files.metrics):
         title = "Relative weight change per student layer"
         panels.append(Panel(title, Markup(stacks.movement_bars(changes, depths[1], title))))
     return panels
+
+
+def _is_output_only(files: RunFiles) -> bool:
+    """Whether the plan says that no activation is supervised; plans of earlier versions do not."""
+    return files.pairs is not None and files.pairs.get("interface", "unknown") is None
 
 
 def _highest(scores: Mapping[int, float]) -> int:
@@ -125,7 +136,9 @@ def alignment_section(files: RunFiles) -> Section:
         return Section(
             "alignment",
             title,
-            missing="metrics.json holds no alignment; the evaluate step measures it for paired layers.",
+            missing="No layer has a target to be aligned with, since the recipe's loss is at the output alone."
+            if _is_output_only(files)
+            else "metrics.json holds no alignment; the evaluate step measures it for paired layers.",
         )
     # Earlier versions gave a blend's depth as one number here, which pairs.json says exactly.
     names = {link.place: link.label for key in ("pairs", "heads") for link in _links(files.pairs, key)}
@@ -158,7 +171,8 @@ def cka_section(files: RunFiles) -> Section:
         return Section(
             "cka",
             title,
-            missing="metrics.json holds no CKA; the evaluate step measures it when evaluation.cka_rows is above 0.",
+            missing="metrics.json holds no CKA; the evaluate step measures it when evaluation.cka_rows is above 0 and the teacher's "
+            "layers are known.",
         )
     known = [v for m in (before, after) for row in m for v in row if v is not None]
     scale = _heat_scale(known)

@@ -168,12 +168,13 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         pairs = pair_layers(scores, inputs.teacher.layers, depth, config.pairing, teachers)
         matched = pair_heads(config, inputs, heads, pairs) if config.pairing.heads else []
         ranked = sorted(range(1, len(scores) + 1), key=lambda n: -scores[n - 1])
+    recipe = resolve(config.recipe)
     result |= {
         "teacher_layers": inputs.teacher.layers,
         "student_layers": depth,
         "selection": config.pairing.selection,
         "match": config.pairing.match,
-        "interface": resolve(config.recipe).interface,
+        "interface": None if recipe.layer is None else recipe.interface,
         "critical_layers": sorted(ranked[: len(pairs)]) if scores else [],
         "pairs": [p.as_json() for p in pairs],
         "heads": [p.as_json() for p in matched],
