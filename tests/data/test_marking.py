@@ -131,7 +131,7 @@ def test_what_follows_the_last_assistant_turn_is_left_out() -> None:
 
 
 def test_a_template_that_writes_earlier_turns_otherwise_is_refused() -> None:
-    tokenizer = build("chatml")
+    tokenizer = copy.deepcopy(build("chatml"))
     # As Qwen3's: the thinking of earlier turns is left out.
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and not loop.last %}"
