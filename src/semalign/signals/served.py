@@ -5,10 +5,9 @@ Legend: N supervised positions of a row, K likeliest tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,9 +111,8 @@ class ServedTeacher:
 
     def _entries(self, ids: Sequence[int]) -> Entries:
         """By place in the row; the first one's is empty, since nothing predicts it."""
-        ask: Callable[[Sequence[int]], Entries] = _ENGINES[self.options.engine].__get__(self)
         try:
-            found = ask(ids)
+            found = self._of_vllm(ids) if self.options.engine == "vllm" else self._of_sglang(ids)
         except ModelError:
             raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -177,6 +175,3 @@ class ServedTeacher:
                     f"{self.server.root}: expected the student's tokenizer, got another: token {token} is {text!r} there and {own!r} here; serve "
                     "the teacher that model_name_or_path names."
                 )
-
-
-_ENGINES: dict[str, Any] = {"vllm": ServedTeacher._of_vllm, "sglang": ServedTeacher._of_sglang}
