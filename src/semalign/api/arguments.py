@@ -47,7 +47,7 @@ class SemAlignConfig(SuffixArguments):
     max_length: int = DataConfig.max_length
     """Tokens a row may have; longer completions are cut, prompts are kept."""
     supervise: Supervise = DataConfig.supervise
-    """Which tokens are supervised: those of the last assistant turn, or all."""
+    """Which tokens are supervised: those of the last assistant turn, of every one, or all."""
     thinking: Literal["keep", "drop"] | None = DataConfig.thinking
     """What becomes of the thinking in given answers; None: what the chat template does with it."""
 

@@ -133,16 +133,15 @@ def _mark_turns(
             continue
         stop = len(supervised) - supervised[::-1].index(True)
         # An end that the template does not write is there for the last turn alone.
-        stop -= stop == len(own) and own[stop - 1] == tokenizer.eos_token_id != ids[stop - 1]
+        if stop == len(own) and own[-1] == tokenizer.eos_token_id != ids[stop - 1]:
+            stop -= 1
         if own[:stop] != ids[:stop]:
             raise DataError(
                 f"{name}: data.supervise is assistant, but the chat template writes assistant turn {end} differently once others follow "
                 "(thinking left out, for example), so a model is never asked for what stands there; set data.supervise to completion, "
                 "or data.thinking to drop"
             )
-        mask = [
-            old or new for old, new in zip(mask, [*supervised[:stop], *[False] * len(mask)], strict=False)
-        ]
+        mask[:stop] = [a or b for a, b in zip(mask[:stop], supervised[:stop], strict=True)]
     if whole.is_blank and not any(mask):
         return Drop.UNSEEN
     return Marked(ids, mask, whole.unseen, whole.lacks_thinking)

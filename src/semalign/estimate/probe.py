@@ -146,7 +146,7 @@ def probe_teacher(
         rows = attribution_rows(config, inputs.train)
         batch = typical_rows(rows, options.batch_size)
         costs.seconds["attribute"] = 0.0
-        if teacher.has_layers and asks_for_layers(config):
+        if asks_for_layers(config):
             attribute_as(config, teacher, longest_rows(rows, options.batch_size))
             with costs.clock("attribute", batch, REPEATS):
                 for _ in range(REPEATS):

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from semalign.config import ModelConfig, SamplingConfig
 from semalign.data import encode_prompt
-from semalign.evaluation.decoding import GREEDY, Prompt, until_end
+from semalign.evaluation.decoding import GREEDY, Prompt, ends_in, settings_of, texts_of
 from semalign.evaluation.server import ask
 from semalign.models.loading import locate
 from semalign.run.web import Server
@@ -30,32 +30,14 @@ def asked_answers(
         ModelError: the server refuses, or gives no answer after all retries.
     """
     rows = [encode_prompt(p, tokenizer, f"prompt {n}") for n, p in enumerate(prompts, 1)]
-    ends = _ends(config, tokenizer)
-    drawn = (
-        {}
-        if sampling.is_greedy
-        else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or 0}
-    )
-    settings = GenerationConfig(
-        do_sample=not sampling.is_greedy,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=0,
-        **drawn,
-    )
-    every = [row for row in rows for _ in range(samples)]
-    server = Server.of(config.server)
-    found = ask(server, every, settings, at_once=config.server.requests, seed=seed)
-    told = [(until_end(ids, set(ends), tokenizer), was_stopped) for ids, was_stopped in found]
-    return [(text, has_ended or was_stopped) for (text, has_ended), was_stopped in told]
-
-
-def _ends(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's end token and those of the model's own generation settings, where its folder has any."""
     where, extra = locate(config)
     try:
-        of_model = GenerationConfig.from_pretrained(where, **extra).eos_token_id
+        of_model = GenerationConfig.from_pretrained(where, **extra)
     except OSError:
         of_model = None
-    every = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
-    return sorted({int(n) for n in every if n is not None})
+    settings = settings_of(sampling, max_new_tokens, ends_in(of_model, tokenizer), 0)
+    every = [row for row in rows for _ in range(samples)]
+    server = Server.of(config.server)
+    return texts_of(
+        ask(server, every, settings, at_once=config.server.requests, seed=seed), settings, tokenizer
+    )

@@ -77,10 +77,9 @@ def answers(
         ):
             if engine == "continuous":
                 return _generate_continuously(model, tokenizer, every, settings)
-            served = served_answers(model, tokenizer, every, settings, server, batch_size)
-            ends = set(settings.eos_token_id or [])
-            told = [(until_end(ids, ends, tokenizer), was_stopped) for ids, was_stopped in served]
-            return [(text, has_ended or was_stopped) for (text, has_ended), was_stopped in told]
+            return texts_of(
+                served_answers(model, tokenizer, every, settings, server, batch_size), settings, tokenizer
+            )
     limit = positions_of(model.config.get_text_config())
     batches = batches_of(list(map(len, encoded)), max(1, batch_size // samples), max_new_tokens, limit)
     with (
@@ -154,7 +153,11 @@ def padded_on_the_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.T
 
 def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: the tokenizer's, and those of the model's own settings, ascending."""
-    settings = model.generation_config
+    return ends_in(model.generation_config, tokenizer)
+
+
+def ends_in(settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, and those of generation settings, ascending."""
     of_model = settings.eos_token_id if settings else None
     ends = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
     return sorted({int(n) for n in ends if n is not None})
@@ -184,22 +187,33 @@ def _plain(
     settings, was_training = model.generation_config, model.training
     known_ends = ends_of(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(known_ends), 0)
-    options: dict[str, Any] = {"do_sample": False}
-    if not sampling.is_greedy:
-        options = {"do_sample": True, "temperature": sampling.temperature}
-        options |= {"top_p": sampling.top_p, "top_k": sampling.top_k or 0}
-    model.generation_config = GenerationConfig(
-        **options,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=known_ends or None,
-        pad_token_id=pad,
-    )
+    model.generation_config = settings_of(sampling, max_new_tokens, known_ends, pad)
     model.eval()
     try:
         yield model.generation_config
     finally:
         model.generation_config = settings
         model.train(was_training)
+
+
+def settings_of(sampling: SamplingConfig, max_new_tokens: int, ends: list[int], pad: int) -> GenerationConfig:
+    """Generation settings in transformers' words, with nothing else in them."""
+    options: dict[str, Any] = {"do_sample": False}
+    if not sampling.is_greedy:
+        options = {"do_sample": True, "temperature": sampling.temperature}
+        options |= {"top_p": sampling.top_p, "top_k": sampling.top_k or 0}
+    return GenerationConfig(
+        **options, max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
+    )
+
+
+def texts_of(
+    found: Sequence[tuple[list[int], bool]], settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[str, bool]]:
+    """A server's token ids as texts; an answer has come to its end where its ids or the server say so."""
+    ends = set(settings.eos_token_id or [])
+    told = [(until_end(ids, ends, tokenizer), was_stopped) for ids, was_stopped in found]
+    return [(text, has_ended or was_stopped) for (text, has_ended), was_stopped in told]
 
 
 def _generate_continuously(

@@ -39,6 +39,9 @@ def heldout_batches(
     """
     inputs, store = prepared.inputs, prepared.stores.heldout
     head = decoder.head()
+    # A server's teacher has none here.
+    is_loaded = prepared.config.teacher.server.url is None
+    teacher = prepared.teacher_head.to(decoder.device) if is_loaded else None
     lengths = [len(s.input_ids) for s in inputs.heldout]
     batches = (
         length_batches(lengths, max_tokens=None, batch_size=prepared.config.cache.batch_size)
@@ -53,7 +56,7 @@ def heldout_batches(
             output_XE = decoder.forward(ids, attention)[states]
         stored = [store.read(i) for i in batch]
         labels = torch.cat([labels_of(s) for s in samples]).to(output_XE.device)
-        figures = _closeness(prepared, head, output_XE, stored, labels)
+        figures = _closeness(teacher, head, output_XE, stored, labels)
         yield (
             batch,
             stored,
@@ -65,15 +68,14 @@ def heldout_batches(
 
 
 def _closeness(
-    prepared: Prepared, head: Head, output_XE: Tensor, stored: Sequence[Record], labels_X: Tensor
+    teacher: Head | None, head: Head, output_XE: Tensor, stored: Sequence[Record], labels_X: Tensor
 ) -> dict[str, Tensor]:
-    """Over the whole vocabulary where the cache has the teacher's states, else over the tokens that it tells and the rest."""
+    """Over the whole vocabulary where there is the teacher's head, else over the tokens that it tells and the rest."""
 
     def every(name: str) -> Tensor:
         return torch.cat([r[position_name(name)] for r in stored]).to(output_XE.device)
 
-    if position_name("teacher_output") in stored[0]:
-        teacher = prepared.teacher_head.to(output_XE.device)
+    if teacher is not None:
         return closeness(
             output_XE,
             head.weight_VD,

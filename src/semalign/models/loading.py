@@ -260,6 +260,7 @@ def load(config: ModelConfig | str, *, device: str | None = None, needs_layers: 
 
 def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decoder:
     load_shape(config, needs_layers=needs_layers)
+    whole = _whole_config(config)
     where, extra = locate(config)
     is_gguf = "gguf_file" in extra
     if config.load_in_8bit or config.load_in_4bit:
@@ -268,7 +269,7 @@ def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decode
         extra["quantization_config"] = GgufConfig(dequantize=True)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.offload:
-        if _whole_config(config).model_type in WRAPPERS:
+        if whole.model_type in WRAPPERS:
             raise ModelError(
                 f"teacher.offload: expected null for {config.model_name_or_path}, which loads as the text model of one that also reads "
                 f"pictures, got {config.offload}; load it once without, save the text model, and give that folder."
@@ -276,7 +277,6 @@ def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decode
         extra["device_map"] = _device_map(config, target)
     if config.attn_implementation:
         extra["attn_implementation"] = config.attn_implementation
-    whole = _whole_config(config)
     is_wrapped = whole.model_type in WRAPPERS and loads_whole(whole)
     loader = AutoModelForImageTextToText if is_wrapped else AutoModelForCausalLM
     read: Any = loader.from_pretrained(

@@ -48,7 +48,8 @@ def say_what_is_left_out(name: str, folder: Path, model: Any, other_parts: list[
     """
     # What transformers ignores by design (such as a head for several tokens at once) is not among what it tells.
     patterns = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
-    names = {key for path in sorted(folder.glob("*.safetensors")) for key in _keys(path)}
+    files = folder.glob("*.safetensors") if patterns else ()
+    names = {key for path in files for key in _keys(path)}
     ignored = [key for key in sorted(names) if any(p.search(key) for p in patterns)]
     if left_out := [*ignored, *other_parts]:
         parts = sorted({".".join(key.split(".")[:2]) for key in left_out})

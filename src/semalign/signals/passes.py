@@ -269,10 +269,7 @@ def _put_union(
     request: Request,
 ) -> None:
     device = output_XD.device
-    theirs = {
-        name: torch.cat([r[position_name(f"student_{name}")] for r in own]).to(device)
-        for name in ("ids", "logp")
-    }
+    theirs = _of_student(own, ("ids", "logp"), device)
     temperatures = _with_one(request)
     top, values, lse_XT = topk(head, output_XD, request.top_k, temperatures)
     labels_X = torch.cat([labels_of(sample) for sample in samples]).to(device)
@@ -301,10 +298,7 @@ def _put_slots(
         teacher_lse: by temperature t log sum exp(log p / t) of the teacher's log-probabilities over the vocabulary (X); 0 at 1.
     """
     device = ids.device
-    theirs = {
-        name: torch.cat([r[position_name(f"student_{name}")] for r in own]).to(device)
-        for name in ("ids", "logp", "lse", "output")
-    }
+    theirs = _of_student(own, ("ids", "logp", "lse", "output"), device)
     student_head, candidates_C = student_head.to(device), candidates_C.to(device)
     student_logp = student_head.gathered(theirs["output"], ids) - theirs["lse"][:, :1]
     # The stored state is rounded. Its own likeliest tokens, which hold nearly all of the mass, are known better.
@@ -327,6 +321,11 @@ def _put_slots(
     _put(records, position_name("valid"), valid, samples, None)
     _put(records, position_name("teacher_logp"), teacher_logp, samples, None)
     _put(records, position_name("student_logp"), student_logp, samples, None)
+
+
+def _of_student(own: Sequence[Record], names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    """The untouched student's signals of all rows of a batch, by name."""
+    return {name: torch.cat([r[position_name(f"student_{name}")] for r in own]).to(device) for name in names}
 
 
 def _with_one(request: Request) -> tuple[float, ...]:

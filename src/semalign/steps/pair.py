@@ -175,7 +175,7 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         "selection": config.pairing.selection,
         "match": config.pairing.match,
         "interface": None if recipe.layer is None else recipe.interface,
-        "critical_layers": sorted(ranked[: len(pairs)]) if scores else [],
+        "critical_layers": sorted(ranked[: len(pairs)]),
         "pairs": [p.as_json() for p in pairs],
         "heads": [p.as_json() for p in matched],
         "trained_layers": [p.student for p in pairs],

@@ -143,11 +143,8 @@ def transfer(
         for step in (s for s in STEPS if s in steps and s != "generate"):
             if ranks.is_main():
                 progress(step)
-            if step == "attribute":
-                if ranks.is_main():
-                    attribute(config, run, inputs, is_asked_for=tuple(steps) == ("attribute",))
-            elif ranks.is_main() or step in SHARED_STEPS:
-                _run_step(step, config, run, inputs, prepared)
+            if ranks.is_main() or step in SHARED_STEPS:
+                _run_step(step, config, run, inputs, prepared, is_alone=tuple(steps) == (step,))
             ranks.wait()
         if config.push_to_hub and "report" in steps and ranks.is_main():
             assert config.hub_model_id is not None
@@ -157,10 +154,18 @@ def transfer(
 
 
 def _run_step(
-    step: str, config: TransferConfig, run: RunFolder, inputs: Inputs, prepared: Callable[[], Prepared]
+    step: str,
+    config: TransferConfig,
+    run: RunFolder,
+    inputs: Inputs,
+    prepared: Callable[[], Prepared],
+    *,
+    is_alone: bool,
 ) -> None:
     """One step by name; `prepared` reads the plan and the stores once, when the first step needs them."""
-    if step == "pair":
+    if step == "attribute":
+        attribute(config, run, inputs, is_asked_for=is_alone)
+    elif step == "pair":
         pair(config, run, inputs)
     elif step == "cache":
         cache(prepared())
