@@ -22,9 +22,12 @@ from semalign.comparison import cells, compare, run
 from semalign.comparison.plan import Comparison, read_comparison
 from semalign.comparison.pool import Done, Job
 from semalign.comparison.run import environment_of, jobs_of, result_lines, run_comparison, workers
+from semalign.errors import DataError
+from semalign.evaluation import decoding
 from semalign.models.loading import load
 from semalign.run.files import write_json
 from semalign.run.folder import save_result
+from semalign.steps import train
 
 from .small import METHODS, TASKS, here, results, write
 
@@ -139,6 +142,52 @@ def test_a_comparison_killed_in_the_middle_goes_on_to_the_same_results(
     assert {p: p.stat().st_mtime_ns for p in done} == done
     assert not {p.parent for p in done} & set(trained) and len(trained) == 8 - len(done)
     assert timeless(results(out)) == untimed(results(straight.parent / "out"))
+
+
+def test_a_cell_that_was_stopped_while_it_answered_keeps_its_student_and_its_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_jobs", here)
+    asked, fitted, stop = [0], [0], [None]
+    generate_batch, fit = decoding._generate_batch, train.fit
+
+    def counted(*arguments: Any) -> Any:
+        if asked[0] == stop[0]:
+            raise DataError("the machine is taken away")
+        asked[0] += 1
+        return generate_batch(*arguments)
+
+    def fitting(*arguments: Any) -> Any:
+        fitted[0] += 1
+        return fit(*arguments)
+
+    monkeypatch.setattr(decoding, "_generate_batch", counted)
+    monkeypatch.setattr(train, "fit", fitting)
+
+    def compared(name: str) -> Path:
+        task = {
+            "data.dataset_name": "embedded:transfer/knowledge",
+            "data.heldout_name": "embedded:test/knowledge",
+        }
+        options = {"seeds": 1, "methods": {"aligned": {}}, "tasks": {"knowledge": task}}
+        path = write(tmp_path / name, **options)
+        text = path.read_text().replace("max_items: 6", "max_items: 6\n    batch_size: 2")
+        path.write_text(text)
+        return path
+
+    straight = compared("straight")
+    assert main(["compare", str(straight), "--quiet"]) == 0
+    assert (asked, fitted) == ([9], [1]), "untouched, teacher and student, three batches each"
+    path = compared("stopped")
+    stop[0] = 16
+    main(["compare", str(path), "--quiet"])
+    (cell,) = (path.parent / "out" / "cells").glob("*/*/*")
+    assert (cell / "student").exists() and list(cell.glob("*.part"))
+    stop[0] = None
+    assert main(["compare", str(path), "--quiet"]) == 0
+    assert (asked, fitted) == ([18], [2]), "neither trained nor asked twice"
+    assert timeless(results(path.parent / "out")) == untimed(results(straight.parent / "out"))
+    assert not (cell / "student").exists() and not list(cell.glob("*.part"))
 
 
 def finished(out: Path) -> list[Path]:

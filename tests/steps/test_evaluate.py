@@ -12,7 +12,7 @@ from tiny import config_of
 from semalign.cli import main
 from semalign.config import EvaluationConfig, TransferConfig, plain
 from semalign.errors import CacheError, DataError
-from semalign.evaluation import tasks
+from semalign.evaluation import decoding, tasks
 from semalign.run.files import find_json, write_yaml
 from semalign.run.verify import verify
 from semalign.steps.evaluate import regrade
@@ -69,6 +69,33 @@ def test_every_answer_is_stored_and_graded_again(
     before = run.answers.read_bytes()
     transfer(config, ("evaluate", "report"))
     assert run.answers.read_bytes() == before and verify(run.root).is_sound
+
+
+def test_a_stopped_evaluation_goes_on_with_the_next_batch_of_answers(
+    config: TransferConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, evaluation=replace(config.evaluation, batch_size=2))
+    straight = transfer(config)
+    again = replace(config, output_dir=str(tmp_path / "again"))
+    transfer(again, ("attribute", "pair", "cache", "train"))
+    asked: list[int] = []
+    original = decoding._generate_batch
+
+    def generate_batch(model: object, tokenizer: object, rows: list[list[int]], count: int = 1) -> object:
+        asked.append(len(rows))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return original(model, tokenizer, rows, count)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoding, "_generate_batch", generate_batch)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(again, ("evaluate",))
+    assert verify(tmp_path / "again").is_sound
+    run = transfer(again, ("evaluate",))
+    # Four models of two batches each; the fourth of them was asked for twice.
+    assert asked == [2] * 9
+    assert run.answers.read_bytes() == straight.answers.read_bytes()
+    assert not list(run.root.glob("*.part"))
 
 
 def test_items_with_other_answers_are_graded_by_them_and_other_items_refused(

@@ -1,6 +1,8 @@
 """One piece of a comparison at a time, each in a worker process: prepare a source, train and measure a cell.
 
-What a piece leaves is one file, written whole: a killed comparison goes on with the pieces that have none.
+What a piece leaves is one file, written whole: a killed comparison goes on with the pieces that have none. Of a piece that was
+stopped only a training that had ended and the answers after it are kept: the rest of a stopped training would pass for all of its
+seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from semalign.comparison.plan import TEACHER, Cell, Source
 from semalign.config import ModelConfig, TransferConfig
 from semalign.data.drawing import task_rows
 from semalign.data.inputs import Inputs, load_inputs
-from semalign.errors import ConfigError, DataError
+from semalign.errors import CacheError, ConfigError, DataError
 from semalign.evaluation.answers import Answer, answer_items, graded_again
 from semalign.evaluation.heldout import heldout_batches
 from semalign.evaluation.summary import store_answers, stored_answers, trained_model
@@ -40,6 +42,7 @@ from semalign.steps.train import train_student
 Line = dict[str, Any]
 Answers = Mapping[str, Sequence[Answer]]
 ANSWERS = "answers.jsonl"
+WEIGHTS = ("student/", "adapter/")
 PATIENCE = 30.0  # seconds; workers outlive a comparison that was killed by a moment
 _inputs: dict[str, Inputs] = {}
 _prepared: dict[str, Prepared] = {}
@@ -129,12 +132,12 @@ def run_cell(job: CellJob) -> None:
 
 
 def _run(job: CellJob, path: Path) -> None:
-    # From the start: the rest of an interrupted training would pass for all of its seconds.
-    for part in job.folder.iterdir():
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        elif part.name != LOCK:
-            part.unlink()
+    if not _is_trained(job):
+        for part in job.folder.iterdir():
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            elif part.name != LOCK:
+                part.unlink()
     cell, about = job.cell, Line()
     model = job.config.teacher if cell.method == TEACHER else job.config.student
     if job.source is not None:
@@ -145,16 +148,29 @@ def _run(job: CellJob, path: Path) -> None:
     answered, rows = measure(load(model, needs_layers=False), job)
     _let_go(job.folder / "train.json")
     _save(job, {"cell": key_of(cell) | about, "items": verdicts(job, answered), "rows": rows}, answered)
-    for name in ("student", "adapter"):
+    for name in WEIGHTS:
         shutil.rmtree(job.folder / name, ignore_errors=True)
+    for part in job.folder.glob("*.part"):
+        part.unlink()
     free_memory()
+
+
+def _is_trained(job: CellJob) -> bool:
+    """Whether nothing is left to train: the student of an earlier try is there as it was saved, or there is none to train."""
+    if job.source is None:
+        return True
+    try:
+        files = check_files(job.folder / "train.json", "compare").get("files", {})
+    except CacheError:
+        return False
+    return any(name.startswith(WEIGHTS) for name in files)
 
 
 def _let_go(trained: Path) -> None:
     """Take the student, which is about to be deleted, off what its training records."""
     if trained.exists():
         result = read_json(trained, "compare")
-        files = {n: f for n, f in result["files"].items() if not n.startswith(("student/", "adapter/"))}
+        files = {n: f for n, f in result["files"].items() if not n.startswith(WEIGHTS)}
         write_json(trained, result | {"files": files})
 
 
@@ -284,9 +300,21 @@ def measuring(job: CellJob, task: str) -> TransferConfig:
 def measure(decoder: Decoder, job: CellJob) -> tuple[Answers, list[Line]]:
     """Answers to the items of every task, and closeness on its held-out rows."""
     tasks = [task for task, source in job.references.items() if source.config.evaluation.tasks is not None]
-    answered = {task: answer_items(decoder, measuring(job, task), task) for task in tasks}
+    answered = {}
+    for number, task in enumerate(tasks):
+        part = job.folder / f"answers-{number}.part"
+        wanted = {"cell": job.fingerprint, "task": task, "student": _student_of(job)}
+        answered[task] = answer_items(decoder, measuring(job, task), task, part=part, wanted=wanted)
     rows = [line for task, source in job.references.items() for line in closeness(decoder, source, task)]
     return answered, rows
+
+
+def _student_of(job: CellJob) -> Line | None:
+    """The digests of the files of the cell's student; None: a model that is measured as it is."""
+    if job.source is None:
+        return None
+    files = read_json(job.folder / "train.json", "compare")["files"]
+    return {name: file for name, file in files.items() if name.startswith(WEIGHTS)}
 
 
 def verdicts(job: CellJob, answered: Answers) -> list[Line]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from semalign.config import TransferConfig
@@ -10,15 +11,23 @@ from semalign.data.chat import prompt_row
 from semalign.data.drawing import task_rows
 from semalign.errors import DataError
 from semalign.evaluation.asked import asked_answers
-from semalign.evaluation.decoding import answers
+from semalign.evaluation.decoding import answers, in_order
 from semalign.evaluation.tasks import check_answers
 from semalign.models.decoder import Decoder
 from semalign.models.loading import load_tokenizer
+from semalign.run.journal import Journal
 
 Answer = dict[str, Any]
 
 
-def answer_items(decoder: Decoder | None, config: TransferConfig, task: str | None = None) -> list[Answer]:
+def answer_items(
+    decoder: Decoder | None,
+    config: TransferConfig,
+    task: str | None = None,
+    *,
+    part: Path | None = None,
+    wanted: Mapping[str, Any] | None = None,
+) -> list[Answer]:
     """Answers to the items of all tasks, or of one, with their verdicts, by greedy decoding.
 
     An answer has the item's `id` (its number where it has none), `task`, `prompt` and `gold`, the `text`, whether it `ended` or was
@@ -26,24 +35,34 @@ def answer_items(decoder: Decoder | None, config: TransferConfig, task: str | No
 
     Args:
         decoder: who answers; None asks the teacher's server.
+        part: a file that keeps the answers batch by batch, so that a try that was stopped is gone on with. It is left there.
+        wanted: what the answers are made from; those in `part` that were made from anything else are given again.
     """
     rows, options = _rows(config, task), config.evaluation
+    prompts = [prompt_row(row) for row in rows]
+    journal = None if part is None else Journal(part, wanted or {}, list[list[str | bool]])
     if decoder is None:
         tokenizer = load_tokenizer(config.teacher)
-        found = asked_answers(
-            config.teacher, tokenizer, [prompt_row(row) for row in rows], options.max_new_tokens
+
+        def ask(batch: list[int]) -> list[tuple[str, bool]]:
+            asked = [prompts[n] for n in batch]
+            return asked_answers(config.teacher, tokenizer, asked, options.max_new_tokens)
+
+        order, size = list(range(len(rows))), options.batch_size
+        batches = [order[start : start + size] for start in range(0, len(rows), size)]
+        found = in_order(batches, 1, ask, journal)
+    else:
+        assert decoder.tokenizer is not None
+        found = answers(
+            decoder.model,
+            decoder.tokenizer,
+            prompts,
+            options.max_new_tokens,
+            options.batch_size,
+            engine=options.engine,
+            server=options.server,
+            journal=journal,
         )
-        return _graded(config, rows, [{"text": text, "ended": has_ended} for text, has_ended in found])
-    assert decoder.tokenizer is not None
-    found = answers(
-        decoder.model,
-        decoder.tokenizer,
-        [prompt_row(row) for row in rows],
-        options.max_new_tokens,
-        options.batch_size,
-        engine=options.engine,
-        server=options.server,
-    )
     return _graded(config, rows, [{"text": text, "ended": has_ended} for text, has_ended in found])
 
 

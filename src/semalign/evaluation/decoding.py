@@ -17,6 +17,7 @@ from semalign.errors import ModelError
 from semalign.evaluation.sampling import Likeliest
 from semalign.evaluation.server import served_answers
 from semalign.models.layouts import positions_of
+from semalign.run.journal import Journal
 
 STEPS_BETWEEN_LEAVINGS = 16
 Prompt = dict[str, Any] | Sequence[dict[str, Any]]
@@ -58,6 +59,7 @@ def answers(
     samples: int = 1,
     sampling: SamplingConfig = GREEDY,
     seed: int = 0,
+    journal: Journal | None = None,
 ) -> list[tuple[str, bool]]:
     """As `generate`, with whether each answer came to its end or was cut off at ``max_new_tokens``.
 
@@ -67,34 +69,33 @@ def answers(
 
     Args:
         server: the command of engine `server`, with {folder} and {port} in it.
+        journal: keeps each batch's answers, so that the next try with the same arguments goes on after them.
     """
     encoded = [encode_prompt(prompt, tokenizer, f"prompt {n}") for n, prompt in enumerate(prompts, 1)]
-    if engine != "padded":
-        every = [row for row in encoded for _ in range(samples)]
-        with (
-            drawn_from(seed, model.device),
-            _plain(model, tokenizer, max_new_tokens, sampling) as settings,
-        ):
-            if engine == "continuous":
-                return _generate_continuously(model, tokenizer, every, settings)
-            return texts_of(
-                served_answers(model, tokenizer, every, settings, server, batch_size), settings, tokenizer
-            )
     limit = positions_of(model.config.get_text_config())
     batches = batches_of(list(map(len, encoded)), max(1, batch_size // samples), max_new_tokens, limit)
+    if engine != "padded":
+        batches = [list(range(len(encoded)))]
     with (
         drawn_from(seed, model.device),
-        _plain(model, tokenizer, max_new_tokens, sampling),
+        _plain(model, tokenizer, max_new_tokens, sampling) as settings,
         Progress(disable=not progress, transient=True) as bar,
     ):
         task = bar.add_task("generate", total=len(encoded))
 
         def write(batch: list[int]) -> list[tuple[str, bool]]:
-            found = _generate_batch(model, tokenizer, [encoded[n] for n in batch], samples)
+            rows = [encoded[n] for n in batch]
             bar.advance(task, len(batch))
-            return found
+            if engine == "padded":
+                return _generate_batch(model, tokenizer, rows, samples)
+            every = [row for row in rows for _ in range(samples)]
+            if engine == "continuous":
+                return _generate_continuously(model, tokenizer, every, settings)
+            return texts_of(
+                served_answers(model, tokenizer, every, settings, server, batch_size), settings, tokenizer
+            )
 
-        return in_order(batches, samples, write)
+        return in_order(batches, samples, write, journal)
 
 
 def continuations(
@@ -130,13 +131,27 @@ def batches_of(
 
 
 def in_order(
-    batches: Sequence[list[int]], samples: int, write: Callable[[list[int]], list[tuple[str, bool]]]
+    batches: Sequence[list[int]],
+    samples: int,
+    write: Callable[[list[int]], list[tuple[str, bool]]],
+    journal: Journal | None = None,
 ) -> list[tuple[str, bool]]:
-    """The ``samples`` answers to each prompt in the order of the prompts, whichever batch wrote them."""
+    """The ``samples`` answers to each prompt in the order of the prompts, whichever batch wrote them.
+
+    Args:
+        journal: holds the answers of the first batches, and gets those of the others.
+    """
     found: dict[int, tuple[str, bool]] = {}
-    for batch in batches:
+    kept = [] if journal is None else journal.values[: len(batches)]
+    for number, batch in enumerate(batches):
+        if number < len(kept):
+            answered = [(text, has_ended) for text, has_ended in kept[number]]
+        else:
+            answered = write(batch)
+            if journal is not None:
+                journal.add([answered])
         places = [n * samples + k for n in batch for k in range(samples)]
-        found |= zip(places, write(batch), strict=True)
+        found |= zip(places, answered, strict=True)
     return [found[place] for place in range(len(found))]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from semalign.config import ModelConfig, TransferConfig, to_dict
@@ -46,15 +48,18 @@ def evaluate(prepared: Prepared) -> None:
     models |= {n: trained_model(config.student, f) for n, f in folders.items()}
     result: dict[str, Any] = {}
     with measured(result):
-        found = {name: _measure(name, model, prepared) for name, model in models.items()}
+        found = {
+            name: _measure(name, model, prepared, wanted | {"model": name}) for name, model in models.items()
+        }
         if config.evaluation.tasks or config.evaluation.harness:
-            found["teacher"] = _outcomes(
-                None if config.teacher.server.url else load(config.teacher, needs_layers=False), config
-            )
+            teacher = None if config.teacher.server.url else load(config.teacher, needs_layers=False)
+            found["teacher"] = _outcomes(teacher, prepared, wanted | {"model": "teacher"})
     result |= summarise(prepared, found)
     answers = {name: f["answers"] for name, f in found.items() if "answers" in f}
     store_answers(run.answers, answers)
     save_result(run.metrics, wanted, result, [run.answers] if answers else [])
+    for name in found:
+        _part(run, name).unlink(missing_ok=True)
 
 
 def regrade(config: TransferConfig, run: RunFolder) -> list[str]:
@@ -87,7 +92,12 @@ def _of_student(trained: dict[str, Any]) -> dict[str, Any]:
     return {name: entry for name, entry in trained.get("files", {}).items() if name.startswith("student/")}
 
 
-def _measure(name: str, model: ModelConfig, prepared: Prepared) -> dict[str, Any]:
+def _part(run: RunFolder, name: str) -> Path:
+    """A model's answers as long as the step is not done."""
+    return run.root / f"answers-{name}.part"
+
+
+def _measure(name: str, model: ModelConfig, prepared: Prepared, wanted: Mapping[str, Any]) -> dict[str, Any]:
     decoder, inputs = load(model), prepared.inputs
     share_vocabulary(inputs.vocabulary, decoder)
     found: dict[str, Any] = {}
@@ -95,17 +105,19 @@ def _measure(name: str, model: ModelConfig, prepared: Prepared) -> dict[str, Any
         found |= heldout_figures(decoder, prepared, name)
         if name in ("before", "after"):
             found["token_view"] = token_view(decoder, prepared, name)
-    found |= _outcomes(decoder, prepared.config)
+    found |= _outcomes(decoder, prepared, wanted)
     del decoder
     free_memory()
     return found
 
 
-def _outcomes(decoder: Decoder | None, config: TransferConfig) -> dict[str, Any]:
+def _outcomes(decoder: Decoder | None, prepared: Prepared, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """What a model, or the teacher's server (None), answers: to the run's own items, and in the harness."""
     found: dict[str, Any] = {}
+    config = prepared.config
     if config.evaluation.tasks:
-        found["answers"] = answer_items(decoder, config)
+        part = _part(prepared.run, wanted["model"])
+        found["answers"] = answer_items(decoder, config, part=part, wanted=wanted)
     if config.evaluation.harness and decoder is not None:
         found["harness"] = harness_figures(decoder, config.evaluation)
     return found
