@@ -1,0 +1,96 @@
+"""Answers to items, kept batch by batch while they are given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import config_of
+
+from semalign.config import EvaluationConfig, ServerConfig, TransferConfig
+from semalign.evaluation import answers as module
+from semalign.evaluation import decoding
+from semalign.evaluation.answers import answer_items, gold_of
+from semalign.models.loading import load
+
+ITEMS = 5
+
+
+@pytest.fixture
+def config(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path) -> TransferConfig:
+    items = [
+        {
+            "id": f"i{n}",
+            "task": "sums" if n < 4 else "words",
+            "messages": [{"role": "user", "content": "and " * (ITEMS - n)}],
+            "check": {"kind": "number", "answer": 10_000 + n},
+        }
+        for n in range(ITEMS)
+    ]
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    evaluation = EvaluationConfig(tasks=str(path), max_new_tokens=3, batch_size=2)
+    return replace(config_of(tiny_pair, rows_file, tmp_path / "run"), evaluation=evaluation)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each batch had that was really continued."""
+    sizes: list[int] = []
+    original = decoding._generate_batch
+
+    def counted(model: Any, tokenizer: Any, rows: list[list[int]], count: int = 1) -> Any:
+        sizes.append(len(rows))
+        return original(model, tokenizer, rows, count)
+
+    monkeypatch.setattr(decoding, "_generate_batch", counted)
+    return sizes
+
+
+def test_kept_answers_are_taken_where_they_were_made_from_the_same(
+    config: TransferConfig, tmp_path: Path, asked: list[int]
+) -> None:
+    decoder, part = load(config.student), tmp_path / "answers.part"
+    straight = answer_items(decoder, config)
+    assert [a["id"] for a in straight] == [f"i{n}" for n in range(ITEMS)], "though long prompts come last"
+    assert asked == [2, 2, 1]
+    assert answer_items(decoder, config, part=part, wanted={"a": 1}) == straight and asked == [2, 2, 1] * 2
+    assert answer_items(decoder, config, part=part, wanted={"a": 1}) == straight and len(asked) == 6
+    # A damaged line and those after it are asked for again.
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join([*lines[:2], b"x" + lines[2], lines[3]]))
+    assert answer_items(decoder, config, part=part, wanted={"a": 1}) == straight and asked[6:] == [2, 1]
+    answer_items(decoder, config, part=part, wanted={"a": 2})
+    assert len(asked) == 11
+    assert [a["id"] for a in answer_items(decoder, config, "words")] == ["i4"]
+
+
+def test_a_server_s_answers_are_kept_too(
+    config: TransferConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "http://localhost:1"
+    config = replace(config, teacher=replace(config.teacher, server=ServerConfig(url=url, model="x")))
+    asked: list[int] = []
+
+    def answered(model: Any, tokenizer: Any, prompts: Any, max_new_tokens: int) -> list[tuple[str, bool]]:
+        asked.append(len(prompts))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return [(f"10000 {len(asked)}", True)] * len(prompts)
+
+    monkeypatch.setattr(module, "asked_answers", answered)
+    part = tmp_path / "answers.part"
+    with pytest.raises(KeyboardInterrupt):
+        answer_items(None, config, part=part)
+    texts = [a["text"] for a in answer_items(None, config, part=part)]
+    assert texts == ["10000 1"] * 2 + ["10000 3"] * 2 + ["10000 4"] and asked == [2, 2, 2, 1]
+
+
+def test_the_right_answer_in_words() -> None:
+    turns = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "It is 2."}]
+    assert gold_of({"messages": turns}) == "It is 2."
+    assert gold_of({"messages": turns[:1], "check": {"answer": 2}}) == "2"
+    assert gold_of({"messages": turns[:1], "check": {}}) == ""
