@@ -145,14 +145,14 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         _require(
             0 <= self.temperature < float("inf"),
-            "data.sampling.temperature",
+            "sampling.temperature",
             "0 or a temperature above it",
             self.temperature,
         )
-        _require(0 < self.top_p <= 1, "data.sampling.top_p", "a share above 0 and up to 1", self.top_p)
+        _require(0 < self.top_p <= 1, "sampling.top_p", "a share above 0 and up to 1", self.top_p)
         _require(
             self.top_k is None or self.top_k > 0,
-            "data.sampling.top_k",
+            "sampling.top_k",
             "a positive count or null",
             self.top_k,
         )
@@ -161,6 +161,15 @@ class SamplingConfig:
     def is_greedy(self) -> bool:
         """Whether there is one answer a prompt, whatever the seed."""
         return self.temperature == 0
+
+
+def _check_samples(group: str, samples: int, sampling: SamplingConfig) -> None:
+    _require(
+        samples == 1 or not sampling.is_greedy,
+        f"{group}.samples",
+        f"1 as long as {group}.sampling.temperature is 0, where all answers to a prompt are the same",
+        samples,
+    )
 
 
 @dataclass(frozen=True)
@@ -240,12 +249,7 @@ class DataConfig:
         _require(self.variants >= 0, "data.variants", "a count of prompts per row", self.variants)
         for name in ("samples", "accepted"):
             _require(getattr(self, name) > 0, f"data.{name}", "a positive count", getattr(self, name))
-        _require(
-            self.samples == 1 or not self.sampling.is_greedy,
-            "data.samples",
-            "1 as long as data.sampling.temperature is 0, where all answers to a prompt are the same",
-            self.samples,
-        )
+        _check_samples("data", self.samples, self.sampling)
         _require(
             self.keep == "ended" or (self.completions != "given" and not self.variants),
             "data.keep",
@@ -549,6 +553,10 @@ class EvaluationConfig:
     """Prompts in a batch of generation."""
     max_new_tokens: int = 96
     """Tokens that an answer may have."""
+    samples: int = 1
+    """How many answers an item gets; more than one needs sampling.temperature. An item counts with the share of them that is right."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How the tokens of the answers are chosen; by default each is the likeliest one."""
     engine: Engine = "padded"
     """What generates the answers: transformers on padded batches (padded), transformers' continuous batching, in which the next prompt
     takes the place of an answer that has ended (continuous), or a program of your own such as vLLM (server)."""
@@ -571,8 +579,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_labels("evaluation.baselines", self.baselines, ("before", "after", "teacher"))
-        for name in ("batch_size", "max_new_tokens"):
+        for name in ("batch_size", "max_new_tokens", "samples"):
             _require(getattr(self, name) > 0, f"evaluation.{name}", "a positive count", getattr(self, name))
+        _check_samples("evaluation", self.samples, self.sampling)
         _require(
             self.max_items is None or self.max_items > 0,
             "evaluation.max_items",

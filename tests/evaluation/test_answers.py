@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tiny import config_of
 
-from semalign.config import EvaluationConfig, ServerConfig, TransferConfig
+from semalign.config import EvaluationConfig, SamplingConfig, ServerConfig, TransferConfig
 from semalign.evaluation import answers as module
 from semalign.evaluation import decoding
-from semalign.evaluation.answers import answer_items, gold_of
+from semalign.evaluation.answers import answer_items, by_item, gold_of, graded_again
 from semalign.models.loading import load
 
 ITEMS = 5
@@ -68,6 +68,37 @@ def test_kept_answers_are_taken_where_they_were_made_from_the_same(
     assert [a["id"] for a in answer_items(decoder, config, "words")] == ["i4"]
 
 
+def test_several_drawn_answers_an_item_go_on_after_a_stop_with_the_same_draws(
+    config: TransferConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = replace(config.evaluation, samples=3, sampling=SamplingConfig(temperature=1.0), batch_size=6)
+    config = replace(config, evaluation=drawn)
+    decoder, part = load(config.student), tmp_path / "answers.part"
+    straight = answer_items(decoder, config)
+    assert [(a["id"], a["sample"]) for a in straight] == [
+        (f"i{n}", k) for n in range(ITEMS) for k in (1, 2, 3)
+    ]
+    assert len({a["text"] for a in straight}) > ITEMS and {a["gold"] for a in straight[:3]} == {"10000"}
+    assert [len(several) for several in by_item(straight)] == [3] * ITEMS
+    calls: list[int] = []
+    original = decoding._generate_batch
+
+    def stopping(model: Any, tokenizer: Any, rows: list[list[int]], count: int = 1) -> Any:
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(model, tokenizer, rows, count)
+
+    monkeypatch.setattr(decoding, "_generate_batch", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        answer_items(decoder, config, part=part)
+    assert answer_items(decoder, config, part=part) == straight and calls == [2, 2, 2, 1]
+    assert graded_again(config, straight) == straight
+    assert graded_again(config, straight[:6]) == straight[:6]
+    other = answer_items(decoder, replace(config, seed=config.seed + 1))
+    assert [a["text"] for a in other] != [a["text"] for a in straight]
+
+
 def test_a_server_s_answers_are_kept_too(
     config: TransferConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,8 +106,11 @@ def test_a_server_s_answers_are_kept_too(
     config = replace(config, teacher=replace(config.teacher, server=ServerConfig(url=url, model="x")))
     asked: list[int] = []
 
-    def answered(model: Any, tokenizer: Any, prompts: Any, max_new_tokens: int) -> list[tuple[str, bool]]:
+    def answered(
+        model: Any, tokenizer: Any, prompts: Any, max_new_tokens: int, **drawn: Any
+    ) -> list[tuple[str, bool]]:
         asked.append(len(prompts))
+        assert drawn["samples"] == 1 and drawn["seed"] % 2 == 0
         if len(asked) == 2:
             raise KeyboardInterrupt
         return [(f"10000 {len(asked)}", True)] * len(prompts)

@@ -12,6 +12,7 @@ from in_memory import HEADS, cached, config_of, prepared
 
 from semalign.config import DataConfig, EvaluationConfig, ModelConfig, RecipeConfig
 from semalign.errors import CacheError
+from semalign.evaluation.statistics import interval_of_shares, wilson_interval
 from semalign.evaluation.summary import SAMPLES_SHOWN, add_costs, summarise, trained_model, trainings
 from semalign.run.files import read_json, write_json
 from semalign.run.folder import RunFolder, is_done
@@ -320,3 +321,43 @@ def test_a_student_that_is_its_teacher_has_no_gap_and_is_told_so(
     same = replace(measured, inputs=replace(measured.inputs, fingerprint=known))
     found = summarise(same, {"before": near(2.0), "after": near(after), "kl": near(after)})
     assert found["no_gap"] == "the teacher is the student"
+
+
+def test_several_answers_an_item_make_one_share_and_a_narrower_interval(tmp_path: Path) -> None:
+    """Four items of two answers: rr, rw, wr, ww."""
+
+    def several(marks: str) -> list[dict[str, Any]]:
+        return [a | {"prompt": f"{n // 2}", "sample": n % 2 + 1} for n, a in enumerate(answers(marks))]
+
+    found = {name: {"answers": several(m)} for name, m in (("teacher", "r" * 8), ("before", "w" * 8))}
+    summary = summarise(unmeasured(tmp_path), found | {"after": {"answers": several("rrrwwrww")}})
+    entry = summary["tasks"]["sums"]
+    assert entry["n"] == 4 and entry["samples"] == 2
+    assert entry["after"]["accuracy"] == 0.5 and summary["accuracy_gap_closed"] == 0.5
+    # Shares 1, 1/2, 1/2, 0 vary half as much as single answers would: as good as eight of them.
+    assert (entry["after"]["low"], entry["after"]["high"]) == wilson_interval(4, 8)
+    assert [s["prompt"] for s in summary["samples"]] != [] and len(
+        {s["prompt"] for s in summary["samples"]}
+    ) == 3
+
+
+@pytest.mark.parametrize(
+    ("shares", "answers", "trials"),
+    [
+        ([1.0, 0.0, 0.0, 0.0], 4, 4.0),
+        # Answers to an item that always agree say no more than one.
+        ([1.0, 0.0, 0.0, 0.0], 16, 4.0),
+        ([0.5, 0.5, 0.5, 0.5], 8, 4.0),
+        ([0.75, 0.25], 8, 8.0),
+        ([1.0, 1.0], 2, 2.0),
+    ],
+)
+def test_answers_to_one_item_count_as_many_as_they_are_worth(
+    shares: list[float], answers: int, trials: float
+) -> None:
+    centre = sum(shares) / len(shares)
+    assert interval_of_shares(shares, answers) == pytest.approx(wilson_interval(centre * trials, trials))
+
+
+def test_without_items_nothing_is_known() -> None:
+    assert interval_of_shares([], 0) == (0.0, 1.0)

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from semalign.config import ModelConfig, TransferConfig
 from semalign.data.drawing import task_rows
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import CacheError, ConfigError, DataError
-from semalign.evaluation.answers import Answer, answer_items, graded_again
+from semalign.evaluation.answers import Answer, answer_items, by_item, graded_again
 from semalign.evaluation.heldout import heldout_batches
 from semalign.evaluation.summary import store_answers, stored_answers, trained_model
 from semalign.methods.recipe import Recipe
@@ -318,17 +318,15 @@ def _student_of(job: CellJob) -> Line | None:
 
 
 def verdicts(job: CellJob, answered: Answers) -> list[Line]:
-    """One line per item."""
+    """One line per item, with shares of its answers."""
     return [
         {
             "measured": task,
-            "item": answer["id"],
-            "correct": int(answer["correct"]),
-            "extracted": int(answer["extracted"]),
-            "ended": int(answer["ended"]),
+            "item": several[0]["id"],
+            **{k: mean(int(answer[k]) for answer in several) for k in ("correct", "extracted", "ended")},
         }
         for task, given in answered.items()
-        for answer in given
+        for several in by_item(given)
     ]
 
 

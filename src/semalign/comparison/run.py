@@ -23,7 +23,7 @@ from semalign.comparison.cells import (
 )
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
-from semalign.config import ModelConfig, to_dict, without_names
+from semalign.config import EvaluationConfig, ModelConfig, to_dict, without_names
 from semalign.data.drawing import split_rows
 from semalign.models.loading import identity
 from semalign.run import results
@@ -173,6 +173,7 @@ class _Fingerprints:
                 "data": without_names(config.data),
                 "items": config.evaluation.tasks and hash_of(items_of(config, task)),
                 "max_new_tokens": config.evaluation.max_new_tokens,
+                **_drawn(config.evaluation),
             }
             for task, config in references.items()
         }
@@ -206,6 +207,13 @@ class _Fingerprints:
             # At equal time the default's seconds decide.
             budget=self.of(Cell(comparison.options.default, cell.task)) if cell.budget == "time" else None,
         )
+
+
+def _drawn(options: EvaluationConfig) -> dict[str, Any]:
+    """How answers are drawn; where they are not it is left out, so that cells from before this could be chosen stay valid."""
+    if options.sampling.is_greedy:
+        return {}
+    return {"samples": options.samples, "sampling": to_dict(options.sampling)}
 
 
 RANDOM_TEACHER = "random weights, seed 0"

@@ -28,10 +28,11 @@ def answer_items(
     part: Path | None = None,
     wanted: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
-    """Answers to the items of all tasks, or of one, with their verdicts, by greedy decoding.
+    """Answers to the items of all tasks, or of one, with their verdicts: evaluation.samples an item, one after the other.
 
     An answer has the item's `id` (its number where it has none), `task`, `prompt` and `gold`, the `text`, whether it `ended` or was
-    cut off at evaluation.max_new_tokens, and the verdict: `correct`, `extracted`, `reason`, and the `code` that was run.
+    cut off at evaluation.max_new_tokens, and the verdict: `correct`, `extracted`, `reason`, and the `code` that was run. Where there are
+    several an item, `sample` counts them from 1.
 
     Args:
         decoder: who answers; None asks the teacher's server.
@@ -46,11 +47,19 @@ def answer_items(
 
         def ask(batch: list[int]) -> list[tuple[str, bool]]:
             asked = [prompts[n] for n in batch]
-            return asked_answers(config.teacher, tokenizer, asked, options.max_new_tokens)
+            return asked_answers(
+                config.teacher,
+                tokenizer,
+                asked,
+                options.max_new_tokens,
+                samples=options.samples,
+                sampling=options.sampling,
+                seed=config.seed + options.samples * batch[0],
+            )
 
         order, size = list(range(len(rows))), options.batch_size
         batches = [order[start : start + size] for start in range(0, len(rows), size)]
-        found = in_order(batches, 1, ask, journal)
+        found = in_order(batches, options.samples, ask, journal)
     else:
         assert decoder.tokenizer is not None
         found = answers(
@@ -61,9 +70,25 @@ def answer_items(
             options.batch_size,
             engine=options.engine,
             server=options.server,
+            samples=options.samples,
+            sampling=options.sampling,
+            seed=config.seed,
             journal=journal,
         )
-    return _graded(config, rows, [{"text": text, "ended": has_ended} for text, has_ended in found])
+    given: list[Answer] = [{"text": text, "ended": has_ended} for text, has_ended in found]
+    if options.samples > 1:
+        given = [answer | {"sample": n % options.samples + 1} for n, answer in enumerate(given)]
+    return _graded(config, rows, given)
+
+
+def by_item(given: Sequence[Answer]) -> list[list[Answer]]:
+    """The answers to each item."""
+    items: list[list[Answer]] = []
+    for answer in given:
+        if answer.get("sample", 1) == 1:
+            items.append([])
+        items[-1].append(answer)
+    return items
 
 
 def graded_again(config: TransferConfig, given: Sequence[Answer], task: str | None = None) -> list[Answer]:
@@ -72,9 +97,10 @@ def graded_again(config: TransferConfig, given: Sequence[Answer], task: str | No
     Raises:
         DataError: the answers are not to these items, in this order.
     """
-    rows = _rows(config, task)[: len(given)]
+    items = by_item(given)
+    rows = _rows(config, task)[: len(items)]
     asked = [prompt_row(row)["messages"][-1]["content"] for row in rows]
-    if asked != [answer["prompt"] for answer in given]:
+    if asked != [answers[0]["prompt"] for answers in items]:
         raise DataError(
             f"evaluation.tasks: expected the items that the {len(given)} stored answers were given to, in their order, got others; "
             "answer them anew: run the evaluate step without regrade."
@@ -87,7 +113,8 @@ def _rows(config: TransferConfig, task: str | None) -> list[dict[str, Any]]:
 
 
 def _graded(config: TransferConfig, rows: Sequence[dict[str, Any]], given: Sequence[Answer]) -> list[Answer]:
-    permission = config.evaluation.allow_code_execution
+    numbers = [number for number, answers in enumerate(by_item(given)) for _ in answers]
+    rows, permission = [rows[n] for n in numbers], config.evaluation.allow_code_execution
     verdicts = check_answers(rows, [answer["text"] for answer in given], allow_code_execution=permission)
     return [
         {
@@ -101,8 +128,9 @@ def _graded(config: TransferConfig, rows: Sequence[dict[str, Any]], given: Seque
             "extracted": verdict.extracted,
             "reason": verdict.reason,
             **({"code": verdict.code} if verdict.code is not None else {}),
+            **({"sample": answer["sample"]} if "sample" in answer else {}),
         }
-        for number, (row, answer, verdict) in enumerate(zip(rows, given, verdicts, strict=True))
+        for number, row, answer, verdict in zip(numbers, rows, given, verdicts, strict=True)
     ]
 
 

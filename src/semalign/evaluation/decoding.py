@@ -77,7 +77,6 @@ def answers(
     if engine != "padded":
         batches = [list(range(len(encoded)))]
     with (
-        drawn_from(seed, model.device),
         _plain(model, tokenizer, max_new_tokens, sampling) as settings,
         Progress(disable=not progress, transient=True) as bar,
     ):
@@ -86,14 +85,16 @@ def answers(
         def write(batch: list[int]) -> list[tuple[str, bool]]:
             rows = [encoded[n] for n in batch]
             bar.advance(task, len(batch))
-            if engine == "padded":
-                return _generate_batch(model, tokenizer, rows, samples)
-            every = [row for row in rows for _ in range(samples)]
-            if engine == "continuous":
-                return _generate_continuously(model, tokenizer, every, settings)
-            return texts_of(
-                served_answers(model, tokenizer, every, settings, server, batch_size), settings, tokenizer
-            )
+            before = sum(len(b) for b in batches[: batches.index(batch)])
+            # A seed of the batch, so that a try which goes on after some batches draws the same.
+            with drawn_from(seed + before, model.device):
+                if engine == "padded":
+                    return _generate_batch(model, tokenizer, rows, samples)
+                every = [row for row in rows for _ in range(samples)]
+                if engine == "continuous":
+                    return _generate_continuously(model, tokenizer, every, settings)
+                found = served_answers(model, tokenizer, every, settings, server, batch_size)
+                return texts_of(found, settings, tokenizer)
 
         return in_order(batches, samples, write, journal)
 

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import mean, pvariance
 
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+def interval_of_shares(shares: Sequence[float], answers: int) -> tuple[float, float]:
+    """95% interval of the mean of items' shares of right answers.
+
+    The Wilson score interval for n p (1 - p) / v independent answers, with n items, their mean p and the variance v of their shares: n where
+    an item has one answer, more where it has several that differ, and never more than there are answers.
+
+    Args:
+        answers: how many there are to all items together.
+    """
+    p = mean(shares) if shares else 0.0
+    variance = pvariance(shares) if shares else 0.0
+    trials = min(float(answers), len(shares) * p * (1 - p) / variance) if variance else float(len(shares))
+    return wilson_interval(p * trials, trials)
+
+
+def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
     """95% Wilson score interval of a proportion; holds up at 0 and 1 and for few trials."""
     if trials == 0:
         return 0.0, 1.0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from semalign.config import ModelConfig, TransferConfig
-from semalign.evaluation.answers import Answer
-from semalign.evaluation.statistics import wilson_interval
+from semalign.evaluation.answers import Answer, by_item
+from semalign.evaluation.statistics import interval_of_shares
 from semalign.evaluation.tokens import teacher_view
 from semalign.maths.similarity import LEAST_KL, gap_closed, kl_gap_closed
 from semalign.run import results
@@ -107,12 +108,14 @@ def _tasks(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     for name, items in answers.items():
         for task in sorted({i["task"] for i in items}):
             chosen = [i for i in items if i["task"] == task]
-            right = sum(i["correct"] for i in chosen)
-            low, high = wilson_interval(right, len(chosen))
-            entry = tasks.setdefault(task, {"n": len(chosen)})
+            shares = [fmean(i["correct"] for i in several) for several in by_item(chosen)]
+            low, high = interval_of_shares(shares, len(chosen))
+            entry = tasks.setdefault(task, {"n": len(shares)})
+            if len(chosen) > len(shares):
+                entry["samples"] = len(chosen) // len(shares)
             failures = sum(not i["extracted"] for i in chosen) / len(chosen)
             entry[name] = {
-                "accuracy": right / len(chosen),
+                "accuracy": fmean(shares),
                 "low": low,
                 "high": high,
                 "extraction_failures": failures,
@@ -158,7 +161,8 @@ def _samples(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
     """A few answers per task side by side, those that changed first."""
     if not answers:
         return []
-    rows = list(zip(*(answers[n] for n in ("teacher", "before", "after")), strict=True))
+    first = {n: [several[0] for several in by_item(answers[n])] for n in ("teacher", "before", "after")}
+    rows = list(zip(*first.values(), strict=True))
     changed: Callable[[Any], tuple[bool, str]] = lambda r: (  # noqa: E731
         r[1]["correct"] == r[2]["correct"],
         hashlib.sha256(r[0]["prompt"].encode()).hexdigest(),

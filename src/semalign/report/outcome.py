@@ -119,6 +119,8 @@ def _task_panel(name: str, task: Json, runs: list[Contender]) -> Panel:
     spoken = f"{task_name(name)}: " + ", ".join(f"{bar.label} {bar.shown}" for bar in bars)
     kept = [bar for bar in bars if bar.value is not None]
     items = f" · {words.count(finite(task.get('n')))} items" if task.get("n") else ""
+    if task.get("samples"):
+        items += f", {task['samples']} answers each"
     return Panel(
         f"{words.capital(task_name(name))}{items}", Markup(plots.interval_rows(kept, band, spoken)), aside
     )

@@ -26,6 +26,8 @@ class Task(Shape):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Answered | None] = Field(init=False)
     n: Count | None = None
+    samples: Count | None = None
+    """Answers to each item, where there are several."""
 
 
 class Near(Shape):

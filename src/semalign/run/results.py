@@ -221,14 +221,17 @@ class Answer(Shape):
     extracted: bool
     reason: str = ""
     code: str | None = None
+    sample: Count | None = None
 
 
 class CellItem(Shape):
+    """Of the answers to an item the shares that were right, held an answer, and had ended."""
+
     measured: str
     item: str | int
-    correct: Annotated[int, Field(ge=0, le=1)]
-    extracted: Annotated[int, Field(ge=0, le=1)]
-    ended: Annotated[int, Field(ge=0, le=1)] | None = None
+    correct: Share
+    extracted: Share
+    ended: Share | None = None
 
 
 class CellRow(Shape):
