@@ -110,6 +110,9 @@ class ModelConfig:
     their answers, answer is the row's own given answer, each as earlier turns of the conversation."""
     shots: int = 4
     """How many rows a teacher with sees: shots is shown, drawn anew for every prompt."""
+    tokenizer: Literal["shared", "own"] = "shared"
+    """For a teacher only. shared wants the student's tokenizer; with own the teacher reads the same rows through its tokenizer and chat
+    template, and what it says is carried to the student's tokens."""
     server: ServerConfig = field(default_factory=ServerConfig)
     """For a teacher only: a server that holds its weights. model_name_or_path is then read for tokenizer and configuration alone."""
 
@@ -128,7 +131,18 @@ class ModelConfig:
         )
         _require(bool(self.model_name_or_path), "model_name_or_path", "a folder, hub id or .gguf file", "")
         _require(self.shots > 0, "teacher.shots", "a positive count", self.shots)
+        _require(
+            self.tokenizer == "shared" or self.sees == "nothing",
+            "teacher.sees",
+            "nothing with teacher.tokenizer: own",
+            self.sees,
+        )
         _require(not (self.load_in_8bit and self.load_in_4bit), "load_in_8bit", "either 8 or 4 bits", "both")
+
+    @property
+    def only_tells(self) -> bool:
+        """Whether nothing of a teacher is known but its likeliest tokens: no layers, no head."""
+        return self.server.url is not None or self.tokenizer == "own"
 
 
 @dataclass(frozen=True)
@@ -598,7 +612,7 @@ class TransferConfig:
     teacher: ModelConfig
     """The stronger model."""
     student: ModelConfig
-    """The smaller model of the same family."""
+    """The smaller model."""
     data: DataConfig
     """Rows."""
     output_dir: str
@@ -652,10 +666,28 @@ class TransferConfig:
             self.evaluation.harness,
         )
         _require(
-            self.teacher.server.url is None or not self.train.live_teacher,
+            not self.teacher.only_tells or not self.train.live_teacher,
             "train.live_teacher",
-            "false with teacher.server, since a server is asked before training alone",
+            "false with teacher.server or teacher.tokenizer: own, since such a teacher is asked before training alone",
             True,
+        )
+        _require(
+            self.student.tokenizer == "shared",
+            "student.tokenizer",
+            "shared; teacher.tokenizer says whether the two differ",
+            self.student.tokenizer,
+        )
+        _require(
+            self.teacher.tokenizer == "shared" or self.data.supervise == "completion",
+            "data.supervise",
+            "completion with teacher.tokenizer: own, since the two tokenizers are compared on one answer a row",
+            self.data.supervise,
+        )
+        _require(
+            self.teacher.tokenizer == "shared" or self.data.completions != "speculative",
+            "data.completions",
+            "given, teacher or student with teacher.tokenizer: own, since both models write speculative answers token by token",
+            self.data.completions,
         )
         _require(
             self.student.sees == "nothing",

@@ -190,6 +190,24 @@ def test_a_cell_that_was_stopped_while_it_answered_keeps_its_student_and_its_ans
     assert not (cell / "student").exists() and not list(cell.glob("*.part"))
 
 
+def test_a_teacher_with_a_tokenizer_of_its_own_is_compared_by_its_answers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_jobs", here)
+    task = {
+        "data.dataset_name": "embedded:transfer/knowledge",
+        "data.heldout_name": "embedded:test/knowledge",
+    }
+    options = {"seeds": 1, "methods": {"aligned_output": {}}, "default": "aligned_output"}
+    path = write(tmp_path / "own", tasks={"knowledge": task}, **options)
+    path.write_text(path.read_text().replace("embedded:teacher", "embedded:teacher\n    tokenizer: own"))
+    assert main(["compare", str(path), "--quiet"]) == 0
+    found = json.loads((path.parent / "out" / "figures.json").read_text())
+    teacher, student = found["models"]["teacher"]["tasks"]["knowledge"], found["methods"][0]
+    assert teacher["accuracy"] is not None and teacher["kl"] is None
+    assert student["kl_gap_closed"] is not None and not found["failed"]
+
+
 def finished(out: Path) -> list[Path]:
     """Results of trained cells; looks into no folder whose contents come and go."""
     return list((out / "cells").glob("*/*/*/cell.json"))

@@ -145,7 +145,8 @@ def _run(job: CellJob, path: Path) -> None:
         about = train(job, job.source, job.recipe)
         check_files(job.folder / "train.json", "compare")
         model = trained_model(job.config.student, job.folder)
-    answered, rows = measure(load(model, needs_layers=False), job)
+    # A teacher on a server answers there.
+    answered, rows = measure(None if model.server.url else load(model, needs_layers=False), job)
     _let_go(job.folder / "train.json")
     _save(job, {"cell": key_of(cell) | about, "items": verdicts(job, answered), "rows": rows}, answered)
     for name in WEIGHTS:
@@ -297,14 +298,16 @@ def measuring(job: CellJob, task: str) -> TransferConfig:
     return replace(config, evaluation=replace(config.evaluation, max_items=fewest))
 
 
-def measure(decoder: Decoder, job: CellJob) -> tuple[Answers, list[Line]]:
-    """Answers to the items of every task, and closeness on its held-out rows."""
+def measure(decoder: Decoder | None, job: CellJob) -> tuple[Answers, list[Line]]:
+    """Answers to the items of every task, and closeness on its held-out rows; a teacher that only tells has no rows of its own."""
     tasks = [task for task, source in job.references.items() if source.config.evaluation.tasks is not None]
     answered = {}
     for number, task in enumerate(tasks):
         part = job.folder / f"answers-{number}.part"
         wanted = {"cell": job.fingerprint, "task": task, "student": _student_of(job)}
         answered[task] = answer_items(decoder, measuring(job, task), task, part=part, wanted=wanted)
+    if decoder is None or (job.cell.method == TEACHER and job.config.teacher.only_tells):
+        return answered, []
     rows = [line for task, source in job.references.items() for line in closeness(decoder, source, task)]
     return answered, rows
 

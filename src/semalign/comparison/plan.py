@@ -198,10 +198,10 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
             config = build_config(
                 nested(base | tasks[task] | named_own | {"output_dir": options.output_dir}), folder
             )
-            if config.teacher.server.url:
+            if config.teacher.server.url and is_random[label]:
                 raise ConfigError(
-                    f"methods.{label}: expected a teacher that is loaded here, since a comparison measures it as its students, got "
-                    f"teacher.server.url {config.teacher.server.url}; leave teacher.server out, or use semalign transfer."
+                    f"methods.{label}: expected a teacher that is loaded here, of whose sizes a random one is made, got "
+                    f"teacher.server.url {config.teacher.server.url}; leave teacher.server out, or leave {label} out."
                 )
             random = replace(config, teacher=random_teacher(options, config.teacher))
             configs[task, label] = config = random if "teacher" in is_random[label] else config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +25,9 @@ from semalign.data.batches import candidates_of
 from semalign.data.chat import answered, lacks_answer
 from semalign.data.drawing import draw_rows, task_rows
 from semalign.data.kinds import Row
+from semalign.data.lexicon import Lexicon
 from semalign.data.mixture import Drawn
+from semalign.data.rereading import reread
 from semalign.data.samples import unseen_counts
 from semalign.data.shown import Shown
 from semalign.errors import CacheError, DataError
@@ -57,6 +59,8 @@ class Inputs:
     open_student: Callable[[], Decoder]
     fingerprint: dict[str, Any]
     """Identity of the models and the tokenised rows."""
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
+    """The teacher's, where it is another one."""
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per dataset: weight, rows it holds, rows given to training and held out."""
 
@@ -175,13 +179,19 @@ def inputs_of(
             "the chat template writes the date or time (strftime_now): rows change with the clock, and with them everything "
             "that was made from them is made again; write a fixed date into the template to keep results"
         )
+    is_own = config.teacher.tokenizer == "own"
     shared = shared_vocabulary(
-        teacher.tokenizer, tokenizer, teacher.shape.vocabulary, student.shape.vocabulary
+        tokenizer if is_own else teacher.tokenizer,
+        tokenizer,
+        student.shape.vocabulary if is_own else teacher.shape.vocabulary,
+        student.shape.vocabulary,
     )
     if shared.teacher_extra or shared.student_extra:
         logger.info("heads sliced to the %d shared ids", shared.size)
+    # The teacher's rows have other lengths where it has another tokenizer.
+    read_alike = (student,) if is_own else (teacher, student)
     length = min(
-        effective_max_length(tokenizer, m.shape.positions, config.data.max_length) for m in (teacher, student)
+        effective_max_length(tokenizer, m.shape.positions, config.data.max_length) for m in read_alike
     )
     for name, limit in (("teacher", teacher.shape.rope_limit), ("student", student.shape.rope_limit)):
         if limit is not None and limit < config.data.max_length:
@@ -200,6 +210,16 @@ def inputs_of(
     shown = Shown(config.teacher, drawn.train if given is None else given, config.seed)
     train = shown.views(train, tokenizer, config.data, teacher.shape.positions)
     heldout = prepare(drawn.heldout, tokenizer, source="held-out rows", **options) if drawn.heldout else []
+    if is_own:
+        again = partial(
+            reread,
+            tokenizer=teacher.tokenizer,
+            lexicons=(Lexicon(tokenizer), Lexicon(teacher.tokenizer)),
+            data=config.data,
+            positions=teacher.shape.positions,
+        )
+        train = again(train, source=_source(config.data))
+        heldout = again(heldout, source="held-out rows") if heldout else []
     check_shared([*train, *heldout], shared, tokenizer)
     known = {
         "teacher": teacher.identity,
@@ -218,6 +238,7 @@ def inputs_of(
         teacher.open,
         student.open,
         known,
+        teacher.tokenizer if is_own else None,
         drawn.sources,
     )
 

@@ -90,7 +90,7 @@ def _token_at(ids: Sequence[int], at: int, known: Sequence[str | None]) -> str:
 def _different(what: str, teacher: str, student: str) -> ModelError:
     return ModelError(
         f"teacher and student do not share a vocabulary: {what} is {teacher} for the teacher and {student} "
-        "for the student, expected the same; choose two models of one family, with the same tokenizer"
+        "for the student, expected the same; choose two models with the same tokenizer, or set teacher.tokenizer: own"
     )
 
 

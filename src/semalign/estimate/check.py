@@ -20,7 +20,7 @@ from semalign.errors import CacheError
 from semalign.estimate.cautions import cautions
 from semalign.estimate.cost import estimate
 from semalign.estimate.patch import Patch, is_patchable, patch_rows
-from semalign.estimate.probe import Costs, Shown, probe_served, probe_student, probe_teacher
+from semalign.estimate.probe import Costs, Shown, probe_student, probe_teacher, probe_told
 from semalign.evaluation.readiness import check_evaluation
 from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
 from semalign.maths.similarity import mean_cosine
@@ -54,9 +54,12 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         console.print(line, style="red")
     if len(inputs.sources) > 1:
         _print_sources(inputs.sources, console)
-    console.print(
-        f"vocabulary: the first {inputs.vocabulary} ids are shared; chat templates {'agree' if agree else 'DIFFER, the student’s is used'}"
-    )
+    if inputs.teacher_tokenizer is None:
+        console.print(
+            f"vocabulary: the first {inputs.vocabulary} ids are shared; chat templates {'agree' if agree else 'DIFFER, the student’s is used'}"
+        )
+    else:
+        console.print("vocabulary: the teacher reads the rows through its own tokenizer and chat template")
     if config.data.is_generated:
         console.print(
             "no model has answered the prompts yet: this estimate uses the given answers in the place of its own, one a prompt, or "
@@ -75,11 +78,11 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     student = probe_student(config, inputs, plan, shown, costs)
     with costs.clock("collect"):
         free_memory()
-    patch, seen, teacher, drift = None, [], None, None
+    patch, seen, teacher, drift, carried = None, [], None, None, None
     if is_patchable(resolve(config.recipe)) and not is_to_answer(config.data, first[0]):
         patch = Patch(config, inputs, plan, patch_rows(inputs, costs))
-    if config.teacher.server.url:
-        drift = probe_served(config, inputs, costs)
+    if config.teacher.only_tells:
+        drift, carried = probe_told(config, inputs, costs)
     else:
         teacher = probe_teacher(
             config,
@@ -103,7 +106,8 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         "pair_figures": []
         if teacher is None
         else _figures(teacher, student, shown, wanted or [("semantic", i) for i in interfaces]),
-        "served_drift": drift,
+        "served_drift": drift if config.teacher.server.url else None,
+        "carried": carried,
         "patch": patch.figures(inputs.load_student(), *seen[0]) if patch else [],
         "prefix_error": _prefix_error(student),
         "cautions": cautions(config, {name: model.head.weight_VD for name, model in models.items()}),
@@ -205,6 +209,11 @@ def _print(found: dict[str, Any], console: Console) -> None:
     if (drift := found["served_drift"]) is not None:
         console.print(
             f"the teacher's server tells the same twice, within {drift:.2g} nats, and reads the student's tokens"
+        )
+    if (carried := found["carried"]) is not None:
+        console.print(
+            f"another tokenizer: {carried['exact_tokens']:.0%} of the answers' tokens are tokens of the teacher's too, and "
+            f"{carried['carried_mass']:.0%} of its probability can be carried to the student's"
         )
     if found["pairs_are_provisional"]:
         console.print("pairs have not been chosen yet: the deepest layers at equal depth stand for them")

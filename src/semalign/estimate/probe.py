@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -33,7 +34,7 @@ from semalign.run.meter import free_memory, peak_gpu, peak_rss, reset_peak
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.plan import Plan
 from semalign.signals.request import Request, asks_for_layers, recipes_of, wanted_keys
-from semalign.signals.served import ServedTeacher
+from semalign.signals.telling import carried_by, teller_of
 from semalign.steps.attribute import attribute_as
 from semalign.training.arguments import arguments
 from semalign.training.collator import Collator
@@ -42,6 +43,7 @@ from semalign.training.student import trainable
 from semalign.training.suffix import SuffixModel, SuffixTrainer
 
 REPEATS = 2
+Loaded = TypeVar("Loaded")
 
 
 @dataclass
@@ -163,23 +165,25 @@ def probe_teacher(
     return Shown(longest, typical, teacher.head().detached(), norm)
 
 
-def probe_served(config: TransferConfig, inputs: Inputs, costs: Costs) -> float:
-    """A teacher's server: its self-test, and as many typical rows as requests may be under way.
+def probe_told(config: TransferConfig, inputs: Inputs, costs: Costs) -> tuple[float, dict[str, float] | None]:
+    """A teacher that only tells: its self-test, and a batch of typical rows.
 
     Returns:
-        The difference between two answers to one row, nats.
+        The difference between two answers to one row, nats; and how much of these rows could be carried to another tokenizer, see
+        `semalign.signals.carried.Carried`, or None where both have one.
     """
-    options = config.teacher.server
-    teacher = ServedTeacher(options, inputs.tokenizer, inputs.vocabulary, config.cache.top_k)
-    costs.seconds |= {"load_teacher": 0.0, "attribute": 0.0}
-    drift = teacher.self_test(inputs.train[0].for_teacher)
-    rows = [sample.for_teacher for sample in typical_rows(inputs.train, options.requests)]
-    with costs.clock("cache_teacher", rows):
-        teacher.tell(rows)
-    return drift
+    served = config.teacher.server
+    costs.seconds |= {"attribute": 0.0}
+    with costs.watch():
+        teacher = _load(partial(teller_of, config, inputs), costs, "load_teacher")
+        drift = teacher.self_test(inputs.train[0])
+        batch = typical_rows(inputs.train, served.requests if served.url else config.cache.batch_size)
+        with costs.clock("cache_teacher", [sample.for_teacher for sample in batch]):
+            teacher.tell(batch)
+    return drift, carried_by(teacher)
 
 
-def _load(open_model: Callable[[], Decoder], costs: Costs, name: str) -> Decoder:
+def _load(open_model: Callable[[], Loaded], costs: Costs, name: str) -> Loaded:
     with costs.clock(name):
         return open_model()
 

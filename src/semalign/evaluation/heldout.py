@@ -39,9 +39,9 @@ def heldout_batches(
     """
     inputs, store = prepared.inputs, prepared.stores.heldout
     head = decoder.head()
-    # A server's teacher has none here.
-    is_loaded = prepared.config.teacher.server.url is None
-    teacher = prepared.teacher_head.to(decoder.device) if is_loaded else None
+    # A teacher that only tells has none here.
+    is_told = prepared.config.teacher.only_tells
+    teacher = None if is_told else prepared.teacher_head.to(decoder.device)
     lengths = [len(s.input_ids) for s in inputs.heldout]
     batches = (
         length_batches(lengths, max_tokens=None, batch_size=prepared.config.cache.batch_size)

@@ -152,8 +152,8 @@ def _closeness(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str
         "tokens": before["tokens"],
         "teacher": {"nll": before["teacher_nll"]},
     }
-    # Of a server's teacher its likeliest tokens alone are known; all others count as one.
-    over = "told_tokens" if prepared.config.teacher.server.url else "vocabulary"
+    # Of a teacher that only tells its likeliest tokens all others count as one.
+    over = "told_tokens" if prepared.config.teacher.only_tells else "vocabulary"
     return {"closeness": counts | closeness, "kl_over": over, "alignment": alignment, "cka": cka}
 
 

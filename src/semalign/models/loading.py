@@ -219,6 +219,10 @@ def named(
         known |= {"served": [config.server.engine, config.server.model]}
         shape = replace(load_shape(config, needs_layers=False), has_layers=False)
         return Checkpoint(shape, load_tokenizer(config), known, partial(load, config))
+    if config.tokenizer == "own":
+        known |= {"tokenizer": "own"}
+        shape = replace(load_shape(config, needs_layers=False), has_layers=False)
+        return Checkpoint(shape, load_tokenizer(config), known, partial(load, config, needs_layers=False))
     # An offloaded model is moved layer by layer.
     needs_layers = needs_layers or config.offload is not None
     opened = partial(load, config, needs_layers=needs_layers)

@@ -165,18 +165,21 @@ def check_teacher(config: TransferConfig, teacher: Shape) -> None:
     if teacher.has_layers:
         return
     asks, url = asks_for_layers(config), config.teacher.server.url
-    if url:
+    if config.teacher.only_tells:
         asks += [
             f"{name or 'recipe'}: {recipe.name}"
             for name, recipe in recipes_of(config).items()
             if _reads(recipe, TEACHER_OUTPUT) or recipe.rest_temperature != 1.0
         ]
     if asks:
-        how = (
-            f"a server's, which tells its likeliest tokens at temperature 1 alone ({url})"
-            if url
-            else f"{config.teacher.model_name_or_path}, which can only be run as a whole"
-        )
+        how = f"{config.teacher.model_name_or_path}, which can only be run as a whole"
+        if url:
+            how = f"a server's, which tells its likeliest tokens at temperature 1 alone ({url})"
+        elif config.teacher.only_tells:
+            how = (
+                f"{config.teacher.model_name_or_path} with a tokenizer of its own (teacher.tokenizer), of which the likeliest tokens at "
+                "temperature 1 alone are carried"
+            )
         raise ConfigError(
             f"teacher: expected a model whose layers SemAlign knows for {' and '.join(asks)}, got {how}; take recipe.name: "
             "aligned_output, pairing.selection: last and pairing.match: depth, and baselines without layers."

@@ -54,13 +54,13 @@ class ServedTeacher:
         self.server = Server.of(options)
 
     def tell(self, samples: Sequence[Sample]) -> list[Told]:
-        """The likeliest tokens of every row, requests side by side.
+        """The likeliest tokens of every row as the teacher reads it, requests side by side.
 
         Raises:
             ModelError: the server gives no answer, or not what was asked for.
         """
         with ThreadPoolExecutor(self.options.requests) as pool:
-            return list(pool.map(self._tell, samples))
+            return list(pool.map(self._tell, [sample.for_teacher for sample in samples]))
 
     def self_test(self, sample: Sample) -> float:
         """Ask twice for one row and compare, before anything is stored.
@@ -71,6 +71,7 @@ class ServedTeacher:
         Raises:
             ModelError: the answers differ, say that tokens have other texts than here, or sum to more than 1.
         """
+        sample = sample.for_teacher
         entries = self._entries(sample.input_ids)
         self._check_texts(sample, entries)
         first, again = self._told(sample, entries), self._tell(sample)

@@ -29,9 +29,9 @@ from semalign.signals.maps import Maps, fit_maps, head_maps, to_targets
 from semalign.signals.passes import layer_states, student_signals, teacher_signals, told_heldout, told_signals
 from semalign.signals.prepared import Prepared
 from semalign.signals.request import PREFIX_ERROR, own_name, target_name
-from semalign.signals.served import ServedTeacher
 from semalign.signals.shards import ShardStore
 from semalign.signals.stores import Source, Stores, fill
+from semalign.signals.telling import teller_of
 
 logger = logging.getLogger(__name__)
 BESIDE = ("maps.safetensors", "teacher_head.safetensors", "cka.safetensors")
@@ -126,7 +126,7 @@ def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
         Seconds that the held-out rows took: they are for measuring, not for training.
     """
     config, run, inputs, stores = prepared.config, prepared.run, prepared.inputs, prepared.stores
-    if config.teacher.server.url:
+    if config.teacher.only_tells:
         return _ask_teacher(prepared, student[0])
     teacher = inputs.load_teacher()
     heldout_seconds = 0.0
@@ -170,17 +170,18 @@ def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
 
 
 def _ask_teacher(prepared: Prepared, student_head: Head) -> float:
-    """A served teacher in the place of a loaded one: it has no activations to map, and no head to keep."""
+    """A teacher that only tells in the place of one with layers: it has no activations to map, and no head to keep."""
     config, inputs, stores = prepared.config, prepared.inputs, prepared.stores
-    teacher = ServedTeacher(config.teacher.server, inputs.tokenizer, inputs.vocabulary, config.cache.top_k)
+    teacher = teller_of(config, inputs)
     heldout_seconds = 0.0
     # As many rows as requests may be under way.
-    options: dict[str, Any] = {"batch_size": config.teacher.server.requests, "limit": _limit(prepared)}
+    size = config.teacher.server.requests if config.teacher.server.url else config.cache.batch_size
+    options: dict[str, Any] = {"batch_size": size, "limit": _limit(prepared)}
     if any(store.missing(verify=True) for store in (stores.teacher, stores.heldout)):
-        teacher.self_test(inputs.train[0].for_teacher)
+        teacher.self_test(inputs.train[0])
 
     def train_rows(batch: list[int]) -> list[Record]:
-        own, rows = [stores.student.read(i) for i in batch], [inputs.train[i].for_teacher for i in batch]
+        own, rows = [stores.student.read(i) for i in batch], [inputs.train[i] for i in batch]
         return told_signals(teacher.tell(rows), rows, stores.request, own, student_head, inputs.candidates)
 
     def heldout_rows(batch: list[int]) -> list[Record]:
