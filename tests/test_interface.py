@@ -50,6 +50,8 @@ def fields(owner: type = TransferConfig, prefix: str = "") -> Iterator[str]:
             yield from fields(kind, f"{prefix}{f.name}.")  # type: ignore[arg-type]
             continue
         default = "required" if f.default is f.default_factory is dataclasses.MISSING else repr(f.default)
+        if f.default_factory is not dataclasses.MISSING:
+            default = repr(f.default_factory())
         shown = kind.__name__ if inspect.isclass(kind) and not hasattr(kind, "__args__") else str(kind)
         yield f"{prefix}{f.name}: {shown.replace('typing.', '')} = {default}"
 

@@ -54,6 +54,8 @@ def check_labels(option: str, labels: Collection[str], reserved: Collection[str]
 
 
 Supervise = Literal["completion", "assistant", "all"]
+TEMPLATE_NAMES = ("messages", "tools", "documents", "add_generation_prompt")
+"""What every rendering gives to a chat template."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ class ModelConfig:
     pass brings one layer at a time onto the device."""
     trust_remote_code: bool = False
     """Allow transformers to run Python code that comes with the checkpoint."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Values for variables of the model's chat template, such as enable_thinking: false, wherever its tokenizer renders a conversation:
+    the student's in training rows and its own answers, the teacher's in the teacher's."""
     sees: Literal["nothing", "shots", "answer"] = "nothing"
     """For a teacher only: what stands before each training row in its prompt and not in the student's. shots are other given rows with
     their answers, answer is the row's own given answer, each as earlier turns of the conversation."""
@@ -130,6 +135,13 @@ class ModelConfig:
             self.model_name_or_path,
         )
         _require(bool(self.model_name_or_path), "model_name_or_path", "a folder, hub id or .gguf file", "")
+        for name in self.chat_template_kwargs:
+            _require(
+                name.isidentifier() and name not in TEMPLATE_NAMES,
+                "chat_template_kwargs",
+                f"names of the template's own variables (not {', '.join(TEMPLATE_NAMES)})",
+                name,
+            )
         _require(self.shots > 0, "teacher.shots", "a positive count", self.shots)
         _require(
             self.tokenizer == "shared" or self.sees == "nothing",

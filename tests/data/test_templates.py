@@ -12,11 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from semalign.data import encode_prompt, prepare, templates, templates_agree
 from semalign.data.templates import Failure, Job, rendered
 from semalign.errors import DataError
+from semalign.models.variables import give_variables, variables_of
 
 from .conftest import TEMPLATES, build
 from .marked import chat
@@ -51,6 +52,22 @@ def test_a_rendering_is_what_transformers_renders(style: str) -> None:
         tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=p) for p in (False, True)
     ]
     assert rendered([Job(turns, None, False), Job(turns, None, True)], tokenizer) == wanted
+
+
+def test_a_template_s_own_variables_are_given_and_not_saved(tmp_path: Path) -> None:
+    template = (
+        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{{ style }}"
+    )
+    tokenizer = with_template(template)
+    assert rendered(CHAT[1:], tokenizer) == [""]
+    give_variables(tokenizer, {"enable_thinking": False, "style": "short"})
+    wanted = tokenizer.apply_chat_template(
+        CHAT[1].messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, style="short"
+    )
+    assert rendered(CHAT[1:], tokenizer) == [wanted] == ["<think></think>short"]
+    tokenizer.save_pretrained(tmp_path)
+    assert "semalign" not in "".join(p.read_text() for p in tmp_path.glob("*.json"))
+    assert variables_of(AutoTokenizer.from_pretrained(tmp_path)) == {}
 
 
 @pytest.mark.parametrize(

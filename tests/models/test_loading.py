@@ -21,10 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from semalign.config import ModelConfig
 from semalign.data import Sample
 from semalign.data.batches import candidates_of
-from semalign.errors import ModelError, SemAlignError
+from semalign.errors import ConfigError, ModelError, SemAlignError
 from semalign.maths.pairing import LayerPair
 from semalign.models.decoder import Decoder
-from semalign.models.loading import identity, in_memory, load, load_shape
+from semalign.models.loading import identity, in_memory, load, load_shape, load_tokenizer
+from semalign.models.variables import variables_of
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.request import Request
 from semalign.steps.attribute import attribute_layers
@@ -303,3 +304,17 @@ def test_a_package_that_a_kernel_needs_is_no_damage(tiny_pair: tuple[Path, Path]
     ) as said:
         load(config)
     assert "damaged" not in str(said.value)
+
+
+def test_a_template_s_variables_come_with_the_tokenizer_and_make_another_model(
+    tiny_pair: tuple[Path, Path],
+) -> None:
+    plain = ModelConfig(str(tiny_pair[1]))
+    given = replace(plain, chat_template_kwargs={"enable_thinking": False})
+    assert variables_of(load_tokenizer(given)) == {"enable_thinking": False}
+    assert variables_of(load(given).tokenizer) == {"enable_thinking": False}  # type: ignore[arg-type]
+    assert variables_of(load_tokenizer(plain)) == {} and identity(given) != identity(plain)
+    with pytest.raises(
+        ConfigError, match=r"chat_template_kwargs: expected names of the template's own .*got 'tools'"
+    ):
+        replace(plain, chat_template_kwargs={"tools": []})

@@ -264,9 +264,10 @@ def _random_parts(options: CompareConfig, label: str) -> set[str]:
 
 def random_teacher(options: CompareConfig, teacher: ModelConfig) -> ModelConfig:
     """Where the teacher with fresh weights lies once it is made."""
-    kept = {"dtype": teacher.dtype, "attn_implementation": teacher.attn_implementation}
+    names = ("dtype", "attn_implementation", "chat_template_kwargs", "tokenizer")
+    kept: dict[str, Any] = {n: getattr(teacher, n) for n in names}
     name = f"random-teacher-{hash_of(to_dict(teacher))}"
-    return ModelConfig(str(Path(options.output_dir) / name), **kept)  # type: ignore[arg-type]
+    return ModelConfig(str(Path(options.output_dir) / name), **kept)
 
 
 def redrawn(config: TransferConfig, seed: int) -> TransferConfig:

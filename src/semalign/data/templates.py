@@ -25,6 +25,8 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from semalign.models.variables import variables_of
+
 CPU_SECONDS = 5.0
 """Processor time that the renderings of one row may take; a long conversation takes milliseconds."""
 MEMORY = 2**30
@@ -103,7 +105,7 @@ def _ask(
     """Each job's text or failure, or why there is none of any."""
     request = {
         "template": template,
-        "variables": dict(tokenizer.special_tokens_map),
+        "variables": dict(tokenizer.special_tokens_map) | variables_of(tokenizer),
         "jobs": [vars(job) for job in jobs],
         "seconds": CPU_SECONDS,
     }

@@ -24,6 +24,7 @@ from semalign.errors import CacheError, ConfigError, require, suggestion
 from semalign.evaluation.code_eval import TASKS, graded_in_jail
 from semalign.evaluation.statistics import Z95
 from semalign.models.decoder import Decoder
+from semalign.models.variables import variables_of
 from semalign.run.files import FULL
 
 
@@ -47,6 +48,7 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
     if has_template:
         # The harness renders in this process: a template that fails or does not end shall do so before.
         encode_prompt([{"role": "user", "content": "x"}], decoder.tokenizer, "evaluation.harness")  # type: ignore[arg-type]
+    variables = variables_of(decoder.tokenizer) if decoder.tokenizer is not None else {}
     # Its advice is about options of its own command line.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model = HFLM(
@@ -54,6 +56,7 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
         tokenizer=decoder.tokenizer,
         batch_size=options.batch_size,
         max_length=decoder.shape.positions,
+        **({"chat_template_args": variables} if variables else {}),
     )
     try:
         with tempfile.TemporaryDirectory() as folder, _quiet(), graded_in_jail(options.allow_code_execution):

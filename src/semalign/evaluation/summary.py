@@ -29,8 +29,12 @@ def trainings(config: TransferConfig, run: RunFolder) -> dict[str, Path]:
 
 def trained_model(student: ModelConfig, folder: Path) -> ModelConfig:
     """The student that a training left in its folder, loaded as the untouched one is."""
-    kernel = student.attn_implementation
-    return ModelConfig(str(folder / "student"), dtype=student.dtype, attn_implementation=kernel)
+    return ModelConfig(
+        str(folder / "student"),
+        dtype=student.dtype,
+        attn_implementation=student.attn_implementation,
+        chat_template_kwargs=student.chat_template_kwargs,
+    )
 
 
 def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, Any]:

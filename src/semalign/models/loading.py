@@ -27,6 +27,7 @@ from semalign.config import ModelConfig
 from semalign.errors import ModelError, SemAlignError, require
 from semalign.models.decoder import Decoder
 from semalign.models.layouts import WHOLE, WRAPPERS, Shape, check_allocation, layout_of, layouts, shape_of
+from semalign.models.variables import give_variables
 from semalign.models.wrappers import loads_whole, say_what_is_left_out, text_of
 from semalign.run.sums import digests
 
@@ -125,6 +126,8 @@ def identity(config: ModelConfig, memory: Path | None = None) -> dict[str, Any]:
         "dtype": config.dtype,
         "load_in_8bit": config.load_in_8bit,
         "load_in_4bit": "nf4" if config.load_in_4bit else False,
+        # Named only where it is used, so that folders from before it stay valid.
+        **({"chat_template_kwargs": config.chat_template_kwargs} if config.chat_template_kwargs else {}),
     }
     folder, files = Path(where), []
     if "gguf_file" in extra:
@@ -145,6 +148,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     with _reading(config):
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
         tokenizer.decode(tokenizer("0")["input_ids"])  # what is wrong in its files may show here first
+        give_variables(tokenizer, config.chat_template_kwargs)
         return tokenizer
 
 
