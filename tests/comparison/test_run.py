@@ -208,6 +208,26 @@ def test_a_teacher_with_a_tokenizer_of_its_own_is_compared_by_its_answers_alone(
     assert student["kl_gap_closed"] is not None and not found["failed"]
 
 
+def test_each_cell_comes_right_after_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def noting(jobs: Mapping[str, Job], workers: int, done: Done) -> dict[str, str]:
+        order.extend(jobs)
+        return dict.fromkeys(jobs, "not run")
+
+    monkeypatch.setattr(run, "run_jobs", noting)
+    path = write(
+        tmp_path / "ordered", methods={"aligned": {}, "more": {"recipe.name": "kl", "data.max_rows": 6}}
+    )
+    assert main(["compare", str(path), "--quiet"]) == 0
+    for task in TASKS:
+        # The second seed's rows are prepared once the first seed's students are done.
+        first, second = (order.index(f"{task}/more/rows-{seed}") for seed in range(2))
+        between = [n for n in order[first + 1 : second] if n.startswith(task) and "rows" not in n]
+        assert between and order.index(between[-1]) > first
+    assert order.index("untouched") == len(TASKS)
+
+
 def finished(out: Path) -> list[Path]:
     """Results of trained cells; looks into no folder whose contents come and go."""
     return list((out / "cells").glob("*/*/*/cell.json"))

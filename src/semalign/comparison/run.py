@@ -75,8 +75,10 @@ def _run(comparison: Comparison, cells: Mapping[str, CellJob], say: Say) -> dict
         if source.has_random_teacher:
             original = comparison.reference(source.task).config.teacher
             make_random_teacher(original, Path(source.config.teacher.model_name_or_path))
-    jobs = {name: Job(prepare, source) for name, source in sources.items()}
+    jobs: dict[str, Job] = {}
     for name, job in cells.items():
+        # What a cell needs is prepared just before it, so that an early stop leaves cells and not preparations.
+        jobs |= {n: Job(prepare, s) for s in needed[name] if (n := _name(s)) not in jobs}
         after = tuple(n for n in (_of(f) for f in (*job.same, *job.defaults)) if n in cells)
         jobs[name] = Job(run_cell, job, needs=tuple(map(_name, needed[name])), after=after)
     if not jobs:
