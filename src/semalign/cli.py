@@ -95,6 +95,8 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
         return _report(options, console)
     if command == "compare":
         return _compare(options, console)
+    if command == "export":
+        return _export(options)
     if command == "push":
         return _push(options)
     if command == "verify":
@@ -195,6 +197,23 @@ def _push(options: Any) -> dict[str, Any]:
     if not options.json:
         show(found, Console())
     return found
+
+
+def _export(options: Any) -> dict[str, Any]:
+    from semalign.data.inputs import load_inputs
+    from semalign.run.folder import RunFolder
+    from semalign.signals.parquet import export
+    from semalign.signals.prepared import Prepared
+
+    run = RunFolder(Path(options.run))
+    config = load_config(run.config, output_dir=options.run)
+    found = export(Prepared.read(config, run, load_inputs(config, run)), Path(options.file))
+    if not options.json:
+        Console().print(
+            f"{options.file}: {found.rows} rows, {found.tokens} supervised tokens, the teacher's {found.top_k} likeliest at each",
+            soft_wrap=True,
+        )
+    return vars(found)
 
 
 def _verify(options: Any) -> dict[str, Any]:

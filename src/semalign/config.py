@@ -118,6 +118,9 @@ class ModelConfig:
     tokenizer: Literal["shared", "own"] = "shared"
     """For a teacher only. shared wants the student's tokenizer; with own the teacher reads the same rows through its tokenizer and chat
     template, and what it says is carried to the student's tokens."""
+    signals: str | None = None
+    """For a teacher only: a Parquet file, or a folder of them, with its likeliest tokens at the rows' tokens, as `semalign export`, axolotl
+    or DistillKit write them. model_name_or_path is then read for tokenizer and configuration, and for weights only where it answers."""
     server: ServerConfig = field(default_factory=ServerConfig)
     """For a teacher only: a server that holds its weights. model_name_or_path is then read for tokenizer and configuration alone."""
 
@@ -144,6 +147,12 @@ class ModelConfig:
             )
         _require(self.shots > 0, "teacher.shots", "a positive count", self.shots)
         _require(
+            self.signals is None or self.server.url is None,
+            "teacher.signals",
+            "null with teacher.server, which tells the same",
+            self.signals,
+        )
+        _require(
             self.tokenizer == "shared" or self.sees == "nothing",
             "teacher.sees",
             "nothing with teacher.tokenizer: own",
@@ -154,7 +163,7 @@ class ModelConfig:
     @property
     def only_tells(self) -> bool:
         """Whether nothing of a teacher is known but its likeliest tokens: no layers, no head."""
-        return self.server.url is not None or self.tokenizer == "own"
+        return self.server.url is not None or self.signals is not None or self.tokenizer == "own"
 
 
 @dataclass(frozen=True)
@@ -680,7 +689,7 @@ class TransferConfig:
         _require(
             not self.teacher.only_tells or not self.train.live_teacher,
             "train.live_teacher",
-            "false with teacher.server or teacher.tokenizer: own, since such a teacher is asked before training alone",
+            "false with teacher.server, teacher.signals or teacher.tokenizer: own, since such a teacher is asked before training alone",
             True,
         )
         _require(
@@ -688,6 +697,12 @@ class TransferConfig:
             "student.tokenizer",
             "shared; teacher.tokenizer says whether the two differ",
             self.student.tokenizer,
+        )
+        _require(
+            self.student.signals is None,
+            "student.signals",
+            "null, since signals are a teacher's",
+            self.student.signals,
         )
         _require(
             self.teacher.tokenizer == "shared" or self.data.supervise == "completion",

@@ -33,6 +33,7 @@ HELP = {
     "demo": "transfer between the two models that ship with the package, with baselines",
     "data": "check a file of rows: form, lengths, masks, duplicates and overlap",
     "verify": "say which files of a run, a comparison or a student are damaged or missing",
+    "export": "write what the teacher said about the training rows to a Parquet file, which teaches other students",
     "push": "list what would be uploaded to the hub, and upload it with --yes",
     "completion": "print a script that completes commands and options in your shell",
 }
@@ -60,6 +61,7 @@ def parser(wanted: str | None = None) -> Root:
         "demo": _demo_parser,
         "data": lambda: Parser(usage="semalign data check FILE [OPTIONS]"),
         "verify": _verify_parser,
+        "export": _export_parser,
         "push": _push_parser,
         "completion": _completion_parser,
     }
@@ -145,6 +147,17 @@ def _verify_parser() -> Parser:
     sub = _common("verify FOLDER")
     sub.description = "Says which files are damaged, missing or not recorded; the exit code is 6 if any is damaged or missing."
     sub.add_argument("folder", type=str, help="a run folder, a comparison's folder, or a saved student alone")
+    return sub
+
+
+def _export_parser() -> Parser:
+    sub = _common("export RUN FILE")
+    sub.description = (
+        "Write the teacher's likeliest tokens at the supervised tokens of a run's rows, from its cache. A run with teacher.signals: FILE "
+        "trains another student on them, without the teacher."
+    )
+    sub.add_argument("run", type=str, help="the run folder")
+    sub.add_argument("file", type=str, help="the Parquet file")
     return sub
 
 

@@ -81,7 +81,7 @@ def _advice(message: str, parser: Parser) -> str:
 def load_config(path: str | Path, **changes: Any) -> TransferConfig:
     """A TransferConfig from a YAML file, with top-level fields replaced by keyword.
 
-    Paths of models and rows that exist beside the file are taken from there, so that an example works from anywhere.
+    Paths of models, rows and signals that exist beside the file are taken from there, so that an example works from anywhere.
 
     Raises:
         ConfigError: the file does not parse, or a value is not what its field expects.
@@ -222,7 +222,11 @@ def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
     teacher, student, data = config.teacher, config.student, config.data
     return replace(
         config,
-        teacher=replace(teacher, model_name_or_path=resolve_path(teacher.model_name_or_path, base)),
+        teacher=replace(
+            teacher,
+            model_name_or_path=resolve_path(teacher.model_name_or_path, base),
+            signals=teacher.signals and resolve_path(teacher.signals, base),
+        ),
         student=replace(student, model_name_or_path=resolve_path(student.model_name_or_path, base)),
         data=replace(
             data,

@@ -223,8 +223,12 @@ def named(
         known |= {"served": [config.server.engine, config.server.model]}
         shape = replace(load_shape(config, needs_layers=False), has_layers=False)
         return Checkpoint(shape, load_tokenizer(config), known, partial(load, config))
-    if config.tokenizer == "own":
-        known |= {"tokenizer": "own"}
+    if config.only_tells:
+        known |= {"tokenizer": config.tokenizer}
+        if config.signals is not None:
+            place = Path(config.signals).expanduser()
+            told = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+            known |= {"signals": [sha[:16] for sha in digests([p for p in told if p.is_file()], memory)]}
         shape = replace(load_shape(config, needs_layers=False), has_layers=False)
         return Checkpoint(shape, load_tokenizer(config), known, partial(load, config, needs_layers=False))
     # An offloaded model is moved layer by layer.

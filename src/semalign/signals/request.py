@@ -175,6 +175,8 @@ def check_teacher(config: TransferConfig, teacher: Shape) -> None:
         how = f"{config.teacher.model_name_or_path}, which can only be run as a whole"
         if url:
             how = f"a server's, which tells its likeliest tokens at temperature 1 alone ({url})"
+        elif config.teacher.signals:
+            how = f"what was told of its likeliest tokens at temperature 1 ({config.teacher.signals})"
         elif config.teacher.only_tells:
             how = (
                 f"{config.teacher.model_name_or_path} with a tokenizer of its own (teacher.tokenizer), of which the likeliest tokens at "

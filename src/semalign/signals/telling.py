@@ -1,4 +1,5 @@
-"""A teacher that only tells what it thinks of the next token: loaded here or held by a server, in its own tokens or carried to the student's."""
+"""A teacher that only tells what it thinks of the next token: loaded here, held by a server, or of which files are left; in its own tokens
+or carried to the student's."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from semalign.data.inputs import Inputs
 from semalign.data.lexicon import Lexicon
 from semalign.models.decoder import Decoder
 from semalign.signals.carried import Carrier
+from semalign.signals.parquet import StoredTeacher
 from semalign.signals.passes import topk
 from semalign.signals.served import ServedTeacher, Told
 
@@ -82,9 +84,11 @@ def teller_of(config: TransferConfig, inputs: Inputs) -> Telling:
     k, tokenizer = config.cache.top_k, inputs.teacher_tokenizer or inputs.tokenizer
     is_own = inputs.teacher_tokenizer is not None
     teacher: Telling
+    known = inputs.teacher.vocabulary if is_own else inputs.vocabulary
     if config.teacher.server.url:
-        known = inputs.teacher.vocabulary if is_own else inputs.vocabulary
         teacher = ServedTeacher(config.teacher.server, tokenizer, known, k)
+    elif config.teacher.signals:
+        teacher = StoredTeacher(config.teacher.signals, [*inputs.train, *inputs.heldout], known, k)
     else:
         teacher = LoadedTeacher(inputs.open_teacher(), k)
     if not is_own:
