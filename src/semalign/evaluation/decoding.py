@@ -14,6 +14,7 @@ from transformers.generation import configuration_utils
 from semalign.config import SERVER, Engine, SamplingConfig
 from semalign.data import encode_prompt
 from semalign.errors import ModelError
+from semalign.evaluation.room import with_room
 from semalign.evaluation.sampling import Likeliest
 from semalign.evaluation.server import served_answers
 from semalign.models.layouts import positions_of
@@ -323,5 +324,6 @@ def _generate_batch(
         cache = output.get("past_key_values") if takes_cache else None
         if cache is not None and len(places) < len(going_on):
             cache.reorder_cache(kept)
+        cache = with_room(cache)
         going_on = [going_on[n] for n in places]
     return [until_end(tokens, ends, tokenizer) for tokens in found]
