@@ -195,6 +195,14 @@ FULL = (
         rows={"by_dtype": ("dtype", "share", "low", "high", "gemm_flops")},
     ),
     Claim(
+        "decoding",
+        "Answers to 100 prompts against transformers' generate",
+        "The ratio is the seconds of transformers' generate on the same padded batch divided by ours. The share is the time of the weights' "
+        "products alone divided by ours.",
+        "decoding",
+        shown=("ours", "theirs", "tokens", "tokens_per_second", "share"),
+    ),
+    Claim(
         "estimates",
         "Embedded pair: estimate of `semalign check` against actual use",
         "The ratio is the estimated size of the cache divided by its actual size. The range in brackets is over all quantities in "
@@ -259,6 +267,6 @@ QUICK = (
             rows=c.rows,
         )
         for c in FULL
-        if c.name in ("bases", "losses", "scaling", "arithmetic", "estimates")
+        if c.name in ("bases", "losses", "scaling", "arithmetic", "decoding", "estimates")
     ),
 )
