@@ -33,7 +33,7 @@ HELP = {
     "demo": "transfer between the two models that ship with the package, with baselines",
     "data": "check a file of rows: form, lengths, masks, duplicates and overlap",
     "verify": "say which files of a run, a comparison or a student are damaged or missing",
-    "export": "write what the teacher said about the training rows to a Parquet file, which teaches other students",
+    "export": "write what the teacher said about a run's rows to a Parquet file, for other students",
     "push": "list what would be uploaded to the hub, and upload it with --yes",
     "completion": "print a script that completes commands and options in your shell",
 }
