@@ -24,7 +24,7 @@ from semalign.data.batches import candidates_of
 from semalign.errors import ConfigError, ModelError, SemAlignError
 from semalign.maths.pairing import LayerPair
 from semalign.models.decoder import Decoder
-from semalign.models.loading import identity, in_memory, load, load_shape, load_tokenizer
+from semalign.models.loading import check_pair, identity, in_memory, load, load_shape, load_tokenizer
 from semalign.models.variables import variables_of
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.request import Request
@@ -318,3 +318,19 @@ def test_a_template_s_variables_come_with_the_tokenizer_and_make_another_model(
         ConfigError, match=r"chat_template_kwargs: expected names of the template's own .*got 'tools'"
     ):
         replace(plain, chat_template_kwargs={"tools": []})
+
+
+def test_a_teacher_that_only_tells_may_have_fewer_layers_than_its_student(
+    tiny_pair: tuple[Path, Path],
+) -> None:
+    teacher, student = (load_shape(ModelConfig(str(folder))) for folder in tiny_pair)
+    shallow = replace(teacher, layers=student.layers - 1, width=student.width * 2)
+    with pytest.raises(ModelError, match="2 teacher layers and 3 student layers"):
+        check_pair(shallow, student, allow_smaller_teacher=False)
+    check_pair(replace(shallow, has_layers=False), student, allow_smaller_teacher=False)
+    with pytest.raises(
+        ModelError, match=r"got 2048 teacher layers x channels\^2 and 3072 student layers x channels\^2"
+    ):
+        check_pair(
+            replace(shallow, has_layers=False, width=student.width), student, allow_smaller_teacher=False
+        )

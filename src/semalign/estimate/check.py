@@ -224,7 +224,8 @@ def _print(found: dict[str, Any], console: Console) -> None:
             line["interface"],
             *(f"{line[k]:.3f}" for k in ("recomposition", "semantic", "logit")),
         )
-    console.print(table)
+    if found["pair_figures"]:
+        console.print(table)
     if found["patch"]:
         _print_patch(found["patch"], console)
     console.rule("[bold]cost", align="left")

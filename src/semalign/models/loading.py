@@ -411,11 +411,16 @@ def _check_finite(decoder: Decoder) -> None:
 
 
 def check_pair(teacher: Shape, student: Shape, *, allow_smaller_teacher: bool) -> None:
-    """Refuse a teacher that is narrower or shallower than the student, from their sizes alone."""
-    for what, t, s in (
+    """Refuse a teacher that is narrower or shallower than the student, from their sizes alone; one that is run as a whole or only tells
+    may be one of the two, as long as it is larger in all."""
+    sizes = [
         ("layers", teacher.layers, student.layers),
         ("channels", teacher.width, student.width),
-    ):
+    ]
+    if not teacher.has_layers:
+        ours, theirs = (one.layers * one.width**2 for one in (student, teacher))
+        sizes = [("layers x channels^2", theirs, ours)]
+    for what, t, s in sizes:
         if t < s and not allow_smaller_teacher:
             raise ModelError(
                 f"expected a teacher at least as large as the student, got {t} teacher {what} and {s} student {what}; "
