@@ -668,12 +668,14 @@ class TransferConfig:
             "ORG/NAME, since push_to_hub is true",
             self.hub_model_id,
         )
-        _require(
-            self.student.offload is None,
-            "student.offload",
-            "null, since a student that is trained has to stay in memory",
-            self.student.offload,
-        )
+        for name, plain, expected in (
+            ("offload", None, "null, since a student that is trained has to stay in memory"),
+            ("tokenizer", "shared", "shared; teacher.tokenizer says whether the two differ"),
+            ("signals", None, "null, since signals are a teacher's"),
+            ("sees", "nothing", "nothing, since the student is to do without what its teacher sees"),
+        ):
+            given = getattr(self.student, name)
+            _require(given == plain, f"student.{name}", expected, given)
         _require(
             self.student.server.url is None,
             "student.server.url",
@@ -693,18 +695,6 @@ class TransferConfig:
             True,
         )
         _require(
-            self.student.tokenizer == "shared",
-            "student.tokenizer",
-            "shared; teacher.tokenizer says whether the two differ",
-            self.student.tokenizer,
-        )
-        _require(
-            self.student.signals is None,
-            "student.signals",
-            "null, since signals are a teacher's",
-            self.student.signals,
-        )
-        _require(
             self.teacher.tokenizer == "shared" or self.data.supervise == "completion",
             "data.supervise",
             "completion with teacher.tokenizer: own, since the two tokenizers are compared on one answer a row",
@@ -715,12 +705,6 @@ class TransferConfig:
             "data.completions",
             "given, teacher or student with teacher.tokenizer: own, since both models write speculative answers token by token",
             self.data.completions,
-        )
-        _require(
-            self.student.sees == "nothing",
-            "student.sees",
-            "nothing, since the student is to do without what its teacher sees",
-            self.student.sees,
         )
         _require(
             self.teacher.sees == "nothing" or self.data.supervise == "completion",

@@ -32,7 +32,7 @@ def again(
 ) -> list[Sample]:
     data = DataConfig("rows.jsonl", **options)
     lexicons = Lexicon(OURS), Lexicon(theirs)
-    return reread(samples, theirs, lexicons, data, positions=positions, source="rows")
+    return reread(samples, lexicons, data, positions=positions, source="rows")
 
 
 @pytest.mark.parametrize("theirs", [byte_level(), with_sign()], ids=["bytes", "sign"])

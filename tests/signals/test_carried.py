@@ -30,7 +30,7 @@ def sample_of(answer: str, theirs: PreTrainedTokenizerFast, ours: PreTrainedToke
     row["completion"] = [{"role": "assistant", "content": answer}]
     made = prepare([row], ours, max_length=200)
     [found] = reread(
-        made, theirs, (Lexicon(ours), Lexicon(theirs)), DataConfig("rows"), positions=None, source="rows"
+        made, (Lexicon(ours), Lexicon(theirs)), DataConfig("rows"), positions=None, source="rows"
     )
     return found
 

@@ -20,6 +20,7 @@ from semalign.config import CacheConfig, EvaluationConfig, RecipeConfig, Transfe
 from semalign.data.batches import labels_of
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError, DataError
+from semalign.parsing import load_config
 from semalign.run.files import read_json, write_yaml
 from semalign.signals.parquet import StoredTeacher
 from semalign.steps.pipeline import transfer
@@ -86,8 +87,6 @@ def test_another_student_learns_from_the_file_what_it_learns_from_the_teacher(
 def test_a_path_beside_the_config_is_found(
     exported: tuple[TransferConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from semalign.parsing import load_config
-
     config, path = exported
     (tmp_path / "told.parquet").write_bytes(path.read_bytes())
     write_yaml(

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from semalign.config import EvaluationConfig, RecipeConfig, TransferConfig
 from semalign.data.batches import batch_inputs, labels_of
 from semalign.data.inputs import load_inputs
-from semalign.errors import ConfigError
+from semalign.errors import ConfigError, ModelError
 from semalign.estimate.check import check
 from semalign.models.loading import load
 from semalign.run.files import read_json
@@ -80,8 +80,6 @@ def test_check_says_how_much_can_be_carried(config: TransferConfig) -> None:
 
 
 def test_without_the_option_the_sentence_names_it(config: TransferConfig) -> None:
-    from semalign.errors import ModelError
-
     with pytest.raises(ModelError, match=r"do not share a vocabulary.*teacher\.tokenizer: own"):
         load_inputs(replace(config, teacher=replace(config.teacher, tokenizer="shared")))
 

@@ -23,7 +23,7 @@ from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import CacheError, ConfigError, DataError
 from semalign.evaluation.answers import Answer, answer_items, by_item, graded_again
 from semalign.evaluation.heldout import heldout_batches
-from semalign.evaluation.summary import store_answers, stored_answers, trained_model
+from semalign.evaluation.summary import store_answers, stored_answers, student_files, trained_model
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load, load_tokenizer, random_model
@@ -161,10 +161,9 @@ def _is_trained(job: CellJob) -> bool:
     if job.source is None:
         return True
     try:
-        files = check_files(job.folder / "train.json", "compare").get("files", {})
+        return bool(student_files(check_files(job.folder / "train.json", "compare")))
     except CacheError:
         return False
-    return any(name.startswith(WEIGHTS) for name in files)
 
 
 def _let_go(trained: Path) -> None:
@@ -301,23 +300,17 @@ def measuring(job: CellJob, task: str) -> TransferConfig:
 def measure(decoder: Decoder | None, job: CellJob) -> tuple[Answers, list[Line]]:
     """Answers to the items of every task, and closeness on its held-out rows; a teacher that only tells has no rows of its own."""
     tasks = [task for task, source in job.references.items() if source.config.evaluation.tasks is not None]
+    trained = job.folder / "train.json"
+    student = None if job.source is None else student_files(read_json(trained, "compare"))
     answered = {}
     for number, task in enumerate(tasks):
         part = job.folder / f"answers-{number}.part"
-        wanted = {"cell": job.fingerprint, "task": task, "student": _student_of(job)}
+        wanted = {"cell": job.fingerprint, "task": task, "student": student}
         answered[task] = answer_items(decoder, measuring(job, task), task, part=part, wanted=wanted)
     if decoder is None or (job.cell.method == TEACHER and job.config.teacher.only_tells):
         return answered, []
     rows = [line for task, source in job.references.items() for line in closeness(decoder, source, task)]
     return answered, rows
-
-
-def _student_of(job: CellJob) -> Line | None:
-    """The digests of the files of the cell's student; None: a model that is measured as it is."""
-    if job.source is None:
-        return None
-    files = read_json(job.folder / "train.json", "compare")["files"]
-    return {name: file for name, file in files.items() if name.startswith(WEIGHTS)}
 
 
 def verdicts(job: CellJob, answered: Answers) -> list[Line]:

@@ -59,8 +59,8 @@ class Inputs:
     open_student: Callable[[], Decoder]
     fingerprint: dict[str, Any]
     """Identity of the models and the tokenised rows."""
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None
-    """The teacher's, where it is another one."""
+    lexicons: tuple[Lexicon, Lexicon] | None = None
+    """The student's and the teacher's tokens, where the teacher has a tokenizer of its own."""
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per dataset: weight, rows it holds, rows given to training and held out."""
 
@@ -180,16 +180,12 @@ def inputs_of(
             "that was made from them is made again; write a fixed date into the template to keep results"
         )
     is_own = config.teacher.tokenizer == "own"
-    shared = shared_vocabulary(
-        tokenizer if is_own else teacher.tokenizer,
-        tokenizer,
-        student.shape.vocabulary if is_own else teacher.shape.vocabulary,
-        student.shape.vocabulary,
-    )
+    # Where the teacher has another tokenizer, its rows have other lengths, and no id of it is the student's.
+    read_alike = (student,) if is_own else (teacher, student)
+    other = read_alike[0]
+    shared = shared_vocabulary(other.tokenizer, tokenizer, other.shape.vocabulary, student.shape.vocabulary)
     if shared.teacher_extra or shared.student_extra:
         logger.info("heads sliced to the %d shared ids", shared.size)
-    # The teacher's rows have other lengths where it has another tokenizer.
-    read_alike = (student,) if is_own else (teacher, student)
     length = min(
         effective_max_length(tokenizer, m.shape.positions, config.data.max_length) for m in read_alike
     )
@@ -210,14 +206,9 @@ def inputs_of(
     shown = Shown(config.teacher, drawn.train if given is None else given, config.seed)
     train = shown.views(train, tokenizer, config.data, teacher.shape.positions)
     heldout = prepare(drawn.heldout, tokenizer, source="held-out rows", **options) if drawn.heldout else []
-    if is_own:
-        again = partial(
-            reread,
-            tokenizer=teacher.tokenizer,
-            lexicons=(Lexicon(tokenizer), Lexicon(teacher.tokenizer)),
-            data=config.data,
-            positions=teacher.shape.positions,
-        )
+    lexicons = (Lexicon(tokenizer), Lexicon(teacher.tokenizer)) if is_own else None
+    if lexicons:
+        again = partial(reread, lexicons=lexicons, data=config.data, positions=teacher.shape.positions)
         train = again(train, source=_source(config.data))
         heldout = again(heldout, source="held-out rows") if heldout else []
     check_shared([*train, *heldout], shared, tokenizer)
@@ -238,7 +229,7 @@ def inputs_of(
         teacher.open,
         student.open,
         known,
-        teacher.tokenizer if is_own else None,
+        lexicons,
         drawn.sources,
     )
 

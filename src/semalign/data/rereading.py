@@ -11,11 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
-
 from semalign.config import DataConfig
 from semalign.data.lexicon import Lexicon
-from semalign.data.samples import NO_LIMIT, Sample, prepare
+from semalign.data.samples import Sample, prepare_each
 from semalign.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -58,7 +56,6 @@ def without_surplus(ours: Writing, theirs: Writing) -> tuple[int, int]:
 
 def reread(
     samples: Sequence[Sample],
-    tokenizer: PreTrainedTokenizerBase,
     lexicons: tuple[Lexicon, Lexicon],
     data: DataConfig,
     *,
@@ -68,7 +65,6 @@ def reread(
     """Samples that know how the teacher reads them; those whose answer it would write otherwise are dropped.
 
     Args:
-        tokenizer: the teacher's.
         lexicons: the student's and the teacher's.
         positions: how many tokens the teacher can read.
         source: name of the rows in messages.
@@ -76,20 +72,12 @@ def reread(
     Raises:
         DataError: more rows than data.max_dropped allows are dropped.
     """
-    rows = [sample.row | {"id": n} for n, sample in enumerate(samples)]
-    wholes = prepare(
-        rows,
-        tokenizer,
-        max_length=NO_LIMIT,
-        thinking=data.thinking,
-        max_dropped=1.0,
-        source=f"{source} for the teacher",
-    )
-    by_number = {int(whole.id): whole for whole in wholes}
+    rows, theirs = [sample.row for sample in samples], lexicons[1].tokenizer
+    wholes = prepare_each(rows, theirs, thinking=data.thinking, source=f"{source} for the teacher")
     kept: list[Sample] = []
     drops: Counter[str] = Counter()
-    for number, sample in enumerate(samples):
-        found = _reread(sample, by_number.get(number), lexicons, positions)
+    for sample, whole in zip(samples, wholes, strict=True):
+        found = _reread(sample, whole, lexicons, positions)
         if isinstance(found, str):
             drops[found] += 1
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,14 +137,25 @@ def accept(entries: Iterator[tuple[str, Row | str]], name: str, on_bad_row: str 
 
 def _parquet(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file, read batch by batch and copied nowhere."""
+    with parquet_file(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def parquet_file(path: Path) -> Iterator[Any]:
+    """pyarrow's ParquetFile; what cannot be read of it within the block is one sentence.
+
+    Raises:
+        DataError: it is no Parquet file, or a damaged one.
+    """
     from pyarrow import (  # here because importing it takes time that other files need not pay
         ArrowException,
         parquet,
     )
 
     try:
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+        yield parquet.ParquetFile(path)
     except (OSError, ArrowException) as error:
         raise DataError(
             f"{path}: expected a readable Parquet file ({_first_line(error)}); check the path, or write it again"

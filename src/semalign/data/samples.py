@@ -123,6 +123,16 @@ def prepare(
     return samples
 
 
+def prepare_each(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, thinking: Thinking, source: str
+) -> list[Sample | None]:
+    """As `prepare`, of any length, with None in the place of a row that has to be dropped."""
+    numbered = [row | {"id": n} for n, row in enumerate(rows)]
+    options: dict[str, Any] = {"max_length": NO_LIMIT, "thinking": thinking, "max_dropped": 1.0}
+    found = {sample.id: sample for sample in prepare(numbered, tokenizer, source=source, **options)}
+    return [found.get(str(n)) for n in range(len(rows))]
+
+
 def unseen_counts(samples: Sequence[Sample]) -> dict[str, int]:
     """What the chat template leaves out of the rows: turns, the rows that have some, and the thinking of answers."""
     turns = [len(sample.unseen) for sample in samples]

@@ -19,7 +19,7 @@ from semalign.config import DataConfig, ModelConfig
 from semalign.data.chat import conversation, lacks_answer
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind
 from semalign.data.overlap import prompt_of
-from semalign.data.samples import NO_LIMIT, Sample, prepare
+from semalign.data.samples import Sample, prepare_each
 from semalign.data.seen import Message
 from semalign.errors import DataError
 
@@ -107,19 +107,12 @@ class Shown:
         """
         if self.model.sees == "nothing":
             return list(samples)
-        rows = [self.before(sample.row, f"row {sample.id}") | {"id": n} for n, sample in enumerate(samples)]
-        wholes = prepare(
-            rows,
-            tokenizer,
-            max_length=NO_LIMIT,
-            thinking=data.thinking,
-            max_dropped=1.0,
-            source="rows as the teacher sees them",
-        )
-        by_number = {whole.id: whole for whole in wholes}
+        rows = [self.before(sample.row, f"row {sample.id}") for sample in samples]
+        source = "rows as the teacher sees them"
+        wholes = prepare_each(rows, tokenizer, thinking=data.thinking, source=source)
         return [
-            replace(sample, view=_view(sample, by_number.get(str(n)), self.model.sees, positions))
-            for n, sample in enumerate(samples)
+            replace(sample, view=_view(sample, whole, self.model.sees, positions))
+            for sample, whole in zip(samples, wholes, strict=True)
         ]
 
 

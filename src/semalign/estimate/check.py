@@ -54,7 +54,7 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         console.print(line, style="red")
     if len(inputs.sources) > 1:
         _print_sources(inputs.sources, console)
-    if inputs.teacher_tokenizer is None:
+    if inputs.lexicons is None:
         console.print(
             f"vocabulary: the first {inputs.vocabulary} ids are shared; chat templates {'agree' if agree else 'DIFFER, the student’s is used'}"
         )

@@ -37,6 +37,11 @@ def trained_model(student: ModelConfig, folder: Path) -> ModelConfig:
     )
 
 
+def student_files(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """The student's files among those that its training records."""
+    return {name: entry for name, entry in trained.get("files", {}).items() if name.startswith("student/")}
+
+
 def summarise(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """metrics.json without its fingerprint: headline figures, baselines, tasks, closeness, alignment, CKA, costs."""
     config = prepared.config

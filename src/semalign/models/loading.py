@@ -29,6 +29,7 @@ from semalign.models.decoder import Decoder
 from semalign.models.layouts import WHOLE, WRAPPERS, Shape, check_allocation, layout_of, layouts, shape_of
 from semalign.models.variables import give_variables
 from semalign.models.wrappers import loads_whole, say_what_is_left_out, text_of
+from semalign.run.files import parquet_files
 from semalign.run.sums import digests
 
 _CHECKED_AT_ONCE = 1 << 24  # elements
@@ -218,17 +219,15 @@ def named(
         needs_layers: whether a model will not do that can only be run as a whole.
     """
     known = identity(config, memory) if identified else {}
-    if config.server.url:
-        # Its address may change from run to run; what answers there is the same model.
-        known |= {"served": [config.server.engine, config.server.model]}
-        shape = replace(load_shape(config, needs_layers=False), has_layers=False)
-        return Checkpoint(shape, load_tokenizer(config), known, partial(load, config))
     if config.only_tells:
-        known |= {"tokenizer": config.tokenizer}
+        if config.server.url:
+            # Its address may change from run to run; what answers there is the same model.
+            known |= {"served": [config.server.engine, config.server.model]}
         if config.signals is not None:
-            place = Path(config.signals).expanduser()
-            told = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
-            known |= {"signals": [sha[:16] for sha in digests([p for p in told if p.is_file()], memory)]}
+            told = [path for path in parquet_files(config.signals) if path.is_file()]
+            known |= {"signals": [sha[:16] for sha in digests(told, memory)]}
+        if config.tokenizer == "own":
+            known |= {"tokenizer": "own"}
         shape = replace(load_shape(config, needs_layers=False), has_layers=False)
         return Checkpoint(shape, load_tokenizer(config), known, partial(load, config, needs_layers=False))
     # An offloaded model is moved layer by layer.

@@ -293,3 +293,9 @@ def hash_of(value: Any) -> str:
 def json_line(value: Any) -> str:
     """JSON, then a line feed."""
     return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def parquet_files(place: str) -> list[Path]:
+    """The Parquet files of a folder in order, or the one that is named, whether it is there or not."""
+    path = Path(place).expanduser()
+    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]

@@ -93,9 +93,8 @@ class _Row:
         self.surplus = without_surplus(ours, theirs)
         self.our_spans = _spans(ours.texts, self.surplus[0])
         self.their_spans = _spans(theirs.texts, self.surplus[1])
-        self.text = theirs.whole[
-            self.surplus[1] :
-        ]  # of a row that was cut the teacher's last token may go on
+        # Of a row that was cut the teacher's last token may go on.
+        self.text = theirs.whole[self.surplus[1] :]
         self.labels: list[float] = told.label_logp_N.exp().tolist()
         self.told = list(zip(told.ids_NK.tolist(), told.logp_NK.exp().tolist(), strict=True))
         self._at = 0
@@ -125,7 +124,7 @@ class _Row:
             if text == own and p_own == 0.0:
                 p_own = p
                 continue
-            index = self._first(text, n, begin)
+            index = self._first(text, begin)
             if index is not None:
                 mass[index] = mass.get(index, 0.0) + p
         if end > stop:
@@ -133,7 +132,7 @@ class _Row:
         mass[label] = mass.get(label, 0.0) + p_own
         return mass
 
-    def _first(self, text: bytes | None, n: int, begin: int) -> int | None:
+    def _first(self, text: bytes | None, begin: int) -> int | None:
         if text is END:
             return self.ours.ends[0] if self.ours.ends else None
         # The first token of all is written with the student's own leading space.

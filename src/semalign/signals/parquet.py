@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from semalign.data import Sample
 from semalign.data.batches import labels_of
+from semalign.data.rows import parquet_file
 from semalign.errors import CacheError, DataError
-from semalign.run.files import saving
+from semalign.run.files import parquet_files, saving
 from semalign.signals.distillkit import CONFIG, Packing, read_packing
 from semalign.signals.passes import topk
 from semalign.signals.prepared import Prepared
@@ -56,7 +57,7 @@ class StoredTeacher:
         self.place, self.vocabulary, self.top_k = place, vocabulary, top_k
         wanted = {_key(s.for_teacher.input_ids): s.for_teacher for s in samples}
         self._told: dict[bytes, Told] = {}
-        for name, ids, told in _rows(Path(place)):
+        for name, ids, told in _rows(place):
             # DistillKit puts a token after the last one, so that the last one is told of.
             for own in (ids, ids[:-1]):
                 key = _key(own)
@@ -120,19 +121,16 @@ def _check(name: str, ids_NK: torch.Tensor, logp_NK: torch.Tensor) -> None:
         raise DataError(f"{name}: expected every token once a position, got one twice; write the file again.")
 
 
-def _rows(place: Path) -> Iterator[tuple[str, Ids, Callable[[], tuple[Ids, Floats, int]]]]:
+def _rows(place: str) -> Iterator[tuple[str, Ids, Callable[[], tuple[Ids, Floats, int]]]]:
     """Of every row its name, its ids, and what reads its entries: ids (T, K), log-probabilities, and by how much they come before their token."""
-    from pyarrow import ArrowException, parquet  # here because importing it takes time
-
-    files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    files = parquet_files(place)
     if not files:
         raise DataError(
             f"{place}: expected a Parquet file or a folder of them, found none; check teacher.signals."
         )
     packing: Packing | None = None
     for path in files:
-        try:
-            file = parquet.ParquetFile(path)
+        with parquet_file(path) as file:
             names = file.schema_arrow.names
             columns = next((c for c in (PLAIN, PACKED) if {"input_ids", *c} <= set(names)), None)
             if columns is None:
@@ -148,15 +146,8 @@ def _rows(place: Path) -> Iterator[tuple[str, Ids, Callable[[], tuple[Ids, Float
                     number += 1
                     cells = [batch.column(c)[row] for c in ("input_ids", *columns)]
                     ids = np.asarray(cells[0].values.to_numpy(zero_copy_only=False), dtype=np.int64)
-                    yield (
-                        f"{path}: row {number}",
-                        ids,
-                        _reader(cells[1], cells[2], packing if columns is PACKED else None),
-                    )
-        except (OSError, ArrowException) as error:
-            raise DataError(
-                f"{path}: expected a readable Parquet file ({str(error).splitlines()[0][:200]}); check the path, or write it again."
-            ) from error
+                    read = _reader(cells[1], cells[2], packing if columns is PACKED else None)
+                    yield f"{path}: row {number}", ids, read
 
 
 def _reader(ids: Any, logp: Any, packing: Packing | None) -> Callable[[], tuple[Ids, Floats, int]]:
@@ -172,7 +163,7 @@ def _reader(ids: Any, logp: Any, packing: Packing | None) -> Callable[[], tuple[
 def _matrix(cell: Any, fill: float, dtype: Any) -> NDArray[Any]:
     """A list of lists as rows of one length; what is missing, or a whole list that is null, is filled."""
     rows = cell.values
-    lengths = np.array([0 if n is None else n for n in rows.value_lengths().to_pylist()])
+    lengths = rows.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     found = np.full((len(lengths), max(1, lengths.max(initial=0))), fill, dtype=dtype)
     flat = rows.flatten().fill_null(fill).to_numpy(zero_copy_only=False)
     found[np.arange(found.shape[1]) < lengths[:, None]] = flat
@@ -238,11 +229,12 @@ def export(prepared: Prepared, path: Path) -> Written:
 def _likeliest(prepared: Prepared, split: str, number: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and log-probabilities (N, K) of the teacher's likeliest tokens, as the cache has them."""
     store = prepared.stores.teacher if split == "train" else prepared.stores.heldout
-    record = store.read(number)
-    if (states_ND := record.get(position_name("teacher_output"))) is not None and split == "heldout":
+    if split == "heldout" and not prepared.config.teacher.only_tells:
+        [states_ND] = store.read(number, [position_name("teacher_output")]).values()
         ids_NK, values_NK, lse_N1 = topk(prepared.teacher_head, states_ND, k)
         return ids_NK.int(), values_NK - lse_N1
-    ids_NJ, logp_NJ, valid_NJ = (record[position_name(n)] for n in ("ids", "teacher_logp", "valid"))
+    names = [position_name(n) for n in ("ids", "teacher_logp", "valid")]
+    ids_NJ, logp_NJ, valid_NJ = store.read(number, names).values()
     best = logp_NJ.masked_fill(~valid_NJ, -torch.inf).topk(k)
     return ids_NJ.gather(1, best.indices).int(), best.values
 

@@ -12,7 +12,6 @@ from semalign.config import TransferConfig
 from semalign.data import Sample
 from semalign.data.batches import batch_inputs, labels_of
 from semalign.data.inputs import Inputs
-from semalign.data.lexicon import Lexicon
 from semalign.models.decoder import Decoder
 from semalign.signals.carried import Carrier
 from semalign.signals.parquet import StoredTeacher
@@ -81,16 +80,15 @@ def carried_by(teacher: Telling) -> dict[str, float] | None:
 
 def teller_of(config: TransferConfig, inputs: Inputs) -> Telling:
     """The run's teacher, loaded where no server holds it."""
-    k, tokenizer = config.cache.top_k, inputs.teacher_tokenizer or inputs.tokenizer
-    is_own = inputs.teacher_tokenizer is not None
+    k, lexicons = config.cache.top_k, inputs.lexicons
+    tokenizer, known = inputs.tokenizer, inputs.vocabulary
+    if lexicons:
+        tokenizer, known = lexicons[1].tokenizer, inputs.teacher.vocabulary
     teacher: Telling
-    known = inputs.teacher.vocabulary if is_own else inputs.vocabulary
     if config.teacher.server.url:
         teacher = ServedTeacher(config.teacher.server, tokenizer, known, k)
     elif config.teacher.signals:
         teacher = StoredTeacher(config.teacher.signals, [*inputs.train, *inputs.heldout], known, k)
     else:
         teacher = LoadedTeacher(inputs.open_teacher(), k)
-    if not is_own:
-        return teacher
-    return CarriedTeacher(teacher, Carrier(Lexicon(tokenizer), Lexicon(inputs.tokenizer), k))
+    return CarriedTeacher(teacher, Carrier(lexicons[1], lexicons[0], k)) if lexicons else teacher

@@ -15,6 +15,7 @@ from semalign.evaluation.summary import (
     add_answers,
     store_answers,
     stored_answers,
+    student_files,
     summarise,
     trained_model,
     trainings,
@@ -38,7 +39,7 @@ def evaluate(prepared: Prepared) -> None:
         evaluation=to_dict(config.evaluation),
         items=hash_of(task_rows(config)),
         students={n: found["fingerprint"] for n, found in trained.items()},
-        weights={n: hash_of(_of_student(found)) for n, found in trained.items()},
+        weights={n: hash_of(student_files(found)) for n, found in trained.items()},
     )
     if is_done(run.metrics, wanted, (run.answers.name,)):
         return
@@ -86,10 +87,6 @@ def regrade(config: TransferConfig, run: RunFolder) -> list[str]:
     files = [run.root / name for name in metrics.pop("files")]
     save_result(run.metrics, wanted, metrics, [path for path in files if path.exists()])
     return changes
-
-
-def _of_student(trained: dict[str, Any]) -> dict[str, Any]:
-    return {name: entry for name, entry in trained.get("files", {}).items() if name.startswith("student/")}
 
 
 def _part(run: RunFolder, name: str) -> Path:
