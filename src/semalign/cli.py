@@ -20,12 +20,15 @@ from semalign.options import CONFIG_COMMANDS, DEMO, RESUMABLE, parser
 from semalign.parsing import UsageError, build_config, check_arguments, load_config
 from semalign.run import ranks
 from semalign.run.faults import faults
+from semalign.run.pages import keep_pages
 from semalign.run.signals import handled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: see `semalign.parsing.EPILOG`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        keep_pages()
     as_json = "--json" in arguments
     with handled():
         try:

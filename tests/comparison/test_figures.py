@@ -138,6 +138,24 @@ def test_an_unfinished_seed_counts_for_its_tasks_alone_and_a_method_without_cell
     json.dumps(found, allow_nan=False)
 
 
+def test_a_task_that_is_only_measured_is_elsewhere_for_every_student() -> None:
+    lines = [x for x in lines_of() if x.get("trained") != "sums"]
+    lines[0] |= {"measured_only": ["sums"]}
+    found = figures(lines, draws=50)
+    ours = next(m for m in found["methods"] if m["method"] == "ours")
+    assert found["trained"] == ["letters"] and list(ours["tasks"]) == ["letters"] and ours["seeds"] == 3
+    assert ours["accuracy_gap_closed"] == ours["tasks"]["letters"]["accuracy_gap_closed"]
+    assert ours["retention"] == ours["tasks"]["letters"]["accuracy_change"]["sums"]
+    answered = {x["item"] for x in select(lines, "item", method="ours", measured="sums")}
+    assert len(answered) == 20
+    after = accuracy(lines, method="ours", measured="sums")
+    same = [x for x in select(lines, "item", method="untouched", measured="sums") if x["item"] in answered]
+    assert ours["retention"] == pytest.approx(100 * (after - mean(x["correct"] for x in same)), abs=1e-5)
+    assert "letters; 3 seeds" in str(table(found).title)
+    page = render(view(found, "x", ""))
+    assert "averaged over 1 task and 3 seeds" in page and "Task letters" in page and "Task sums" not in page
+
+
 def test_without_items_or_without_rows_the_rest_stands() -> None:
     lines = lines_of()
     without = figures([x for x in lines if x["kind"] != "item"], draws=50)

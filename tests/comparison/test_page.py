@@ -58,6 +58,7 @@ def comparison(*methods: dict[str, Any], **more: Any) -> dict[str, Any]:
         "student": "small",
         "default": "ours",
         "tasks": [],
+        "trained": [],
         "seeds": 3,
         "methods": list(methods),
         "controls": {"wrong_task": {"accuracy_gap_closed": None}},

@@ -11,6 +11,7 @@ import yaml
 
 from semalign.comparison.overrides import nested
 from semalign.comparison.plan import Comparison, read_comparison
+from semalign.comparison.run import jobs_of
 from semalign.data.drawing import split_rows
 from semalign.errors import ConfigError
 from semalign.models.loading import load
@@ -109,6 +110,18 @@ def test_cells_come_seed_by_seed_and_the_default_is_always_among_the_methods(tmp
         found.chosen(["alined"])
 
 
+def test_no_student_is_trained_on_a_task_that_is_measured_only(tmp_path: Path) -> None:
+    tasks = values()["tasks"]
+    tasks["arithmetic"] |= {"data.max_rows": 1}
+    found = read(tmp_path, measured_only=["arithmetic"], tasks=tasks)
+    assert {cell.task for cell in found.cells(found.chosen(None), "rows")} == {"knowledge"}
+    jobs = jobs_of(found, ["aligned", "kl"])
+    assert all(list(job.references) == ["knowledge", "arithmetic"] for job in jobs.values())
+    # The default's source measures it; no other is made for it.
+    assert {label for task, label, _ in found.sources if task == "arithmetic"} == {"aligned"}
+    assert found.reference("arithmetic").is_measured_with
+
+
 def test_the_example_holds_every_method_that_differs_there_and_all_four_tasks() -> None:
     from semalign.methods import methods
 
@@ -174,6 +187,9 @@ BASE = values()["base"]
         ({"default": "alined"}, "got 'alined'; did you mean aligned"),
         ({"equal_time": ["kll"]}, "got 'kll'; did you mean kl"),
         ({"equal_time": "kl"}, "equal_time: expected a list"),
+        ({"measured_only": ["arithmetics"]}, "got 'arithmetics'; did you mean arithmetic"),
+        ({"measured_only": ["knowledge", "arithmetic"]}, "expected fewer than all tasks, got all"),
+        ({"measured_only": "knowledge"}, "measured_only: expected a list of tasks"),
         ({"methods": {}}, "methods: expected names with values"),
         ({"methods": {"aligned": {"train.num_epochs": 1}}}, "did you mean train.num_train_epochs"),
         ({"methods": {"aligned": {}, "fancy": {}}}, "expected the name of a method, got 'fancy'"),

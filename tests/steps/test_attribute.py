@@ -152,12 +152,13 @@ def test_all_zero_scores_are_an_error() -> None:
     [
         ({}, False),
         ({"recipe": RecipeConfig("self")}, False),
-        ({"recipe": RecipeConfig("aligned")}, True),
+        ({"recipe": RecipeConfig("aligned")}, False),
         ({"pairing": PairingConfig(selection="attribution", num_layers=1)}, True),
-        ({"evaluation": EvaluationConfig(baselines={"cosine": {}})}, True),
+        ({"pairing": PairingConfig(heads=1)}, True),
+        ({"evaluation": EvaluationConfig(baselines={"cosine": {}})}, False),
     ],
 )
-def test_layers_are_scored_where_something_reads_them(
+def test_layers_are_scored_where_the_plan_depends_on_the_scores(
     changes: dict[str, Any],
     is_scored: bool,
     tiny_pair: tuple[Path, Path],

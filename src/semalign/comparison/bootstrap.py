@@ -37,6 +37,7 @@ class Results:
             else:
                 self.found.setdefault((kind, *cell, line["measured"]), {})[line[kind]] = line
         self.tasks: list[str] = list(self.head["tasks"])
+        self.trained = [task for task in self.tasks if task not in self.head.get("measured_only", ())]
         self.default: str = self.head["default"]
 
     def names(self, kind: str, task: str) -> list[Any]:
@@ -44,8 +45,8 @@ class Results:
         return list(self.found.get((kind, UNTOUCHED, None, None, None, task), {}))
 
     def seeds(self, method: str, budget: str, task: str | None = None) -> list[int]:
-        """Seeds whose cells are there for every task, or for the one."""
-        tasks = self.tasks if task is None else [task]
+        """Seeds whose cells are there for every task that is trained on, or for the one."""
+        tasks = self.trained if task is None else [task]
         return [
             s for s in range(self.head["seeds"]) if all((method, budget, t, s) in self.cells for t in tasks)
         ]

@@ -42,6 +42,7 @@ def figures(lines: Iterable[Line], *, draws: int = DRAWS, seed: int = 0) -> dict
     methods = [_method(boot, name, reference) for name in results.head["methods"]]
     return {
         **{k: results.head[k] for k in ("teacher", "student", "default", "tasks", "seeds")},
+        "trained": results.trained,
         "methods": methods,
         "controls": {WRONG_TASK: wrong_task(boot)},
         "models": {m: _model(boot, m) for m in (UNTOUCHED, TEACHER)},
@@ -70,7 +71,7 @@ def _outcome(boot: Bootstrap, name: str, budget: str, reference: Mapping[str, Ar
         found[f"{key}_interval"] = interval(values)
         found[f"{key}_minus_default"] = point(values - reference[key])
         found[f"{key}_minus_default_interval"] = interval(values - reference[key])
-    cells = [results.cells[name, budget, t, s] for t in results.tasks for s in seeds]
+    cells = [results.cells[name, budget, t, s] for t in results.trained for s in seeds]
     for key, kind in (
         ("wall_seconds", np.mean),
         ("train_seconds", np.mean),
@@ -82,13 +83,13 @@ def _outcome(boot: Bootstrap, name: str, budget: str, reference: Mapping[str, Ar
     budgets = [c["budget_seconds"] for c in cells if c["budget_seconds"] is not None]
     found["budget_seconds"] = round(float(np.mean(budgets)), 3) if budgets else None
     found |= _lacking(boot, lambda task, key: boot.mean(name, budget, task, key, task))
-    found["tasks"] = {t: _task(boot, name, budget, t) for t in results.tasks}
+    found["tasks"] = {t: _task(boot, name, budget, t) for t in results.trained}
     return found
 
 
 def _shares(boot: Bootstrap, name: str, budget: str) -> dict[str, Array]:
     """Draws of the headline figures."""
-    tasks = boot.results.tasks
+    tasks = boot.results.trained
     return {
         "accuracy_gap_closed": _average([accuracy_share(boot, name, budget, t, t) for t in tasks]),
         "kl_gap_closed": _average([kl_share(boot, name, budget, t, t) for t in tasks]),
@@ -158,7 +159,7 @@ def _other_tasks(boot: Bootstrap, kind: str = "item") -> list[tuple[str, str]]:
     """(trained, measured) pairs of tasks of which the second has items, or held-out rows."""
     tasks = [t for t in boot.results.tasks if boot.results.names(kind, t)]
     return [
-        (trained, measured) for trained in boot.results.tasks for measured in tasks if trained != measured
+        (trained, measured) for trained in boot.results.trained for measured in tasks if trained != measured
     ]
 
 
@@ -210,7 +211,7 @@ def _means(
 
 
 def _over_tasks(boot: Bootstrap, figure: Callable[[str], Array]) -> float | None:
-    tasks = [t for t in boot.results.tasks if boot.results.names("item", t)]
+    tasks = [t for t in boot.results.trained if boot.results.names("item", t)]
     return point(_average([figure(t) for t in tasks]))
 
 

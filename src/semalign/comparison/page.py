@@ -56,7 +56,7 @@ def view(figures: Figures, name: str, config_text: str, *, version: str = "", st
             _methods_section(methods, figures),
             _time_section(methods),
             _retention_section(methods),
-            *(_task_section(methods, figures, task) for task in figures["tasks"]),
+            *(_task_section(methods, figures, task) for task in figures["trained"]),
             _failed_section(figures),
             Section("setup", "Setup", blocks=[Code("The comparison's config", config_text)]),
         ],
@@ -94,12 +94,18 @@ def _headline(figures: Figures) -> Headline:
     if default[key] is None:
         return Headline(f"The default, {default['method']}, has no figure", "", ": see what failed.")
     others = [m for m in figures["methods"] if not m["default"] and m[key] is not None]
-    rest = f" of the {gap} gap, averaged over {len(figures['tasks'])} tasks and {runs_of(default)}"
+    rest = f" of the {gap} gap, averaged over {_tasks(figures)} and {runs_of(default)}"
     if others:
         best = max(others, key=lambda m: m[key])
         which = f"the best of {len(others)} others" if len(others) > 1 else "the other"
         rest += f"; {which} at equal rows, {best['method']}, {percent(best[key])}"
     return Headline(f"{default['method']} closes ", percent(default[key]), f"{rest}.")
+
+
+def _tasks(figures: Figures) -> str:
+    """3 tasks: those that students were trained on."""
+    tasks = len(figures["trained"])
+    return f"{tasks} task{'s' * (tasks != 1)}"
 
 
 def runs_of(method: Figures) -> str:
@@ -182,7 +188,7 @@ def _kind(method: Figures) -> str:
 def _tiles(figures: Figures) -> list[Tile]:
     default = next(m for m in figures["methods"] if m["default"])
     tiles = [
-        Tile("Methods", str(len(figures["methods"])), f"{len(figures['tasks'])} tasks, {runs_of(default)}"),
+        Tile("Methods", str(len(figures["methods"])), f"{_tasks(figures)}, {runs_of(default)}"),
         Tile("Accuracy gap closed", percent(default["accuracy_gap_closed"]), f"default, {default['method']}"),
         Tile("KL gap closed", percent(default["kl_gap_closed"]), f"default, {default['method']}"),
         Tile("Retention", points(default["retention"]), "points, tasks not trained on"),

@@ -59,6 +59,9 @@ class CompareConfig:
     """Processes; they share the cores. null: one per core, or one where there is an accelerator."""
     equal_time: tuple[str, ...] = ()
     """Labels that are also trained for as long as the default takes, preparation included."""
+    measured_only: tuple[str, ...] = ()
+    """Tasks that no student is trained on: all answer their items and are measured on their held-out rows. Their training rows are cached
+    like any, so give them few (data.max_rows: 1)."""
     retention_items: Positive | None = None
     """Items per task that a student answers of the tasks it was not trained on; null: all."""
 
@@ -78,6 +81,20 @@ class CompareConfig:
                 raise ConfigError(
                     f"expected one of the methods, got {label!r}; {suggestion(label, self.methods, cutoff=CUTOFF)}"
                 )
+        for task in self.measured_only:
+            if task not in self.tasks:
+                raise ConfigError(
+                    f"measured_only: expected tasks, got {task!r}; {suggestion(task, self.tasks, cutoff=CUTOFF)}"
+                )
+        if not self.trained:
+            raise ConfigError(
+                "measured_only: expected fewer than all tasks, got all; leave one out, for students to train on."
+            )
+
+    @property
+    def trained(self) -> list[str]:
+        """Tasks that students are trained on."""
+        return [task for task in self.tasks if task not in self.measured_only]
 
 
 @dataclass(frozen=True)
@@ -138,7 +155,7 @@ class Comparison:
     def cells(self, labels: typing.Collection[str], budget: Budget) -> Iterator[Cell]:
         """Cells of some labels, seed by seed, so that an early stop leaves whole seeds."""
         seeds = range(self.options.seeds)
-        yield from (Cell(m, t, s, budget) for s in seeds for m in labels for t in self.options.tasks)
+        yield from (Cell(m, t, s, budget) for s in seeds for m in labels for t in self.options.trained)
 
     def chosen(self, labels: typing.Sequence[str] | None) -> list[str]:
         """The labels asked for in the file's order, with the default, which all are compared with; none: all."""
@@ -171,11 +188,13 @@ def read_comparison(path: Path, **changes: Any) -> Comparison:
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
     if missing:
         raise ConfigError(f"{path}: expected {', '.join(missing)}, found nothing of that name; add it.")
-    if not isinstance(values.get("equal_time", []), list | tuple):
-        raise ConfigError(
-            f"equal_time: expected a list of labels, got {shown(values['equal_time'])}; write it as one."
-        )
-    return plan(CompareConfig(**values | {"equal_time": tuple(values.get("equal_time", ()))}), path.parent)
+    lists = {}
+    for name, what in (("equal_time", "labels"), ("measured_only", "tasks")):
+        given = values.get(name, ())
+        if not isinstance(given, list | tuple):
+            raise ConfigError(f"{name}: expected a list of {what}, got {shown(given)}; write it as one.")
+        lists[name] = tuple(given)
+    return plan(CompareConfig(**values | lists), path.parent)
 
 
 def plan(options: CompareConfig, folder: Path) -> Comparison:
@@ -193,7 +212,8 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
     for label, changes in options.methods.items():
         own = {k: v for k, v in changes.items() if k not in is_random[label]}
         own = {"recipe.name": label} | flatten(own, f"methods.{label}", FIXED_FOR_METHODS)
-        for task in options.tasks:
+        # What no student is trained on is measured by the default's source.
+        for task in options.tasks if label == options.default else options.trained:
             named_own = {k: v.replace("{task}", task) if isinstance(v, str) else v for k, v in own.items()}
             config = build_config(
                 nested(base | tasks[task] | named_own | {"output_dir": options.output_dir}), folder

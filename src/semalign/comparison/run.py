@@ -234,6 +234,7 @@ def result_lines(
         "default": options.default,
         "methods": list(labels),
         "tasks": list(options.tasks),
+        "measured_only": list(options.measured_only),
         "seeds": options.seeds,
         "equal_time": [m for m in labels if m in options.equal_time],
     }

@@ -11,7 +11,7 @@ from semalign.report.words import number
 
 def table(figures: Figures) -> Table:
     """The table of the command line."""
-    tasks = ", ".join(figures["tasks"])
+    tasks = ", ".join(figures["trained"])
     default = next(m for m in figures["methods"] if m["default"])
     found = Table(title=f"{tasks}; {runs_of(default)}; 95% intervals", title_justify="left")
     for column in ("method", "accuracy gap", "KL gap", "equal time: accuracy", "KL", "retention", "seconds"):

@@ -33,7 +33,7 @@ from semalign.run.files import Record
 from semalign.run.meter import free_memory, peak_gpu, peak_rss, reset_peak
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.plan import Plan
-from semalign.signals.request import Request, asks_for_layers, recipes_of, wanted_keys
+from semalign.signals.request import Request, reads_scores, recipes_of, wanted_keys
 from semalign.signals.telling import carried_by, teller_of
 from semalign.steps.attribute import attribute_as
 from semalign.training.arguments import arguments
@@ -148,7 +148,7 @@ def probe_teacher(
         rows = attribution_rows(config, inputs.train)
         batch = typical_rows(rows, options.batch_size)
         costs.seconds["attribute"] = 0.0
-        if asks_for_layers(config):
+        if reads_scores(config):
             attribute_as(config, teacher, longest_rows(rows, options.batch_size))
             with costs.clock("attribute", batch, REPEATS):
                 for _ in range(REPEATS):

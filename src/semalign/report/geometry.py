@@ -50,7 +50,7 @@ def layers_section(files: RunFiles) -> Section:
     if files.scores is None:
         note += " scores.json is not in this run folder; the attribute step writes it."
     elif _scores(files.scores) is None:
-        note += " No layer has a score, since nothing in this run reads the teacher's layers; semalign attribute scores them."
+        note += " No layer has a score, since the plan does not depend on scores; semalign attribute computes them."
     return Section("layers", title, finding, note, blocks)
 
 

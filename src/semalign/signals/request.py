@@ -141,7 +141,7 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
 
 
 def asks_for_layers(config: TransferConfig) -> list[str]:
-    """What of a run reads the teacher's layers, in the words of its options; without any, none is scored."""
+    """What of a run reads the teacher's layers, in the words of its options."""
     pairing = config.pairing
     recipes = {name or "recipe": recipe for name, recipe in recipes_of(config).items()}
     return [
@@ -154,6 +154,11 @@ def asks_for_layers(config: TransferConfig) -> list[str]:
             if (recipe.layer is not None and not MAPS[recipe.map].is_own) or recipe.start in starts()
         ),
     ]
+
+
+def reads_scores(config: TransferConfig) -> bool:
+    """Whether the plan depends on attribution scores; else the run computes none."""
+    return config.pairing.selection == "attribution" or config.pairing.heads > 0
 
 
 def check_teacher(config: TransferConfig, teacher: Shape) -> None:

@@ -24,7 +24,7 @@ from semalign.models.head import Head
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import measured
 from semalign.run.progress import bar
-from semalign.signals.request import asks_for_layers, check_teacher
+from semalign.signals.request import check_teacher, reads_scores
 
 __all__ = ["Scores", "attribute", "attribute_all", "attribute_as", "attribute_layers"]
 SCHEMA = 3  # of scores.json; 3 draws its rows
@@ -163,7 +163,7 @@ def _batch_scores(
 
 
 def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs, *, is_asked_for: bool = False) -> None:
-    """Write scores.json, without scores where nothing in the run reads the teacher's layers.
+    """Write scores.json, without scores where the plan does not depend on them.
 
     Args:
         is_asked_for: score them in any case.
@@ -181,7 +181,7 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs, *, is_aske
     # Scores that are there stay, whoever wanted them.
     if is_done(run.scores, wanted):
         return
-    is_scored = inputs.teacher.has_layers and (is_asked_for or bool(asks_for_layers(config)))
+    is_scored = inputs.teacher.has_layers and (is_asked_for or reads_scores(config))
     if not is_scored:
         wanted |= {"scored": False}
         if is_done(run.scores, wanted):

@@ -1,0 +1,63 @@
+"""A freed tensor's memory: the next one's, with the commands, and the system's, once it is given back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import sys
+from semalign.run.pages import keep_pages
+if "keep" in sys.argv:
+    keep_pages()
+import resource, torch
+from semalign.run.meter import free_memory
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+torch.set_num_threads(1)
+torch.ones(10 << 20)  # 40 MiB
+before = faults()
+for _ in range(20):
+    torch.ones(10 << 20)
+print(faults() - before)
+many = [torch.ones(10 << 20) for _ in range(10)]
+full = resident()
+del many
+free_memory()
+print(full - resident())
+"""
+
+
+def _probe(*arguments: str, **environment: str) -> tuple[int, int]:
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "THP_MEM_ALLOC_ENABLE"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments],
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    faults, freed = map(int, done.stdout.split())
+    return faults, freed
+
+
+HAS_GLIBC = "CS_GNU_LIBC_VERSION" in os.confstr_names and bool(os.confstr("CS_GNU_LIBC_VERSION"))
+
+
+@pytest.mark.skipif(not HAS_GLIBC, reason="glibc alone has these settings")
+def test_a_freed_tensor_leaves_its_pages_to_the_next_one_until_they_are_given_back() -> None:
+    plain, _ = _probe()
+    faults, freed = _probe("keep")
+    # 20 tensors of 10,240 pages of 4 KiB.
+    assert plain > 20_000 and faults < plain / 20
+    assert freed >= 350
+    # A user's own settings stand.
+    faults, _ = _probe("keep", MALLOC_MMAP_THRESHOLD_="131072", THP_MEM_ALLOC_ENABLE="0")
+    assert faults > 20_000
