@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from semalign import cli
+from semalign.comparison.plan import read_comparison
 from semalign.parsing import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -66,11 +67,14 @@ def run_page(page: Path) -> int:
 
 
 def run_yaml(text: str) -> None:
-    """Write a config under the name in its first line, and read it."""
+    """Write a config, or a comparison's file, under the name in its first line, and read it."""
     name = re.match(r"# (\S+\.yaml)", text)
     assert name, f"a YAML block begins with its file's name, this one with {text.splitlines()[0]!r}"
     Path(name[1]).write_text(text, encoding="utf-8")
-    load_config(name[1])
+    if re.search(r"^methods:", text, re.M):
+        read_comparison(Path(name[1]))
+    else:
+        load_config(name[1])
 
 
 def run_line(line: str) -> None:
