@@ -105,6 +105,8 @@ class ModelConfig:
     offload: Literal["cpu", "disk"] | None = None
     """For a teacher only. cpu keeps its layers in CPU memory; disk reads them from the checkpoint's safetensors. Either way, every
     pass brings one layer at a time onto the device."""
+    keep_dequantised: bool = True
+    """Keep the weights of a GGUF file in the user's cache (~/.cache/semalign) once they are dequantised, for the next command."""
     trust_remote_code: bool = False
     """Allow transformers to run Python code that comes with the checkpoint."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)

@@ -232,7 +232,7 @@ def test_a_gguf_model_loads_dequantised_and_can_be_saved(
 ) -> None:
     path = tmp_path / "student.gguf"
     write_gguf(path, tiny_pair[1])
-    loaded = loading.load(ModelConfig(str(path), dtype="float32"))
+    loaded = loading.load(ModelConfig(str(path), dtype="float32", keep_dequantised=False))
     original = AutoModelForCausalLM.from_pretrained(tiny_pair[1])
     ids, _ = batch()
     with torch.no_grad():

@@ -10,7 +10,7 @@ from semalign.config import ModelConfig, SamplingConfig
 from semalign.data import encode_prompt
 from semalign.evaluation.decoding import GREEDY, Prompt, ends_in, settings_of, texts_of
 from semalign.evaluation.server import ask
-from semalign.models.loading import locate
+from semalign.models.loading import opened
 from semalign.run.web import Server
 
 
@@ -30,7 +30,7 @@ def asked_answers(
         ModelError: the server refuses, or gives no answer after all retries.
     """
     rows = [encode_prompt(p, tokenizer, f"prompt {n}") for n, p in enumerate(prompts, 1)]
-    where, extra = locate(config)
+    where, extra = opened(config)
     try:
         of_model = GenerationConfig.from_pretrained(where, **extra)
     except OSError:

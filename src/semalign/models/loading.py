@@ -26,6 +26,7 @@ from semalign import embedded
 from semalign.config import ModelConfig
 from semalign.errors import ModelError, SemAlignError, require
 from semalign.models.decoder import Decoder
+from semalign.models.dequantised import keep, kept_at
 from semalign.models.layouts import WHOLE, WRAPPERS, Shape, check_allocation, layout_of, layouts, shape_of
 from semalign.models.variables import give_variables
 from semalign.models.wrappers import loads_whole, say_what_is_left_out, text_of
@@ -75,6 +76,16 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     return where, {"revision": config.model_revision} if config.model_revision else {}
 
 
+def opened(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """`locate`, or the folder that keeps what a GGUF file was dequantised to."""
+    where, extra = locate(config)
+    if "gguf_file" in extra and config.keep_dequantised:
+        folder = kept_at(Path(where, extra["gguf_file"]), _dtype_name(config))
+        if folder.is_dir():
+            return str(folder), {}
+    return where, extra
+
+
 def _load_config(config: ModelConfig, *, needs_layers: bool = True) -> tuple[Any, bool]:
     """The checkpoint's configuration of its text model, and whether the model's layers are known; see `layout_of`."""
     loaded = _whole_config(config)
@@ -86,7 +97,7 @@ def _load_config(config: ModelConfig, *, needs_layers: bool = True) -> tuple[Any
 
 
 def _whole_config(config: ModelConfig) -> Any:
-    where, extra = locate(config)
+    where, extra = opened(config)
     with _reading(config):
         loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
     _check_quantised(config, loaded)
@@ -145,7 +156,7 @@ def identity(config: ModelConfig, memory: Path | None = None) -> dict[str, Any]:
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer."""
-    where, extra = locate(config)
+    where, extra = opened(config)
     with _reading(config):
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
         tokenizer.decode(tokenizer("0")["input_ids"])  # what is wrong in its files may show here first
@@ -272,11 +283,11 @@ def load(config: ModelConfig | str, *, device: str | None = None, needs_layers: 
 def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decoder:
     load_shape(config, needs_layers=needs_layers)
     whole = _whole_config(config)
-    where, extra = locate(config)
-    is_gguf = "gguf_file" in extra
+    where, extra = opened(config)
+    gguf = Path(where, extra["gguf_file"]) if "gguf_file" in extra else None
     if config.load_in_8bit or config.load_in_4bit:
         extra["quantization_config"] = _quantisation(config)
-    elif is_gguf:
+    elif gguf is not None:
         extra["quantization_config"] = GgufConfig(dequantize=True)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.offload:
@@ -308,7 +319,7 @@ def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decode
         ]
         model = text_of(model)
     say_what_is_left_out(config.model_name_or_path, Path(where), model, others)
-    if is_gguf:
+    if gguf is not None:
         # The weights are plain tensors now; the entry would make transformers refuse to save them.
         model.config.__dict__.pop("quantization_config", None)
         model.hf_quantizer = None
@@ -318,7 +329,10 @@ def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decode
     if not (config.load_in_8bit or config.load_in_4bit or config.offload):
         model = model.to(target)
     tokenizer, name = load_tokenizer(config), config.model_name_or_path
-    return checked(Decoder(model, tokenizer, name, needs_layers=needs_layers))
+    decoder = checked(Decoder(model, tokenizer, name, needs_layers=needs_layers))
+    if gguf is not None and config.keep_dequantised:
+        keep(decoder.model, tokenizer, gguf, _dtype_name(config))
+    return decoder
 
 
 def checked(decoder: Decoder) -> Decoder:
@@ -343,10 +357,14 @@ def _device_map(config: ModelConfig, device: str) -> dict[str, Any]:
 
 
 def _dtype(config: ModelConfig) -> Any:
-    if config.dtype != "auto":
-        return getattr(torch, config.dtype)
+    name = _dtype_name(config)
+    return name if name == "auto" else getattr(torch, name)
+
+
+def _dtype_name(config: ModelConfig) -> str:
     # A GGUF file has no type of its own once dequantised.
-    return torch.bfloat16 if config.model_name_or_path.endswith(".gguf") else "auto"
+    is_open = config.dtype == "auto" and config.model_name_or_path.endswith(".gguf")
+    return "bfloat16" if is_open else config.dtype
 
 
 def _quantisation(config: ModelConfig) -> Any:
