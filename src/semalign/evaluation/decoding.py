@@ -14,6 +14,7 @@ from transformers.generation import configuration_utils
 from semalign.config import SERVER, Engine, SamplingConfig
 from semalign.data import encode_prompt
 from semalign.errors import ModelError
+from semalign.evaluation.prefill import groups_of, prefill
 from semalign.evaluation.room import with_room
 from semalign.evaluation.sampling import Likeliest
 from semalign.evaluation.server import served_answers
@@ -281,23 +282,15 @@ def _generate_batch(
     ids, mask = padded_on_the_left(rows, int(model.generation_config.pad_token_id or 0))
     ids, mask = ids.to(model.device), mask.to(model.device)
     generator: Any = model
-    parameters = inspect.signature(generator.forward).parameters
-    takes_cache = "past_key_values" in parameters
+    takes_cache = "past_key_values" in inspect.signature(generator.forward).parameters
     ends = set(model.generation_config.eos_token_id or [])
     found: list[list[int]] = [[] for _ in range(len(rows) * count)]
     going_on, left, cache = list(range(len(found))), int(model.generation_config.max_new_tokens or 0), None
-    if takes_cache and count > 1 and ids.shape[1] > 1:
-        # A row that is continued in several ways is read once.
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        options = {"position_ids": positions[:, :-1], "logits_to_keep": 1}
-        cache = generator(
-            input_ids=ids[:, :-1],
-            attention_mask=mask[:, :-1],
-            use_cache=True,
-            **{name: value for name, value in options.items() if name in parameters},
-        ).past_key_values
-        # Unlike batch_repeat_interleave, caches of linear attention know this too.
-        cache.reorder_cache(torch.arange(len(rows), device=ids.device).repeat_interleave(count))
+    if takes_cache and ids.shape[1] > 1 and (count > 1 or len(groups_of(generator, mask)) > 1):
+        cache = prefill(generator, ids, mask)
+        if count > 1:
+            # A row that is continued in several ways is read once. Unlike batch_repeat_interleave, caches of linear attention know this.
+            cache.reorder_cache(torch.arange(len(rows), device=ids.device).repeat_interleave(count))
     ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
     # The warpers of transformers sort the whole vocabulary at every step; this one replaces them.
     settings, drawn = model.generation_config, {}
