@@ -1,4 +1,4 @@
-"""Rows of real tasks -> a folder that examples/compare-real.yaml reads: training and held-out rows, and items with checks.
+"""Rows of real tasks -> a folder that the comparisons of the real pair read: training and held-out rows, and items with checks.
 
     python scripts/real_rows.py DATA OUT [--items 100]
 

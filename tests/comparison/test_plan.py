@@ -147,6 +147,8 @@ def test_the_example_holds_every_method_that_differs_there_and_all_four_tasks() 
         "paper-embedded",
         "shifted-embedded",
         "compare-real",
+        "compare-real-closeness",
+        "compare-real-code",
     ],
 )
 def test_the_other_examples_are_plans_whose_labels_differ(name: str) -> None:
