@@ -3,6 +3,7 @@
     python benchmarks/all.py --quick
     python benchmarks/all.py --teacher DIR --student DIR --rows mbpp_train.jsonl
     python benchmarks/all.py --only bases-llama2 --only arithmetic
+    python benchmarks/all.py --stale
 
 Results are kept in docs/benchmarks.json, one a claim and machine, and the page's figures are written from all of them, so
 that a run on another machine adds to it. A script that fails is listed as failed, and the exit status is 1.
@@ -11,6 +12,7 @@ that a run on another machine adds to it. A script that fails is listed as faile
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from claims import FULL, QUICK, Claim, Result
+from claims import FULL, QUICK, TIMED, Claim, Result
 from common import machine
 
 HERE = Path(__file__).parent
@@ -44,6 +46,7 @@ def run(claim: Claim, options: argparse.Namespace) -> Result:
         [sys.executable, *words, "--json"], cwd=HERE.parent, capture_output=True, text=True, check=False
     )
     kept = {"command": shown_command(words), "seconds_of_benchmark": round(time.perf_counter() - start)}
+    kept["code"] = code_of(claim.script)
     try:
         result = json.loads(done.stdout) if done.returncode == 0 else None
     except json.JSONDecodeError:
@@ -52,6 +55,25 @@ def run(claim: Claim, options: argparse.Namespace) -> Result:
         words_left = (done.stderr or done.stdout).strip().splitlines()[-KEPT_LINES:]
         return {"failed": " / ".join(words_left) or f"exit status {done.returncode}", **kept}
     return {**result, **kept}
+
+
+def code_of(script: str, root: Path = HERE.parent) -> str:
+    """What tells one state of a script and of the sources that it times from another."""
+    hashed = hashlib.sha256((root / "benchmarks" / f"{script}.py").read_bytes())
+    for folder in TIMED[script]:
+        for path in sorted((root / "src" / "semalign" / folder).glob("*.py")):
+            hashed.update(path.name.encode() + path.read_bytes())
+    return hashed.hexdigest()[:16]
+
+
+def stale(results: dict[str, dict[str, Result]]) -> list[str]:
+    """One line for each figure that is older than the code which it measures."""
+    return [
+        f"{claim.name}: measured on {result['date']}, and the code has changed since"
+        for claim in (*FULL, *QUICK)
+        for result in results.get(claim.name, {}).values()
+        if result.get("code") != code_of(claim.script)
+    ]
 
 
 def shown_command(words: Sequence[str]) -> str:
@@ -156,9 +178,13 @@ def main() -> int:
     parser.add_argument("--student", help="folder of the real pair's student")
     parser.add_argument("--rows", help="jsonl file of the real pair's rows")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of benchmarks.md and benchmarks.json")
+    parser.add_argument("--stale", action="store_true", help="list the figures that are older than the code")
     options = parser.parse_args()
     kept = options.docs / "benchmarks.json"
     results = json.loads(kept.read_text()) if kept.exists() else {}
+    if options.stale:
+        print("\n".join(stale(results)) or "every figure is of the present code")
+        return 0
     here, failed, left_out = machine(), [], []
     for claim in QUICK if options.quick else FULL:
         if options.only and claim.name not in options.only:

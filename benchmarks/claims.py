@@ -29,6 +29,20 @@ class Claim:
     """Lists of the result to print as tables, with their columns."""
 
 
+TRAINING = ("maths", "methods", "models", "signals", "steps", "training")
+TIMED = {
+    "peers": TRAINING,
+    "prefix": TRAINING,
+    "scaling": TRAINING,
+    "arithmetic": TRAINING,
+    "estimates": (*TRAINING, "estimate"),
+    "bases": ("maths",),
+    "losses": ("maths",),
+    "decoding": ("evaluation", "models"),
+}
+"""What each script times, below src/semalign: a figure is as old as these files were when it was measured."""
+
+
 def _exponents_flat(result: Result) -> bool:
     free = [e for e in result["exponents"] if e["loss"] in ("cosine", "fisher", "topk_kl")]
     return all(abs(e["memory_exponent"]) < 0.1 for e in free)

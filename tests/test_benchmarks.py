@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,26 @@ def test_every_claim_names_a_script_and_options_it_knows(module):
         shared = (FOLDER / "common.py").read_text() + (FOLDER / "peers.py").read_text()
         for option in claim.options:
             assert not option.startswith("--") or f'"{option}"' in text + shared, (claim.name, option)
+
+
+def test_figures_that_are_older_than_the_code_are_listed(module, tmp_path, capsys):
+    all_, claims = module("all"), module("claims")
+    every = (*claims.FULL, *claims.QUICK)
+    assert {claim.script for claim in every} == set(claims.TIMED)
+    sources = FOLDER.parent / "src" / "semalign"
+    assert all((sources / folder).is_dir() for folders in claims.TIMED.values() for folder in folders)
+    shutil.copytree(FOLDER, tmp_path / "benchmarks")
+    shutil.copytree(sources / "maths", tmp_path / "src" / "semalign" / "maths")
+    before = all_.code_of("bases", tmp_path)
+    assert before == all_.code_of("bases") != all_.code_of("losses")
+    with (tmp_path / "src" / "semalign" / "maths" / "bases.py").open("a") as file:
+        file.write("# slower\n")
+    assert all_.code_of("bases", tmp_path) != before
+    fresh = {"here": {"date": "2026-01-01", "code": before}, "there": {"date": "2025-01-01"}}
+    assert all_.stale({"bases": fresh}) == ["bases: measured on 2025-01-01, and the code has changed since"]
+    recorded = json.loads((FOLDER.parent / "docs" / "benchmarks.json").read_text())
+    with capsys.disabled():
+        print("", *all_.stale(recorded), sep="\n")
 
 
 def test_the_page_shows_ratio_bar_and_failure(module, tmp_path):

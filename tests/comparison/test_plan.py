@@ -144,6 +144,7 @@ def test_the_example_holds_every_method_that_differs_there_and_all_four_tasks() 
         "ablations-embedded",
         "compare-small",
         "few-rows-embedded",
+        "few-rows-real",
         "paper-embedded",
         "shifted-embedded",
         "compare-real",
