@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from semalign.config import (
-    AttributionConfig,
     CacheConfig,
     DataConfig,
     ModelConfig,
     PairingConfig,
     RecipeConfig,
+    ServerConfig,
     TrainConfig,
     TransferConfig,
 )
 from semalign.estimate.cost import Sizes, record_sizes
 from semalign.signals.passes import LOGIT_CHUNK
 from semalign.signals.plan import Plan
-from semalign.signals.request import asks_for_layers, request_of
+from semalign.signals.request import request_of
 from semalign.steps.pair import pair_layers
 
 BEGIN, END = "<!-- plan: begin, written by scripts/plan.py -->", "<!-- plan: end -->"
@@ -67,7 +67,6 @@ class Work:
     cache_batch: int = 64
     train_batch: int = 8
     """Rows per device and step."""
-    attribution_batch: int = 2
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,8 @@ class Shape:
     vocabulary: int
     layer_parameters: int
     parameters: int
+    active_parameters: int
+    """Of a layer, those that one token passes: of a mixture's experts a few."""
 
     @property
     def outer_parameters(self) -> int:
@@ -88,8 +89,8 @@ class Shape:
         return self.parameters - self.layers * self.layer_parameters
 
     def forward_flops(self, tokens: int, layers: int, length: int) -> float:
-        """Operations of layers in one forward pass: 2 a parameter and token, and attention's 4 D a token and position."""
-        return tokens * layers * (2 * self.layer_parameters + 4 * self.width * length)
+        """Operations of layers in one forward pass: 2 an active parameter and token, and attention's 4 D a token and position."""
+        return tokens * layers * (2 * self.active_parameters + 4 * self.width * length)
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,19 @@ class Pair:
     student: tuple[str, dict[str, Any]]
 
 
-def sizes(width: int, inner: int, layers: int, heads: int, groups: int, vocabulary: int) -> dict[str, Any]:
-    """Fields of a Llama configuration."""
+def sizes(
+    width: int, inner: int, layers: int, heads: int, groups: int, vocabulary: int, **more: Any
+) -> dict[str, Any]:
+    """Fields of a configuration, a Llama's unless told."""
     return {
+        "model_type": "llama",
         "hidden_size": width,
         "intermediate_size": inner,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": groups,
         "vocab_size": vocabulary,
+        **more,
     }
 
 
@@ -130,19 +135,38 @@ PAIRS = (
 )
 
 
+EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1536}
+SERVED = Pair(
+    "Qwen3-235B-A22B on a server to Qwen3-8B",
+    "qwen3-235b-to-8b",
+    (
+        "Qwen/Qwen3-235B-A22B",
+        sizes(4096, 12288, 94, 64, 4, 151936, model_type="qwen3_moe", head_dim=128, **EXPERTS),
+    ),
+    ("Qwen/Qwen3-8B", sizes(4096, 12288, 36, 32, 8, 151936, model_type="qwen3", head_dim=128)),
+)
+
+
 def shape_of(name: str, fields: dict[str, Any]) -> Shape:
     """Parameters counted on the meta device: no weight is allocated."""
-    config = AutoConfig.for_model("llama", tie_word_embeddings=False, **fields)
+    config = AutoConfig.for_model(tie_word_embeddings=False, **fields)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
+    layer = model.model.layers[0]
+    in_layer = sum(p.numel() for p in layer.parameters())
+    idle = 0.0
+    if experts := fields.get("num_experts"):
+        in_experts = sum(p.numel() for name, p in layer.named_parameters() if ".experts." in name)
+        idle = in_experts * (1 - fields["num_experts_per_tok"] / experts)
     return Shape(
         name,
         config.hidden_size,
         config.intermediate_size,
         config.num_hidden_layers,
         config.vocab_size,
-        sum(p.numel() for p in model.model.layers[0].parameters()),
+        in_layer,
         sum(p.numel() for p in model.parameters()),
+        round(in_layer - idle),
     )
 
 
@@ -152,17 +176,24 @@ def layer_numbers(shape: Shape) -> int:
 
 
 class Case:
-    """A pair on a machine: its shapes, the run's config by a recipe (None: the default), and what follows by arithmetic."""
+    """A pair on a machine: its shapes, the run's config by a recipe (None: the default), and what follows by arithmetic.
 
-    def __init__(self, pair: Pair, work: Work, machine: Machine, recipe: str | None = None) -> None:
+    Args:
+        url: of the server that holds the teacher; else its layers come to the devices one by one.
+    """
+
+    def __init__(
+        self, pair: Pair, work: Work, machine: Machine, recipe: str | None = None, url: str | None = None
+    ) -> None:
         self.pair, self.work, self.machine = pair, work, machine
         self.teacher, self.student = shape_of(*pair.teacher), shape_of(*pair.student)
         self.config = TransferConfig(
-            teacher=ModelConfig(self.teacher.name, offload="disk"),
+            teacher=ModelConfig(self.teacher.name, server=ServerConfig(url))
+            if url
+            else ModelConfig(self.teacher.name, offload="disk"),
             student=ModelConfig(self.student.name),
             data=DataConfig("rows.jsonl", max_length=work.tokens_a_row, heldout_rows=work.heldout_rows),
             output_dir=pair.folder,
-            attribution=AttributionConfig(batch_size=work.attribution_batch, activation_checkpointing=True),
             recipe=RecipeConfig() if recipe is None else RecipeConfig(recipe),
             cache=CacheConfig(prefix_dtype="fp8", batch_size=work.cache_batch),
             train=TrainConfig(
@@ -198,12 +229,6 @@ class Case:
         at_work = tokens * (4 * shape.width + 3 * shape.inner) * 2
         captured = (len(self.plan.pairs) + 1) * tokens * shape.width * 2
         return at_work + captured + 2 * LOGIT_CHUNK * shape.vocabulary * 4
-
-    def device_attribute(self) -> float:
-        """Embedding, head (once more in float32) and one layer; streams and head values of all layers with gradients."""
-        t, tokens = self.teacher, self.work.attribution_batch * self.work.tokens_a_row
-        weights = 2 * (t.outer_parameters + t.layer_parameters) + 4 * t.vocabulary * t.width
-        return weights + 4 * t.layers * tokens * t.width * 2 + tokens * layer_numbers(t) * 2
 
     def device_student(self) -> float:
         """The whole student in bfloat16."""
@@ -247,15 +272,6 @@ class Case:
     def seconds_first_read(self) -> float:
         """The checkpoint from the disk, once."""
         return 2 * self.teacher.parameters / self.machine.disk
-
-    def seconds_attribute(self) -> float:
-        """Forward, recomputed, backward without weight gradients, on one device; weights come twice a batch. 0 where nothing reads it."""
-        if not asks_for_layers(self.config):
-            return 0.0
-        t, rows = self.teacher, self.config.attribution.rows
-        flops = 3 * t.forward_flops(rows * self.work.tokens_a_row, t.layers, self.work.tokens_a_row)
-        moved = 2 * rows / self.work.attribution_batch * 2 * t.layers * t.layer_parameters
-        return flops / self.machine.bf16_flops + moved / self.link()
 
     def seconds_student(self) -> float:
         """One forward pass over the training rows."""
@@ -345,7 +361,6 @@ def memory(case: Case) -> str:
     """Peak of every step."""
     device, host = case.machine.device_bytes, case.machine.host_bytes
     rows = [
-        ("attribute, where layers are asked for, on one device", fits(case.device_attribute(), device)),
         ("cache, student's forward pass", fits(case.device_student(), device)),
         ("cache, teacher's forward pass", fits(case.device_teacher(), device)),
         (f"train the last {case.trained} layers", fits(case.device_train(), device)),
@@ -391,7 +406,6 @@ def hours(cases: Cases) -> str:
     parts = [
         {
             "first read of the teacher's checkpoint": case.seconds_first_read(),
-            "attribute": case.seconds_attribute(),
             "cache, student's forward pass": case.seconds_student(),
             "cache, teacher's forward pass": case.seconds_teacher(),
             "cache, fit the maps, and write and read what is stored": case.seconds_maps(),
@@ -411,12 +425,13 @@ def run_file(case: Case) -> str:
         f"# {case.pair.folder}.yaml",
         "teacher:",
         f"  model_name_or_path: {c.teacher.model_name_or_path}",
-        f"  offload: {c.teacher.offload}",
+        f'  server: {{url: "{c.teacher.server.url}", engine: vllm}}'
+        if c.teacher.server.url
+        else f"  offload: {c.teacher.offload}",
         "student:",
         f"  model_name_or_path: {c.student.model_name_or_path}",
         f"data: {{dataset_name: {c.data.dataset_name}, max_length: {c.data.max_length}, heldout_rows: {c.data.heldout_rows}}}",
         f"output_dir: {c.output_dir}",
-        f"attribution: {{batch_size: {c.attribution.batch_size}, activation_checkpointing: true}}",
         f"cache: {{prefix_dtype: {c.cache.prefix_dtype}, batch_size: {c.cache.batch_size}}}",
         "train:",
         f"  lora_r: {c.train.lora_r}",
@@ -443,6 +458,57 @@ def section(pair: Pair, work: Work, machine: Machine) -> str:
     return "\n\n".join([f"## {case.pair.title}", what, *tables, run_file(case), command])
 
 
+def served_section(pair: Pair, work: Work, machine: Machine) -> str:
+    """A teacher that a server holds on all devices; the student has one device of the same kind elsewhere."""
+    case = Case(pair, work, replace(machine, devices=1), url="http://server:8000")
+    t, s, tokens = case.teacher, case.student, case.tokens + case.held_tokens
+    active = t.outer_parameters / 2 + t.layers * t.active_parameters
+    what = (
+        f"The teacher has {t.parameters / 1e9:.1f} billion parameters in {t.layers} layers, of which a token passes {active / 1e9:.0f} "
+        f"billion. vLLM holds it on the {machine.devices} devices and tells the {case.request.top_k} likeliest tokens of every position. The "
+        f"student has {s.parameters / 1e9:.1f} billion in {s.layers} layers, of which the last {case.trained} are trained, on one device of the "
+        f"same kind ({size(case.device_train())} of its memory) on another machine."
+    )
+    weights = [
+        (name, fits(t.parameters * width / machine.devices, machine.device_bytes))
+        for name, width in (("in bfloat16", 2), ("in 8 bits", 1))
+    ]
+    told, stored = tokens * (case.request.top_k + 1) * TOLD_BYTES, case.cache_bytes()
+    read = t.forward_flops(tokens, t.layers, work.tokens_a_row) + 2 * tokens * t.vocabulary * t.width
+    parts = {
+        f"server, {machine.devices} devices: read the checkpoint": 2 * t.parameters / machine.disk,
+        f"server, {machine.devices} devices: read all rows, every position through the head": read
+        / (machine.devices * machine.bf16_flops),
+        "cache, student's forward pass": case.seconds_student(),
+        "cache, write and read what is stored": stored / machine.disk,
+        f"train for {work.epochs:g} epochs": case.seconds_train(),
+    }
+    rows = [*((name, span(value)) for name, value in parts.items())]
+    rows.append(("**total**", f"**{span(sum(parts.values()))}**"))
+    moved = (
+        f"The server sends {size(told)} of JSON, some {TOLD_BYTES} bytes for each token that it tells. How long the run's CPU takes to read "
+        f"them has not been measured at this size and is not in the table. The cache has {size(stored)}."
+    )
+    serve = (
+        f"vllm serve {t.name} --tensor-parallel-size {machine.devices} --max-logprobs {case.request.top_k}"
+    )
+    why_not = f"<!-- not run: needs {machine.devices + 1} accelerators and the weights -->"
+    commands = [
+        f"{serve}    # on the server",
+        f"semalign transfer {pair.folder}.yaml    # on the other machine",
+    ]
+    block = "\n".join([why_not, "", "```bash", *commands, "```"])
+    tables = (
+        table(("the teacher's weights", "on each device"), weights),
+        table(("step", "default"), rows),
+    )
+    return "\n\n".join([f"## {pair.title}", what, *tables, moved, run_file(case), block])
+
+
+# {"12345":{"logprob":-12.345678901,"rank":12,"decoded_token":" word"}, and a comma.
+TOLD_BYTES = 70
+
+
 def page(work: Work, machine: Machine) -> str:
     """Everything between the page's markers."""
     lead = (
@@ -452,7 +518,9 @@ def page(work: Work, machine: Machine) -> str:
         f"{size(machine.host_bytes)} of host memory, the disk delivers {size(machine.disk)}/s, and the CPU cores together reach "
         f"{machine.host_float64_flops / 1e12:.0f} TFLOP/s in float64."
     )
-    return "\n\n".join([lead, *(section(pair, work, machine) for pair in PAIRS)])
+    return "\n\n".join(
+        [lead, *(section(pair, work, machine) for pair in PAIRS), served_section(SERVED, work, machine)]
+    )
 
 
 def replaced(text: str, tables: str) -> str:

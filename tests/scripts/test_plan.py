@@ -34,17 +34,23 @@ def test_the_page_has_the_tables_of_the_script(plan: ModuleType) -> None:
 def test_parameters_are_those_that_are_published(plan: ModuleType) -> None:
     counts = {
         name: plan.shape_of(name, sizes).parameters
-        for p in plan.PAIRS
+        for p in (*plan.PAIRS, plan.SERVED)
         for name, sizes in (p.teacher, p.student)
     }
-    assert list(counts.values()) == [68_976_648_192, 6_738_415_616, 405_853_388_800, 8_030_261_248]
+    assert list(counts.values()) == [
+        *(68_976_648_192, 6_738_415_616, 405_853_388_800, 8_030_261_248),
+        *(235_093_634_560, 8_190_735_360),
+    ]
+    # A22B.
+    moe = plan.shape_of(*plan.SERVED.teacher)
+    assert moe.layers * moe.active_parameters + moe.outer_parameters == pytest.approx(22e9, rel=0.02)
 
 
 def test_a_layer_keeps_what_is_counted(plan: ModuleType) -> None:
     """Tensors that autograd saves in one layer's forward pass, weights apart, against the plan's formula."""
     fields = plan.sizes(256, 704, 1, 8, 8, 64)
     shape = plan.shape_of("small", fields)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **fields), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), dtype=torch.float32)
     layer, tokens = model.model.layers[0], 32
     stream = torch.randn(1, tokens, 256, requires_grad=True)
     places = model.model.rotary_emb(stream, torch.arange(tokens)[None])
