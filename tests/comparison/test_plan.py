@@ -12,6 +12,7 @@ import yaml
 from semalign.comparison.overrides import nested
 from semalign.comparison.plan import Comparison, read_comparison
 from semalign.comparison.run import jobs_of
+from semalign.config import ModelConfig
 from semalign.data.drawing import split_rows
 from semalign.errors import ConfigError
 from semalign.models.loading import load
@@ -122,6 +123,21 @@ def test_no_student_is_trained_on_a_task_that_is_measured_only(tmp_path: Path) -
     assert found.reference("arithmetic").is_measured_with
 
 
+def test_students_that_something_else_has_trained_are_measured_and_not_trained(tmp_path: Path) -> None:
+    methods = METHODS | {"theirs": {"made": "others/{task}-{seed}"}}
+    found = read(tmp_path, methods=methods)
+    assert found.made["arithmetic", "theirs", 1] == ModelConfig(str(tmp_path / "others" / "arithmetic-1"))
+    assert len(found.made) == 4 and not any(label == "theirs" for _, label, _ in found.sources)
+    jobs = jobs_of(found, ["aligned", "theirs"])
+    job = jobs["arithmetic/theirs/rows-1"]
+    assert job.source is None and job.recipe is None
+    assert job.config.student.model_name_or_path.endswith("arithmetic-1")
+    # Its cell is another one once the folder is there.
+    before = job.fingerprint
+    load("embedded:student").model.save_pretrained(tmp_path / "others" / "arithmetic-1")
+    assert jobs_of(found, ["aligned", "theirs"])["arithmetic/theirs/rows-1"].fingerprint != before
+
+
 def test_the_example_holds_every_method_that_differs_there_and_all_four_tasks() -> None:
     from semalign.methods import methods
 
@@ -190,6 +206,9 @@ BASE = values()["base"]
         ({"default": "alined"}, "got 'alined'; did you mean aligned"),
         ({"equal_time": ["kll"]}, "got 'kll'; did you mean kl"),
         ({"equal_time": "kl"}, "equal_time: expected a list"),
+        ({"methods": METHODS | {"theirs": {"made": "x", "train.max_steps": 3}}}, "and nothing beside it"),
+        ({"methods": METHODS | {"theirs": {"made": 3}}}, "methods.theirs: expected a folder under made"),
+        ({"methods": {"aligned": {"made": "x"}}}, "methods.aligned: expected the default"),
         ({"measured_only": ["arithmetics"]}, "got 'arithmetics'; did you mean arithmetic"),
         ({"measured_only": ["knowledge", "arithmetic"]}, "expected fewer than all tasks, got all"),
         ({"measured_only": "knowledge"}, "measured_only: expected a list of tasks"),

@@ -291,6 +291,41 @@ def test_a_failing_method_is_reported_and_the_rest_goes_on(
     assert results(path.parent / "out")[0]["methods"] == ["aligned", "cross_entropy"]
 
 
+def test_students_that_something_else_has_trained_stand_in_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "run_jobs", here)
+    tasks = {
+        "knowledge": {
+            "data.dataset_name": "embedded:transfer/knowledge",
+            "data.heldout_name": "embedded:test/knowledge",
+        }
+    }
+    methods = {"aligned": METHODS["aligned"], "theirs": {"made": "theirs-{seed}"}}
+    path = write(tmp_path / "made", seeds=2, methods=methods, tasks=tasks)
+    student = load("embedded:student")
+    folder = path.parent / "theirs-0"
+    student.model.save_pretrained(folder)
+    student.tokenizer.save_pretrained(folder)  # type: ignore[union-attr]
+    (folder / "made.json").write_text('{"wall_seconds": 12.5, "steps": 7}')
+    assert main(["compare", str(path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    # The folder holds the untouched student, so it closes nothing; the other seed's is not there yet.
+    theirs = next(m for m in printed["methods"] if m["method"] == "theirs")
+    assert (theirs["seeds"], theirs["wall_seconds"], theirs["steps"], theirs["rows"]) == (1, 12.5, 7, None)
+    assert theirs["kl_gap_closed"] == pytest.approx(0, abs=1e-6)
+    assert (
+        theirs["tasks"]["knowledge"]["accuracy"]
+        == printed["models"]["untouched"]["tasks"]["knowledge"]["accuracy"]
+    )
+    assert "theirs-1: expected a student that something else has trained, found no folder" in err
+    assert folder.is_dir() and "theirs" in (path.parent / "out" / "page.html").read_text()
+    (folder / "made.json").write_text('{"seconds": 12.5}')
+    assert main(["compare", str(path), "--quiet"]) != 0
+    assert "made.json: seconds" in capsys.readouterr().err
+
+
 def labels(found: Comparison) -> list[str]:
     return list(found.options.methods)
 

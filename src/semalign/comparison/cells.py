@@ -27,6 +27,7 @@ from semalign.evaluation.summary import store_answers, stored_answers, student_f
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load, load_tokenizer, random_model
+from semalign.reading import UnreadableError, bytes_of, check_shape, json_of
 from semalign.run import results
 from semalign.run.files import LOCK, read_json, replacing_folder, saving, say_once, write_json
 from semalign.run.folder import RunFolder, check_files, is_done, save_result
@@ -140,6 +141,8 @@ def _run(job: CellJob, path: Path) -> None:
                 part.unlink()
     cell, about = job.cell, Line()
     model = job.config.teacher if cell.method == TEACHER else job.config.student
+    if cell.task and job.source is None:
+        about = costs_of(Path(model.model_name_or_path))
     if job.source is not None:
         assert job.recipe is not None
         about = train(job, job.source, job.recipe)
@@ -154,6 +157,27 @@ def _run(job: CellJob, path: Path) -> None:
     for part in job.folder.glob("*.part"):
         part.unlink()
     free_memory()
+
+
+def costs_of(folder: Path) -> Line:
+    """What a student cost that something else has trained, as far as its folder says; see `CompareConfig.methods`.
+
+    Raises:
+        DataError: there is no such folder, or what it says cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: expected a student that something else has trained, found no folder; put it there and run the same command again."
+        )
+    path = folder / "made.json"
+    if not path.exists():
+        return {}
+    try:
+        told = json_of(bytes_of(path))
+        check_shape(results.MadeCosts, told)
+    except UnreadableError as error:
+        raise DataError(f"{path}: {error}; see the costs that a comparison reads.") from error
+    return dict(told)
 
 
 def _is_trained(job: CellJob) -> bool:

@@ -79,8 +79,9 @@ def _outcome(boot: Bootstrap, name: str, budget: str, reference: Mapping[str, Ar
         ("steps", np.mean),
         ("peak_rss_bytes", np.max),
     ):
-        found[key] = round(float(kind([c[key] for c in cells])), 3) if cells else None
-    budgets = [c["budget_seconds"] for c in cells if c["budget_seconds"] is not None]
+        known = [c[key] for c in cells if c.get(key) is not None]
+        found[key] = round(float(kind(known)), 3) if known else None
+    budgets = [c["budget_seconds"] for c in cells if c.get("budget_seconds") is not None]
     found["budget_seconds"] = round(float(np.mean(budgets)), 3) if budgets else None
     found |= _lacking(boot, lambda task, key: boot.mean(name, budget, task, key, task))
     found["tasks"] = {t: _task(boot, name, budget, t) for t in results.trained}

@@ -251,7 +251,8 @@ def _time_section(methods: Sequence[Figures]) -> Section:
     dots = []
     for n, m in enumerate(methods, 1):
         for entry, budget in zip(at_budgets(m), ("equal rows", "equal time"), strict=False):
-            if entry["kl_gap_closed"] is not None:
+            # A student that something else has trained need not say what it cost.
+            if None not in (entry["kl_gap_closed"], entry["wall_seconds"]):
                 words = f"{m['method']}, {budget}: {percent(entry['kl_gap_closed'])} in {seconds(entry['wall_seconds'])}"
                 y = max(-100.0, 100 * entry["kl_gap_closed"])
                 dots.append(Point(n, entry["wall_seconds"], y, words, _kind(m), budget == "equal time"))

@@ -27,6 +27,7 @@ from semalign.run.folder import RunFolder
 
 Budget = Literal["rows", "time"]
 Repeats = Annotated[int, Field(ge=1, le=1000)]
+MADE = "made"
 UNTOUCHED, TEACHER, WRONG_TASK = "untouched", "teacher", "wrong_task"
 RESERVED = (UNTOUCHED, TEACHER, WRONG_TASK)
 RANDOM = "random"
@@ -47,7 +48,8 @@ class CompareConfig:
     methods: Mapping[str, Mapping[str, Any]]
     """Label -> changes of the base by dotted name; without recipe.name the label is the method's name. `teacher: random`
     takes a teacher of the same sizes with fresh weights, and `targets: random` takes the layers' targets alone from it.
-    `{task}` in a text stands for the task's name."""
+    `{task}` in a text stands for the task's name. `made: FOLDER` alone measures students that something else has trained, with `{seed}` in
+    the folder's name too; `made.json` in it may say what they cost (wall_seconds, train_seconds, steps, rows)."""
     tasks: Mapping[str, Mapping[str, Any]]
     """Name -> changes of the base by dotted name; items that are answered carry this name as their task."""
     default: str
@@ -142,6 +144,8 @@ class Comparison:
     recipes: Mapping[tuple[str, str], Recipe]
     targets: Mapping[tuple[str, str, int], Source] = field(default_factory=dict)
     """(task, label, seed) -> the source of the layers' targets, where it is not the cell's own."""
+    made: Mapping[tuple[str, str, int], ModelConfig] = field(default_factory=dict)
+    """(task, label, seed) -> a student that something else has trained; such a label has no config, recipe or source."""
 
     @property
     def root(self) -> Path:
@@ -209,7 +213,11 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
     recipes: dict[tuple[str, str], Recipe] = {}
     groups: dict[str, list[_Member]] = {}
     is_random = {label: _random_parts(options, label) for label in options.methods}
+    made: dict[tuple[str, str, int], ModelConfig] = {}
     for label, changes in options.methods.items():
+        if MADE in changes:
+            made |= _made(options, label, folder)
+            continue
         own = {k: v for k, v in changes.items() if k not in is_random[label]}
         own = {"recipe.name": label} | flatten(own, f"methods.{label}", FIXED_FOR_METHODS)
         # What no student is trained on is measured by the default's source.
@@ -250,7 +258,32 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
         )
         for m in members:
             sources[m.role][m.task, m.label, m.seed] = source
-    return Comparison(options, sources["own"], configs, recipes, sources["targets"])
+    return Comparison(options, sources["own"], configs, recipes, sources["targets"], made)
+
+
+def _made(options: CompareConfig, label: str, folder: Path) -> dict[tuple[str, str, int], ModelConfig]:
+    """The students of a label that something else has trained, by task and seed, loaded as the base's student is."""
+    changes = options.methods[label]
+    given = changes[MADE]
+    if len(changes) > 1 or not isinstance(given, str):
+        raise ConfigError(
+            f"methods.{label}: expected a folder under made and nothing beside it, since nothing is trained there, got {dict(changes)!r}; "
+            "leave the rest out."
+        )
+    if label == options.default or label in options.equal_time:
+        raise ConfigError(
+            f"methods.{label}: expected the default and what is trained at equal time to be trained here, got made: {given}; name another "
+            "method."
+        )
+    base = flatten(options.base, "base", FIXED)
+    student = nested({k: v for k, v in base.items() if k.startswith("student.")})["student"]
+    found = {}
+    for task in options.trained:
+        for seed in range(options.seeds):
+            place = folder / given.replace("{task}", task).replace("{seed}", str(seed))
+            own = {"model_name_or_path": str(place), "model_revision": None}
+            found[task, label, seed] = ModelConfig(**student | own)
+    return found
 
 
 class _Member(typing.NamedTuple):

@@ -14,6 +14,7 @@ import torch
 
 from semalign.comparison.cells import (
     CellJob,
+    costs_of,
     items_of,
     key_of,
     make_random_teacher,
@@ -145,6 +146,8 @@ def _job(comparison: Comparison, cell: Cell, known: _Fingerprints) -> CellJob:
     if not cell.task:
         return job
     key = (cell.task, cell.method)
+    if student := comparison.made.get((*key, cell.seed)):
+        return replace(job, config=replace(job.config, student=student))
     config = comparison.configs[key]
     job = replace(
         job,
@@ -195,6 +198,8 @@ class _Fingerprints:
         if not cell.task:
             return fingerprint(measured=measured)
         key = (cell.task, cell.method)
+        if student := comparison.made.get((*key, cell.seed)):
+            return fingerprint(measured=measured, made=self._made(student))
         config, source = comparison.configs[key], comparison.sources[(*key, cell.seed)]
         teacher = RANDOM_TEACHER if source.has_random_teacher else self.identity(config.teacher)
         return fingerprint(
@@ -209,6 +214,11 @@ class _Fingerprints:
             # At equal time the default's seconds decide.
             budget=self.of(Cell(comparison.options.default, cell.task)) if cell.budget == "time" else None,
         )
+
+    def _made(self, student: ModelConfig) -> list[Any] | None:
+        """A student that something else has trained, and its costs; None as long as it has not."""
+        folder = Path(student.model_name_or_path)
+        return [self.identity(student), costs_of(folder)] if folder.is_dir() else None
 
 
 def _drawn(options: EvaluationConfig) -> dict[str, Any]:

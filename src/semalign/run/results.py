@@ -253,6 +253,16 @@ class CellCosts(Shape):
     wall_seconds: Seconds | None = None
 
 
+class MadeCosts(Shape, extra="forbid"):
+    """made.json beside a student that something else has trained."""
+
+    wall_seconds: Seconds | None = None
+    train_seconds: Seconds | None = None
+    steps: Count | None = None
+    rows: Count | None = None
+    peak_rss_bytes: Count | None = None
+
+
 class Cell(Result):
     """cell.json of a comparison."""
 
