@@ -209,7 +209,9 @@ def test_what_is_shown_is_what_the_steps_would_store(probed: tuple[Prepared, Sho
 def test_every_step_is_timed_and_nothing_is_written(probed: tuple[Prepared, Shown, Shown, Costs]) -> None:
     of, _, _, costs = probed
     names = {"load_student", "cache_student", "train", "load_teacher", "attribute", "cache_teacher"}
-    assert costs.seconds.keys() == names and all(seconds > 0 for seconds in costs.seconds.values())
+    assert costs.seconds.keys() == names
+    # The plan does not depend on scores.
+    assert {name for name in names if not costs.seconds[name]} == {"attribute"}
     assert costs.peak_bytes > 0 and costs.peak_gpu_bytes is None
     assert not of.run.root.exists()
 
