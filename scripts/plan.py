@@ -443,6 +443,12 @@ def run_file(case: Case) -> str:
     return "\n".join(["```yaml", *lines, "```"])
 
 
+def commands(devices: int, *lines: str) -> str:
+    """What to type, as a block that says why it is not run."""
+    why_not = f"<!-- not run: needs {devices} accelerators and the weights -->"
+    return "\n".join([why_not, "", "```bash", *lines, "```"])
+
+
 def section(pair: Pair, work: Work, machine: Machine) -> str:
     """One pair."""
     cases = case, _ = Case(pair, work, machine), Case(pair, work, machine, "aligned")
@@ -453,7 +459,7 @@ def section(pair: Pair, work: Work, machine: Machine) -> str:
         f"layers, which have {case.trained * s.layer_parameters / 1e9:.1f} billion parameters."
     )
     launch = f"accelerate launch --multi_gpu --num_processes {case.machine.devices} -m semalign transfer {case.pair.folder}.yaml"
-    command = f"<!-- not run: needs {case.machine.devices} accelerators and the weights -->\n\n```bash\n{launch}\n```"
+    command = commands(case.machine.devices, launch)
     tables = (bits(case), memory(case), disk(cases), hours(cases))
     return "\n\n".join([f"## {case.pair.title}", what, *tables, run_file(case), command])
 
@@ -483,7 +489,7 @@ def served_section(pair: Pair, work: Work, machine: Machine) -> str:
         "cache, write and read what is stored": stored / machine.disk,
         f"train for {work.epochs:g} epochs": case.seconds_train(),
     }
-    rows = [*((name, span(value)) for name, value in parts.items())]
+    rows = [(name, span(value)) for name, value in parts.items()]
     rows.append(("**total**", f"**{span(sum(parts.values()))}**"))
     moved = (
         f"The server sends {size(told)} of JSON, some {TOLD_BYTES} bytes for each token that it tells. How long the run's CPU takes to read "
@@ -492,12 +498,8 @@ def served_section(pair: Pair, work: Work, machine: Machine) -> str:
     serve = (
         f"vllm serve {t.name} --tensor-parallel-size {machine.devices} --max-logprobs {case.request.top_k}"
     )
-    why_not = f"<!-- not run: needs {machine.devices + 1} accelerators and the weights -->"
-    commands = [
-        f"{serve}    # on the server",
-        f"semalign transfer {pair.folder}.yaml    # on the other machine",
-    ]
-    block = "\n".join([why_not, "", "```bash", *commands, "```"])
+    transfer = f"semalign transfer {pair.folder}.yaml    # on the other machine"
+    block = commands(machine.devices + 1, f"{serve}    # on the server", transfer)
     tables = (
         table(("the teacher's weights", "on each device"), weights),
         table(("step", "default"), rows),

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from semalign.evaluation import prefill as module
 from semalign.evaluation.decoding import answers, padded_on_the_left
-from semalign.evaluation.prefill import prefill
+from semalign.evaluation.prefill import groups_of, prefill
 
 from .test_decoding import shapes_read
 
@@ -39,10 +39,10 @@ def test_each_real_place_holds_what_one_pass_leaves_there(monkeypatch: pytest.Mo
     model = tiny_model("llama", layers=3, wide=False, seed=1).eval()
     ids, mask = padded_on_the_left(_rows(model), 0)
     with torch.inference_mode():
-        whole = prefill(model, ids, mask)
+        whole = prefill(model, ids, mask, groups_of(model, mask))
         read = shapes_read(model, monkeypatch)
         monkeypatch.setattr(module, "READ_AT_ONCE", 16)
-        found = prefill(model, ids, mask)
+        found = prefill(model, ids, mask, groups_of(model, mask))
     # 30 and 14 alone, then 5 with 4 and 3, 2 with 1: each without its last token.
     assert read == [(1, 29), (1, 13), (3, 4), (2, 1)]
     real = mask[:, :-1].bool()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from semalign.config import ModelConfig
 from semalign.errors import ModelError
@@ -95,3 +96,10 @@ def test_a_full_disk_keeps_nothing_and_the_model_is_loaded(
     monkeypatch.setattr(type(decoder.model), "save_pretrained", refused)
     loading.load(config)
     assert _kept(file) == [] and "no space left" in caplog.text
+
+    def refused_in_rust(*args: Any, **kwargs: Any) -> None:
+        raise SafetensorError("the disk is full")
+
+    monkeypatch.setattr(type(decoder.model), "save_pretrained", refused_in_rust)
+    assert loading.load(config).num_layers == 3
+    assert _kept(file) == [] and "the disk is full" in caplog.text

@@ -141,13 +141,13 @@ def _run(job: CellJob, path: Path) -> None:
                 part.unlink()
     cell, about = job.cell, Line()
     model = job.config.teacher if cell.method == TEACHER else job.config.student
-    if cell.task and job.source is None:
-        about = costs_of(Path(model.model_name_or_path))
     if job.source is not None:
         assert job.recipe is not None
         about = train(job, job.source, job.recipe)
         check_files(job.folder / "train.json", "compare")
         model = trained_model(job.config.student, job.folder)
+    elif cell.task:
+        about = costs_of(Path(model.model_name_or_path))
     # A teacher on a server answers there.
     answered, rows = measure(None if model.server.url else load(model, needs_layers=False), job)
     _let_go(job.folder / "train.json")
@@ -176,7 +176,9 @@ def costs_of(folder: Path) -> Line:
         told = json_of(bytes_of(path))
         check_shape(results.MadeCosts, told)
     except UnreadableError as error:
-        raise DataError(f"{path}: {error}; see the costs that a comparison reads.") from error
+        raise DataError(
+            f"{path}: {error}; a comparison reads {', '.join(results.MadeCosts.model_fields)}."
+        ) from error
     return dict(told)
 
 

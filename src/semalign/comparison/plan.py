@@ -216,7 +216,7 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
     made: dict[tuple[str, str, int], ModelConfig] = {}
     for label, changes in options.methods.items():
         if MADE in changes:
-            made |= _made(options, label, folder)
+            made |= _made(options, label, base, folder)
             continue
         own = {k: v for k, v in changes.items() if k not in is_random[label]}
         own = {"recipe.name": label} | flatten(own, f"methods.{label}", FIXED_FOR_METHODS)
@@ -261,7 +261,9 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
     return Comparison(options, sources["own"], configs, recipes, sources["targets"], made)
 
 
-def _made(options: CompareConfig, label: str, folder: Path) -> dict[tuple[str, str, int], ModelConfig]:
+def _made(
+    options: CompareConfig, label: str, base: Mapping[str, Any], folder: Path
+) -> dict[tuple[str, str, int], ModelConfig]:
     """The students of a label that something else has trained, by task and seed, loaded as the base's student is."""
     changes = options.methods[label]
     given = changes[MADE]
@@ -275,7 +277,6 @@ def _made(options: CompareConfig, label: str, folder: Path) -> dict[tuple[str, s
             f"methods.{label}: expected the default and what is trained at equal time to be trained here, got made: {given}; name another "
             "method."
         )
-    base = flatten(options.base, "base", FIXED)
     student = nested({k: v for k, v in base.items() if k.startswith("student.")})["student"]
     found = {}
     for task in options.trained:

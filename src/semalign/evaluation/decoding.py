@@ -286,8 +286,9 @@ def _generate_batch(
     ends = set(model.generation_config.eos_token_id or [])
     found: list[list[int]] = [[] for _ in range(len(rows) * count)]
     going_on, left, cache = list(range(len(found))), int(model.generation_config.max_new_tokens or 0), None
-    if takes_cache and ids.shape[1] > 1 and (count > 1 or len(groups_of(generator, mask)) > 1):
-        cache = prefill(generator, ids, mask)
+    groups = groups_of(generator, mask)
+    if takes_cache and ids.shape[1] > 1 and (count > 1 or len(groups) > 1):
+        cache = prefill(generator, ids, mask, groups)
         if count > 1:
             # A row that is continued in several ways is read once. Unlike batch_repeat_interleave, caches of linear attention know this.
             cache.reorder_cache(torch.arange(len(rows), device=ids.device).repeat_interleave(count))

@@ -23,13 +23,12 @@ def groups_of(model: Any, mask_BT: Tensor) -> list[list[int]]:
     return length_batches(mask_BT.sum(1).tolist(), max_tokens=READ_AT_ONCE, batch_size=len(mask_BT))
 
 
-def prefill(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Any:
-    """The cache of all but the last token of rows that end together.
+def prefill(model: Any, ids_BT: Tensor, mask_BT: Tensor, groups: list[list[int]]) -> Any:
+    """The cache of all but the last token of rows that end together, in groups from `groups_of`.
 
     A padded token costs what any token costs, so groups of like length are read one after the other, and their keys and values are put side
     by side. A cache that holds other things than those of every token (states of linear attention, a window) comes from one pass over all.
     """
-    groups = groups_of(model, mask_BT)
     if len(groups) == 1:
         return _read(model, ids_BT, mask_BT)
     joined: Any = None

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from semalign.errors import CacheError
 from semalign.run.digests import stamp_of
-from semalign.run.files import hash_of
+from semalign.run.files import hash_of, replacing_folder, saving
 
 logger = logging.getLogger(__name__)
 
@@ -37,23 +37,21 @@ def keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path,
     """
     folder = kept_at(file, dtype)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    advice = "keep_dequantised: false keeps nothing"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder.parent).free < 2 * size:
-            raise OSError(f"{size / 1e9:.1f} GB are too much for its disk")
-        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix="part-"))
-        try:
+        with replacing_folder(folder) as part, saving(folder):
+            if shutil.disk_usage(part).free < 2 * size:
+                raise OSError(f"{size / 1e9:.1f} GB are too much for its disk")
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
-            for old in folder.parent.glob(f"{folder.name.split('-')[0]}-*"):
-                shutil.rmtree(old, ignore_errors=True)
-            part.replace(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        logger.warning("%s is dequantised in every command: %s cannot hold it (%s)", file, folder, error)
+    except CacheError as error:
+        logger.warning("%s is dequantised in every command: %s", file, error)
         return
+    for old in folder.parent.glob(f"{folder.name.split('-')[0]}-*"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
     logger.warning(
-        "%s: its weights are kept in %s for the next command, %.1f GB; %s", file, folder, size / 1e9, advice
+        "%s: its weights are kept in %s for the next command, %.1f GB; keep_dequantised: false keeps nothing",
+        file,
+        folder,
+        size / 1e9,
     )
