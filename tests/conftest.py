@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -13,6 +14,9 @@ from unittest.mock import patch
 # Before torch is imported, and for the processes that tests start: tests run side by side, each with a core of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell ignores SIGINT for what it runs in the background, and SemAlign keeps to that; the tests of signals send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

@@ -120,13 +120,13 @@ def _of(folder: Path) -> str:
 
 
 def jobs_of(comparison: Comparison, labels: Sequence[str]) -> dict[str, CellJob]:
-    """Every cell of the chosen labels by name: references first, equal rows before equal time."""
+    """Every cell of the chosen labels by name: equal rows before equal time, the teacher's costly answers last: none waits for them."""
     timed = [m for m in labels if m in comparison.options.equal_time and m != comparison.options.default]
     cells = [
         Cell(UNTOUCHED),
-        Cell(TEACHER),
         *comparison.cells(labels, "rows"),
         *comparison.cells(timed, "time"),
+        Cell(TEACHER),
     ]
     known = _Fingerprints(comparison)
     return {cell.place: _job(comparison, cell, known) for cell in cells}

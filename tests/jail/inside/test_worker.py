@@ -16,8 +16,11 @@ from semalign.jail.programs import Program, run_programs
 
 
 def children(pid: int) -> list[int]:
-    """Processes below a process, at any depth."""
-    own = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Processes below a process, at any depth; one that ends while we look has none."""
+    try:
+        own = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
     return [*own, *(deeper for child in own for deeper in children(child))]
 
 
