@@ -15,9 +15,6 @@ from unittest.mock import patch
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# A shell ignores SIGINT for what it runs in the background, and SemAlign keeps to that; the tests of signals send it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 import pytest
 import torch
 import yaml
@@ -40,6 +37,11 @@ class _Deprecations(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if "deprecat" in record.getMessage().lower():
             self.found.append(f"{record.name}: {record.getMessage()}")
+
+
+def pytest_configure() -> None:
+    """A shell ignores SIGINT for what it runs in the background, and SemAlign keeps to that; the tests of signals send it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,7 +8,12 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from semalign.config import SamplingConfig
 from semalign.evaluation import sampling
-from semalign.evaluation.sampling import Likeliest
+from semalign.evaluation.sampling import Drawn, draw, likeliest
+
+
+def left(scores: torch.Tensor, options: SamplingConfig) -> torch.Tensor:
+    values, ids = likeliest(scores, options)
+    return torch.full_like(scores, -torch.inf).scatter(1, ids, values)
 
 
 def drawn(spread: float) -> torch.Tensor:
@@ -23,7 +28,7 @@ def test_what_is_left_is_what_transformers_leaves(
     spread: float, temperature: float, top_p: float, top_k: int | None
 ) -> None:
     scores, ids = drawn(spread), torch.zeros(5, 1).long()
-    found = Likeliest(SamplingConfig(temperature, top_p, top_k))(ids, scores.clone())
+    found = left(scores, SamplingConfig(temperature, top_p, top_k))
     expected = TemperatureLogitsWarper(temperature)(ids, scores) if temperature != 1 else scores
     if top_k:
         expected = TopKLogitsWarper(top_k)(ids, expected)
@@ -36,6 +41,34 @@ def test_what_is_left_is_what_transformers_leaves(
 def test_a_first_look_that_holds_too_little_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "FIRST_LOOK", 2)
     flat = drawn(0.1)
-    found = Likeliest(SamplingConfig(1.0, 0.9))(None, flat)
+    found = left(flat, SamplingConfig(1.0, 0.9))
     assert 850 < int(found[0].isfinite().sum()) < 950
     torch.testing.assert_close(found, TopPLogitsWarper(0.9)(torch.zeros(5, 1).long(), flat))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SamplingConfig(0.7),
+        SamplingConfig(1.5, top_k=3),
+        SamplingConfig(1.0, 0.6),
+        SamplingConfig(0.8, 0.9, 6),
+    ],
+)
+def test_tokens_come_as_often_as_they_are_likely(options: SamplingConfig) -> None:
+    row, count = torch.tensor([[1.0, -0.5, 2.0, 0.3, 1.9, -2.0, 0.0, 1.2]]), 40_000
+    expected = left(row, options).softmax(1)[0]
+    torch.manual_seed(0)
+    shares = torch.bincount(draw(row.expand(count, -1).clone(), options), minlength=8) / count
+    assert shares[expected == 0].sum() == 0
+    deviations = (expected * (1 - expected) / count).sqrt()
+    assert ((shares - expected).abs() <= 4 * deviations).all()
+
+
+def test_a_greedy_search_takes_what_was_drawn() -> None:
+    scores = drawn(1.0)
+    torch.manual_seed(3)
+    expected = draw(scores, SamplingConfig(1.0, 0.9))
+    torch.manual_seed(3)
+    assert Drawn(SamplingConfig(1.0, 0.9))(None, scores.clone()).argmax(1).tolist() == expected.tolist()
+    assert expected.tolist() != scores.argmax(1).tolist()

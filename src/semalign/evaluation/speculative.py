@@ -29,7 +29,7 @@ from semalign.evaluation.decoding import (
     padded_on_the_left,
     until_end,
 )
-from semalign.evaluation.sampling import Likeliest
+from semalign.evaluation.sampling import draw
 from semalign.models.decoder import Decoder
 
 BLOCK = 8
@@ -121,7 +121,7 @@ def _draw(logits_BV: Tensor, sampling: SamplingConfig) -> Tensor:
     """A token of each row (B,)."""
     if sampling.is_greedy:
         return logits_BV.argmax(1)
-    return Likeliest(sampling)(None, logits_BV.float()).softmax(1).multinomial(1)[:, 0]
+    return draw(logits_BV.float(), sampling)
 
 
 @dataclass
