@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from semalign.config import ModelConfig, TransferConfig
+from semalign.config.parsing import build_config
 from semalign.data import Sample, collate
 from semalign.data.batches import batch_inputs, labels_of, state_mask
 from semalign.data.inputs import load_inputs
@@ -28,7 +29,6 @@ from semalign.maths.pairing import depth_pairs
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load
-from semalign.parsing import build_config
 from semalign.run.folder import RunFolder
 from semalign.run.meter import free_memory
 from semalign.steps.pipeline import open_run, run_step

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from semalign.config.parsing import build_config
 from semalign.data.batches import batch_inputs
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.maths.bases import apply_map, gram, semantic_map
@@ -29,7 +30,6 @@ from semalign.maths.similarity import linear_cka, mean_cosine
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.loading import load
-from semalign.parsing import build_config
 
 INTERFACES = ("block", "mlp")
 States = dict[tuple[str, int], Tensor]

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semalign.config import TransferConfig
+from semalign.config.parsing import build_config
 from semalign.data import Sample
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.data.samples import prepare
@@ -35,7 +36,6 @@ from semalign.embedded.corpus import student_chats
 from semalign.embedded.splits import TASKS
 from semalign.estimate.patch import Patch, PatchRows
 from semalign.maths.pairing import LayerPair, depth_pairs
-from semalign.parsing import build_config
 from semalign.signals.plan import Plan
 
 KNOWN = "ridge on known text"

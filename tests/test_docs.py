@@ -19,7 +19,7 @@ import pytest
 
 from semalign import cli
 from semalign.comparison.plan import read_comparison
-from semalign.parsing import load_config
+from semalign.config.parsing import load_config
 
 ROOT = Path(__file__).parent.parent
 # Figures and history: what stands there was run when it was written.

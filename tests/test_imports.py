@@ -16,8 +16,6 @@ ORDER = (
     "errors",
     "reading",
     "config",
-    "parsing",
-    "options",
     "jail",
     "run",
     "maths",

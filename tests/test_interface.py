@@ -14,8 +14,8 @@ from typing import Any, get_type_hints
 
 import semalign
 from semalign.config import TransferConfig
-from semalign.options import HELP, parser
-from semalign.parsing import keys_of
+from semalign.config.options import HELP, parser
+from semalign.config.parsing import keys_of
 
 WRITTEN = Path(__file__).with_name("interface.txt")
 

@@ -19,7 +19,7 @@ def place_of_tests(source: Path) -> Path:
 
 def test_the_place_of_tests_follows_from_the_source() -> None:
     for source, tests in (
-        ("config.py", "test_config.py"),
+        ("cli.py", "test_cli.py"),
         ("models/layouts.py", "models/test_layouts.py"),
         ("evaluation/harness_tasks/embedded_rows.py", "evaluation/harness_tasks/test_embedded_rows.py"),
         ("methods/__init__.py", "methods/test_methods.py"),

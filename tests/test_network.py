@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from semalign.options import DEMO
-from semalign.parsing import load_config
+from semalign.config.options import DEMO
+from semalign.config.parsing import load_config
 from semalign.report import build_report
 from semalign.steps.pipeline import transfer
 

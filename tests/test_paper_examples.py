@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from semalign.cli import main
 from semalign.config import TransferConfig
+from semalign.config.parsing import load_config
 from semalign.estimate.cost import record_sizes
 from semalign.models.decoder import Decoder, lora_modules
 from semalign.models.layouts import shape_of
 from semalign.models.loading import check_pair
-from semalign.parsing import load_config
 from semalign.signals.plan import Plan
 from semalign.signals.request import request_of
 from semalign.steps.pair import pair_layers

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from semalign.config import PairingConfig
-from semalign.parsing import Parser, keys_of, unknown_command, unknown_key
+from semalign.config.parsing import Parser, keys_of, unknown_command, unknown_key
 
 TRAINER = inspect.getsource(Trainer)
 
@@ -86,7 +86,7 @@ def jsonargparse_says(arguments: list[str]) -> str:
 
 
 def test_jsonargparse_still_words_its_refusals_alike() -> None:
-    told = "jsonargparse words this refusal in another way, so no nearest key is offered; see the end of parsing.py"
+    told = "jsonargparse words this refusal in another way, so no nearest key is offered; see the end of config/parsing.py"
     assert unknown_key(jsonargparse_says(["--pairing.mun_layers", "3"])) == "pairing.mun_layers", told
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PairingConfig)
@@ -103,7 +103,7 @@ def test_jsonargparse_still_words_its_refusals_alike() -> None:
 def test_jsonargparse_still_lists_its_options() -> None:
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--one", type=int)
-    assert "one" in keys_of(parser), "a parser no longer lists its actions; see the end of parsing.py"
+    assert "one" in keys_of(parser), "a parser no longer lists its actions; see the end of config/parsing.py"
 
 
 @pytest.mark.parametrize("name", ["transformers", "jsonargparse"])

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from test_imports import ORDER
 
-from semalign.options import parser
+from semalign.config.options import parser
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semalign.parsing import build_config, keys
+from semalign.config.parsing import build_config, keys
 
 TEXT = (Path(__file__).parents[1] / "docs" / "trl.md").read_text(encoding="utf-8")
 ROWS = [

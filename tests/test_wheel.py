@@ -135,7 +135,7 @@ def test_the_command_and_the_embedded_pair_work(python: Path) -> None:
         "print(load(ModelConfig('embedded:teacher')).num_layers, load(ModelConfig('embedded:student')).num_layers)"
     )
     assert run(python, "-c", code).split() == ["6", "4"]
-    code = "from semalign.options import DEMO; import semalign; print(semalign.load_config(DEMO).data.dataset_name)"
+    code = "from semalign.config.options import DEMO; import semalign; print(semalign.load_config(DEMO).data.dataset_name)"
     assert run(python, "-c", code).strip() == "embedded:transfer"
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from semalign.api import SemAlignConfig, SemAlignTrainer, cache_targets
     from semalign.config import TransferConfig
+    from semalign.config.parsing import load_config
     from semalign.errors import SemAlignError
     from semalign.maths.bases import semantic_map
     from semalign.models.decoder import Decoder
     from semalign.models.loading import load
-    from semalign.parsing import load_config
     from semalign.steps.attribute import attribute_layers
     from semalign.steps.pair import pair_layers
     from semalign.steps.pipeline import transfer
@@ -34,7 +34,7 @@ _WHERE = {
     "SemAlignConfig": "semalign.api",
     "SemAlignTrainer": "semalign.api",
     "cache_targets": "semalign.api",
-    "load_config": "semalign.parsing",
+    "load_config": "semalign.config.parsing",
 }
 __all__ = [
     "Decoder",

@@ -1,4 +1,4 @@
-"""Command line: parse, call, print. The options stand in `semalign.options`."""
+"""Command line: parse, call, print. The options stand in `semalign.config.options`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from semalign.config import TransferConfig
+from semalign.config.options import CONFIG_COMMANDS, DEMO, RESUMABLE, parser
+from semalign.config.parsing import UsageError, build_config, check_arguments, load_config
 from semalign.errors import CacheError, ConfigError, RankError, SemAlignError, require
-from semalign.options import CONFIG_COMMANDS, DEMO, RESUMABLE, parser
-from semalign.parsing import UsageError, build_config, check_arguments, load_config
 from semalign.run import ranks
 from semalign.run.faults import faults
 from semalign.run.pages import keep_pages
@@ -25,7 +25,7 @@ from semalign.run.signals import handled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: see `semalign.parsing.EPILOG`."""
+    """Entry point. Exit codes: see `semalign.config.parsing.EPILOG`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         keep_pages()

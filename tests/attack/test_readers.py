@@ -25,12 +25,12 @@ from tiny import save_model, tiny_model
 
 from semalign.comparison.plan import read_comparison
 from semalign.config import DataConfig, EvaluationConfig, ModelConfig, TransferConfig
+from semalign.config.parsing import load_config
 from semalign.data.drawing import task_rows
 from semalign.data.rows import load_rows
 from semalign.errors import LONGEST, SemAlignError
 from semalign.models.loading import load_shape, load_tokenizer
 from semalign.models.origin import origin
-from semalign.parsing import load_config
 from semalign.report import build_report
 from semalign.report.card import render_card
 from semalign.report.tables import final_table

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semalign.cli import main
+from semalign.config.parsing import load_config
 from semalign.data import disjoint
 from semalign.data.mixture import apportion, mix
 from semalign.errors import DataError
-from semalign.parsing import load_config
 
 
 def rows(name: str, count: int) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from semalign.cli import main
+from semalign.config.parsing import load_config
 from semalign.errors import ConfigError, DataError, SemAlignError
 from semalign.evaluation.readiness import check_evaluation
-from semalign.parsing import load_config
 
 NUMBER = {"kind": "number", "answer": 2}
 CODE = {"kind": "python", "entry": "f", "asserts": ["assert f() == 1"]}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from semalign.config import RecipeConfig, TrainConfig
+from semalign.config.options import DEMO
+from semalign.config.parsing import load_config
 from semalign.methods import methods, resolve
-from semalign.options import DEMO
-from semalign.parsing import load_config
 from semalign.signals.request import recipes_of
 
 

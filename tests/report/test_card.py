@@ -16,11 +16,11 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from semalign.cli import main
 from semalign.config import MapName, RecipeConfig
+from semalign.config.parsing import load_config
 from semalign.errors import ConfigError
 from semalign.methods import layer_losses, methods, output_losses, resolve
 from semalign.methods.formula import formula
 from semalign.methods.maps import MAPS
-from semalign.parsing import load_config
 from semalign.report.card import render_card
 from semalign.run.files import find_json, write_json
 from semalign.run.folder import RunFolder

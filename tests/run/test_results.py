@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from semalign.parsing import load_config
+from semalign.config.parsing import load_config
 from semalign.reading import check_shape
 from semalign.run import results
 from semalign.run.metrics import Metrics

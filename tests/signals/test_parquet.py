@@ -17,10 +17,10 @@ from tiny import config_of
 
 from semalign.cli import main
 from semalign.config import CacheConfig, EvaluationConfig, RecipeConfig, TransferConfig, plain
+from semalign.config.parsing import load_config
 from semalign.data.batches import labels_of
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import ConfigError, DataError
-from semalign.parsing import load_config
 from semalign.run.files import read_json, write_yaml
 from semalign.signals.parquet import StoredTeacher
 from semalign.steps.pipeline import transfer

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from semalign.config import AttributionConfig, DataConfig, ModelConfig, PairingConfig, TransferConfig
+from semalign.config.parsing import load_config
 from semalign.errors import CacheError, ConfigError, SemAlignError
 from semalign.maths.pairing import best_path
-from semalign.parsing import load_config
 from semalign.run.folder import RunFolder
 from semalign.signals.plan import read_plan
 from semalign.steps.pair import pair_layers

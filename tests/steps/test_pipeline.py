@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from semalign.cli import main
-from semalign.parsing import read_yaml
+from semalign.config.parsing import read_yaml
 from semalign.run.files import write_yaml
 
 
@@ -46,7 +46,7 @@ def write_config(folder: Path, pair: tuple[Path, Path], rows: Path) -> Path:
 def train_until(config: Path, stop: signal.Signals | None, step: int) -> int:
     """Run the first four steps in a process of its own; send a signal once train.jsonl has that many lines."""
     code = (
-        "import sys; from semalign.parsing import load_config; from semalign.steps.pipeline import transfer;"
+        "import sys; from semalign.config.parsing import load_config; from semalign.steps.pipeline import transfer;"
         "transfer(load_config(sys.argv[1]), ('attribute', 'pair', 'cache', 'train'))"
     )
     process = subprocess.Popen(

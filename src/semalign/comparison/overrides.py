@@ -7,8 +7,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from semalign.config.parsing import keys
 from semalign.errors import ConfigError, suggestion
-from semalign.parsing import keys
 
 CUTOFF = 0.5  # of likeness: dotted names share their groups
 

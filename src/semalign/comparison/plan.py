@@ -17,10 +17,10 @@ from pydantic import Field
 
 from semalign.comparison.overrides import CUTOFF, flatten, nested
 from semalign.config import ModelConfig, TransferConfig, check_labels, to_dict
+from semalign.config.parsing import build_config, read_yaml
 from semalign.errors import ConfigError, suggestion
 from semalign.methods import named
 from semalign.methods.recipe import Recipe
-from semalign.parsing import build_config, read_yaml
 from semalign.reading import Positive, UnreadableError, check_shape, plain_value, shown
 from semalign.run.files import hash_of
 from semalign.run.folder import RunFolder

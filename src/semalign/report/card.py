@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from semalign.config import RecipeConfig, TrainConfig, plain
+from semalign.config.parsing import parse_config, read_yaml
 from semalign.data.samples import lines_of
 from semalign.errors import CacheError
 from semalign.maths.pairing import LayerPair
@@ -17,7 +18,6 @@ from semalign.methods import resolve
 from semalign.methods.formula import formula
 from semalign.methods.recipe import Recipe
 from semalign.models.origin import HUB_ID
-from semalign.parsing import parse_config, read_yaml
 from semalign.report.words import CLOSENESS, figure_name, finite
 from semalign.run import results
 from semalign.run.files import find_json, write_atomic

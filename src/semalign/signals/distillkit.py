@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from semalign.config.parsing import read_yaml
 from semalign.errors import DataError
-from semalign.parsing import read_yaml
 
 CONFIG = "compression_config.yaml"
 FLOATS = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}

@@ -8,12 +8,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from semalign.config import EvaluationConfig, TransferConfig, differences, plain
+from semalign.config.parsing import read_yaml
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import CacheError, ConfigError
 from semalign.evaluation.readiness import check_evaluation
 from semalign.evaluation.summary import add_costs
 from semalign.models.origin import origin
-from semalign.parsing import read_yaml
 from semalign.report import build_report
 from semalign.report.card import write_card
 from semalign.report.hub import push

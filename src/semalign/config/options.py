@@ -12,7 +12,7 @@ import jsonargparse
 
 import semalign
 from semalign.config import TransferConfig
-from semalign.parsing import Parser, Root
+from semalign.config.parsing import Parser, Root
 
 STEP_HELP = {
     "generate": "let the teacher answer the prompts, if the config asks for it",
@@ -39,7 +39,7 @@ HELP = {
 }
 REGRADE = "grade the stored answers again, by the present items and checkers, without a model"
 DESCRIPTION = "Move knowledge from a larger language model into a smaller one by aligning layer outputs."
-DEMO = Path(__file__).parent / "embedded" / "demo.yaml"
+DEMO = Path(__file__).parents[1] / "embedded" / "demo.yaml"
 
 
 def parser(wanted: str | None = None) -> Root:

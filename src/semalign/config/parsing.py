@@ -266,7 +266,7 @@ def hint(key: str, known: Sequence[str]) -> str:
 
 
 # What follows is not a part of jsonargparse's public interface: the list of a parser's actions, which argparse keeps too, and the
-# words of its sentences. tests/test_parsing.py says so where a new version has changed them.
+# words of its sentences. tests/config/test_parsing.py says so where a new version has changed them.
 
 
 def keys_of(parser: jsonargparse.ArgumentParser) -> list[str]:

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semalign.config import TransferConfig, plain
-from semalign.errors import ConfigError
-from semalign.parsing import (
+from semalign.config.parsing import (
     Parser,
     Root,
     UsageError,
@@ -30,6 +29,7 @@ from semalign.parsing import (
     read_yaml,
     unknown_key,
 )
+from semalign.errors import ConfigError
 
 LEAST: dict[str, Any] = {
     "teacher": {"model_name_or_path": "t"},

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from semalign.cli import main
+from semalign.config.options import parser
+from semalign.config.parsing import UsageError
 from semalign.errors import CacheError, ConfigError, DataError, ModelError, SemAlignError
-from semalign.options import parser
-from semalign.parsing import UsageError
 
 
 def test_help_and_mistakes_do_not_wait_for_torch() -> None:

@@ -1,0 +1,157 @@
+"""The whole of a run, and its options as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from semalign.config.data import DataConfig
+from semalign.config.evaluation import EvaluationConfig
+from semalign.config.layers import AttributionConfig, CacheConfig, PairingConfig
+from semalign.config.models import ModelConfig
+from semalign.config.training import RecipeConfig, TrainConfig
+from semalign.config.values import expect
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """One run: a teacher, a student, rows, and how knowledge moves."""
+
+    teacher: ModelConfig
+    """The stronger model."""
+    student: ModelConfig
+    """The smaller model."""
+    data: DataConfig
+    """Rows."""
+    output_dir: str
+    """The run folder."""
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    """Layer attribution."""
+    pairing: PairingConfig = field(default_factory=PairingConfig)
+    """Layer pairing."""
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    """Objective."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Cached activations."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Measurement."""
+    seed: int = 0
+    """Seed of the order of rows and of initialisation."""
+    allow_smaller_teacher: bool = False
+    """Continue even if the teacher is narrower or has fewer layers than the student."""
+    push_to_hub: bool = False
+    """Upload the trained student with its model card at the end of `transfer`; see also `semalign push`."""
+    hub_model_id: str | None = None
+    """The repository on the hub, as ORG/NAME."""
+    hub_private_repo: bool | None = None
+    """Whether a repository that has to be created is private; null takes the account's default."""
+
+    def __post_init__(self) -> None:
+        expect(
+            not self.push_to_hub or bool(self.hub_model_id),
+            "hub_model_id",
+            "ORG/NAME, since push_to_hub is true",
+            self.hub_model_id,
+        )
+        for name, plain, expected in (
+            ("offload", None, "null, since a student that is trained has to stay in memory"),
+            ("tokenizer", "shared", "shared; teacher.tokenizer says whether the two differ"),
+            ("signals", None, "null, since signals are a teacher's"),
+            ("sees", "nothing", "nothing, since the student is to do without what its teacher sees"),
+        ):
+            given = getattr(self.student, name)
+            expect(given == plain, f"student.{name}", expected, given)
+        expect(
+            self.student.server.url is None,
+            "student.server.url",
+            "null, since a student that is trained has to be in memory",
+            self.student.server.url,
+        )
+        expect(
+            self.teacher.server.url is None or not self.evaluation.harness,
+            "evaluation.harness",
+            "no tasks with teacher.server, since the harness runs the models here",
+            self.evaluation.harness,
+        )
+        expect(
+            not self.teacher.only_tells or not self.train.live_teacher,
+            "train.live_teacher",
+            "false with teacher.server, teacher.signals or teacher.tokenizer: own, since such a teacher is asked before training alone",
+            True,
+        )
+        expect(
+            self.teacher.tokenizer == "shared" or self.data.supervise == "completion",
+            "data.supervise",
+            "completion with teacher.tokenizer: own, since the two tokenizers are compared on one answer a row",
+            self.data.supervise,
+        )
+        expect(
+            self.teacher.tokenizer == "shared" or self.data.completions != "speculative",
+            "data.completions",
+            "given, teacher or student with teacher.tokenizer: own, since both models write speculative answers token by token",
+            self.data.completions,
+        )
+        expect(
+            self.teacher.sees == "nothing" or self.data.supervise == "completion",
+            "teacher.sees",
+            f"nothing with data.supervise: {self.data.supervise}, since a prompt that only the teacher reads cannot be supervised",
+            self.teacher.sees,
+        )
+        expect(
+            self.teacher.sees != "answer" or not self.data.variants,
+            "teacher.sees",
+            "nothing or shots with data.variants, since no answer to a new prompt is given",
+            "answer",
+        )
+        expect(
+            self.recipe.interface != "head" or not self.train.activation_checkpointing,
+            "train.activation_checkpointing",
+            "false with recipe.interface head, since a head's contribution is computed in a hook that recomputing does not call",
+            True,
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as a plain dict, with tuples as lists, for YAML, JSON and fingerprints."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def without_names(data: DataConfig) -> dict[str, Any]:
+    """How rows become what is trained on, for fingerprints that know the rows themselves by their content."""
+    return to_dict(data) | {"dataset_name": None, "heldout_name": None}
+
+
+def by_name(given: Collection[str] | Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    """Names, or names with fields of their own, as the latter."""
+    fields = given if isinstance(given, Mapping) else dict.fromkeys(given)
+    return {name: dict(own or {}) for name, own in fields.items()}
+
+
+def plain(config: TransferConfig) -> dict[str, Any]:
+    """A run's config as nested plain values."""
+    return {k: to_dict(v) if hasattr(v, "__dataclass_fields__") else v for k, v in vars(config).items()}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted paths whose values differ, as `path: old -> new`."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def resolve_path(name: str, base: Path) -> str:
+    """A path in a config file counts from that file's folder when it exists there; other names stay."""
+    candidate = base / name
+    # os.path, unlike pathlib, answers a name that no file can have with no.
+    return str(candidate) if not Path(name).is_absolute() and os.path.exists(candidate) else name
