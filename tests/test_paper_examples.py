@@ -16,7 +16,7 @@ from semalign.config.parsing import load_config
 from semalign.estimate.cost import record_sizes
 from semalign.models.decoder import Decoder, lora_modules
 from semalign.models.layouts import shape_of
-from semalign.models.loading import check_pair
+from semalign.models.soundness import check_pair
 from semalign.signals.plan import Plan
 from semalign.signals.request import request_of
 from semalign.steps.pair import pair_layers

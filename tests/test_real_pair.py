@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from semalign.config import ModelConfig
 from semalign.data import shared_vocabulary
-from semalign.models.loading import load, load_shape, load_tokenizer
+from semalign.models.finding import load_shape, load_tokenizer
+from semalign.models.loading import load
 
 FOLDER = os.environ.get("SEMALIGN_REAL_PAIR")
 pytestmark = pytest.mark.skipif(

@@ -29,7 +29,7 @@ from semalign.config.parsing import load_config
 from semalign.data.drawing import task_rows
 from semalign.data.rows import load_rows
 from semalign.errors import LONGEST, SemAlignError
-from semalign.models.loading import load_shape, load_tokenizer
+from semalign.models.finding import load_shape, load_tokenizer
 from semalign.models.origin import origin
 from semalign.report import build_report
 from semalign.report.card import render_card

@@ -130,44 +130,9 @@ def test_loading_checks_for_nan_and_names_the_tensor(tmp_path: Path) -> None:
         loading.load(ModelConfig(str(folder)))
 
 
-def test_a_missing_folder_and_a_folder_without_config(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="expected a model folder"):
-        loading.load_shape(ModelConfig(str(tmp_path / "nothing")))
-    with pytest.raises(ModelError, match=r"expected config\.json"):
-        loading.load_shape(ModelConfig(str(tmp_path)))
-    with pytest.raises(ModelError, match="expected a GGUF file"):
-        loading.load_shape(ModelConfig(str(tmp_path / "x.gguf")))
-
-
-def test_an_embedded_model_of_another_name_is_refused_with_the_names() -> None:
-    with pytest.raises(ModelError, match="embedded:teacher, embedded:student, embedded:small; choose one"):
-        loading.load("embedded:medium")
-
-
-def test_a_hub_id_without_network_names_the_prefetch_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="hf download somebody/some-model"):
-        loading.load_shape(ModelConfig("somebody/some-model"))
-
-
 def test_a_quantised_load_without_the_extra_says_what_to_install(tiny_pair: tuple[Path, Path]) -> None:
     with pytest.raises(SemAlignError, match=r"pip install 'semalign\[bitsandbytes\]'"):
         loading.load(ModelConfig(str(tiny_pair[0]), load_in_4bit=True))
-
-
-def test_a_smaller_teacher_is_refused_unless_allowed(tiny_pair: tuple[Path, Path]) -> None:
-    teacher, student = (loading.load_shape(ModelConfig(str(p))) for p in tiny_pair)
-    with pytest.raises(ModelError, match="3 teacher layers and 5 student layers"):
-        loading.check_pair(student, teacher, allow_smaller_teacher=False)
-    loading.check_pair(student, teacher, allow_smaller_teacher=True)
-
-
-def test_identity_follows_content_not_place(tmp_path: Path) -> None:
-    first = save_model(tiny_model("llama", layers=2, wide=False), tmp_path / "a")
-    second = save_model(tiny_model("llama", layers=2, wide=False), tmp_path / "b c")
-    other = save_model(tiny_model("llama", layers=2, wide=False, seed=9), tmp_path / "d")
-    ids = [loading.identity(ModelConfig(str(p))) for p in (first, second, other)]
-    assert ids[0] == ids[1] != ids[2]
 
 
 def write_gguf(path: Path, folder: Path) -> None:

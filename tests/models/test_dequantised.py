@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from semalign.config import ModelConfig
 from semalign.errors import ModelError
-from semalign.models import loading
+from semalign.models import finding, loading
 from semalign.models.decoder import Decoder
 
 from .test_decoder import write_gguf
@@ -43,20 +43,20 @@ def test_the_second_load_reads_what_the_first_kept(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = ModelConfig(str(file), dtype="float32")
-    identity = loading.identity(config)
+    identity = finding.identity(config)
     first = loading.load(config)
     assert [p.is_dir() for p in _kept(file)] == [True]
     assert "its weights are kept in" in caplog.text and "keep_dequantised: false keeps nothing" in caplog.text
     monkeypatch.setattr(loading, "GgufConfig", _never)
     second = loading.load(config)
-    assert second.name == first.name and loading.load_shape(config) == first.shape
+    assert second.name == first.name and finding.load_shape(config) == first.shape
     assert all(torch.equal(w, _weights(second)[name]) for name, w in _weights(first).items())
     assert second.tokenizer is not None and first.tokenizer is not None
     assert second.tokenizer.get_vocab() == first.tokenizer.get_vocab()
     text = "What is 17 + 4?"
     assert second.tokenizer(text)["input_ids"] == first.tokenizer(text)["input_ids"]
     # A run that was made from the file goes on with what is kept.
-    assert loading.identity(config) == identity
+    assert finding.identity(config) == identity
     # Another type is other weights.
     with pytest.raises(ModelError, match="read again"):
         loading.load(ModelConfig(str(file)))

@@ -17,8 +17,8 @@ from semalign.config import ModelConfig
 from semalign.data import Sample
 from semalign.data.batches import batch_inputs
 from semalign.errors import ConfigError, DataError, ModelError
+from semalign.models import finding
 from semalign.models import layouts as module
-from semalign.models import loading
 from semalign.models.decoder import Decoder, linear_names, lora_modules
 from semalign.models.layouts import (
     LAYOUTS,
@@ -66,7 +66,7 @@ def test_other_architectures_are_refused_before_any_weight(tmp_path: Path, kind:
     config = T5Config() if kind == "t5" else AutoConfig.for_model(kind)
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=reason):
-        loading.load_shape(ModelConfig(str(tmp_path)))
+        finding.load_shape(ModelConfig(str(tmp_path)))
 
 
 def test_the_tiny_models_are_of_all_architectures() -> None:

@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from semalign.config import ModelConfig
 from semalign.errors import ModelError
 from semalign.models import wrappers
+from semalign.models.finding import load_shape
 from semalign.models.layouts import WRAPPERS
-from semalign.models.loading import load, load_shape
+from semalign.models.loading import load
 
 TEXT = {"mistral3": "mistral"}
 VISION = {

@@ -18,7 +18,8 @@ from semalign.config import EvaluationConfig, ModelConfig, PairingConfig, Recipe
 from semalign.errors import ConfigError, ModelError
 from semalign.estimate.check import check
 from semalign.models.capture import Point, capture
-from semalign.models.loading import load, load_shape
+from semalign.models.finding import load_shape
+from semalign.models.loading import load
 from semalign.run.files import read_json
 from semalign.signals.passes import topk
 from semalign.steps.pipeline import transfer

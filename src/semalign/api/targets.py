@@ -29,7 +29,8 @@ from semalign.data.mixture import Drawn
 from semalign.data.rows import accept, numbered
 from semalign.errors import ConfigError, DataError, ModelError
 from semalign.models.decoder import Decoder
-from semalign.models.loading import Checkpoint, checked, in_memory, load, load_tokenizer, named
+from semalign.models.finding import load_tokenizer
+from semalign.models.loading import Checkpoint, checked, in_memory, load, named
 from semalign.models.origin import origin
 from semalign.run import ranks
 from semalign.run.environment import environment

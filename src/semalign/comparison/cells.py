@@ -26,7 +26,8 @@ from semalign.evaluation.heldout import heldout_batches
 from semalign.evaluation.summary import store_answers, stored_answers, student_files, trained_model
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
-from semalign.models.loading import load, load_tokenizer, random_model
+from semalign.models.finding import load_tokenizer
+from semalign.models.loading import load, random_model
 from semalign.reading import UnreadableError, bytes_of, check_shape, json_of
 from semalign.run import results
 from semalign.run.files import LOCK, read_json, replacing_folder, saving, say_once, write_json

@@ -26,7 +26,7 @@ from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Sourc
 from semalign.comparison.pool import Job, run_jobs
 from semalign.config import EvaluationConfig, ModelConfig, to_dict, without_names
 from semalign.data.drawing import split_rows
-from semalign.models.loading import identity
+from semalign.models.finding import identity
 from semalign.run import results
 from semalign.run.environment import environment
 from semalign.run.files import hash_of, json_line, keep_once, read_json, write_atomic, write_yaml

@@ -24,7 +24,7 @@ from semalign.data.overlap import prompt_of
 from semalign.data.rows import entries
 from semalign.data.samples import Sample, render_example, unseen_counts
 from semalign.errors import DataError
-from semalign.models.loading import load_shape, load_tokenizer
+from semalign.models.finding import load_shape, load_tokenizer
 
 Placed = tuple[str, Row]
 Finding = dict[str, str]

@@ -33,7 +33,8 @@ from semalign.data.shown import Shown
 from semalign.errors import CacheError, DataError
 from semalign.models.decoder import Decoder, share_vocabulary
 from semalign.models.layouts import Shape
-from semalign.models.loading import Checkpoint, check_pair, named
+from semalign.models.loading import Checkpoint, named
+from semalign.models.soundness import check_pair
 from semalign.reading import Object
 from semalign.run.digests import damage
 from semalign.run.files import find_json, hash_of, read_lines

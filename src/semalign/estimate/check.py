@@ -25,8 +25,8 @@ from semalign.evaluation.readiness import check_evaluation
 from semalign.maths.bases import apply_map, gram, semantic_map, spectrum
 from semalign.maths.similarity import mean_cosine
 from semalign.methods import resolve
+from semalign.models.finding import load_tokenizer
 from semalign.models.head import Head
-from semalign.models.loading import load_tokenizer
 from semalign.run.folder import RunFolder
 from semalign.run.meter import free_memory
 from semalign.signals.maps import head_maps

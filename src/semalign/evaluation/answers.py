@@ -14,7 +14,7 @@ from semalign.evaluation.asked import asked_answers
 from semalign.evaluation.decoding import answers, in_order
 from semalign.evaluation.tasks import check_answers
 from semalign.models.decoder import Decoder
-from semalign.models.loading import load_tokenizer
+from semalign.models.finding import load_tokenizer
 from semalign.run.journal import Journal
 
 Answer = dict[str, Any]

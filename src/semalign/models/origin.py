@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from semalign.config import ModelConfig
 from semalign.errors import ConfigError, sentence
-from semalign.models.loading import locate
+from semalign.models.finding import locate
 from semalign.reading import MOST_YAML_BYTES, UnreadableError, yaml_of
 
 FRONT_MATTER = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---", re.DOTALL)

@@ -20,7 +20,8 @@ from semalign.data.shown import Shown
 from semalign.errors import DataError
 from semalign.evaluation.tasks import check_items
 from semalign.models.decoder import Decoder
-from semalign.models.loading import identity, load, load_tokenizer
+from semalign.models.finding import identity, load_tokenizer
+from semalign.models.loading import load
 from semalign.run.files import hash_of, json_line, write_atomic
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
