@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.comparison.page import at_budgets, figure_texts, ranked, shown
+from semalign.comparison.page import at_budgets, ranked
+from semalign.comparison.words import figure_texts, shown
 from semalign.report.words import DASH, GAPS, count, number
 
 Figures = dict[str, Any]

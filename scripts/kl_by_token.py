@@ -14,8 +14,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from semalign.comparison.cells import inputs_of, prepared_of
 from semalign.comparison.plan import Source, read_comparison
+from semalign.comparison.sources import inputs_of, prepared_of
 from semalign.config import ModelConfig
 from semalign.data.inputs import Inputs
 from semalign.evaluation.heldout import heldout_batches

@@ -18,10 +18,8 @@ from semalign.cli import main
 from semalign.comparison import cells
 from semalign.comparison.cells import (
     CellJob,
-    inputs_of,
     items_of,
     key_of,
-    make_random_teacher,
     preparation_seconds,
     run_cell,
     steps_within,
@@ -38,6 +36,7 @@ from semalign.models.loading import load
 from semalign.run.files import read_json, write_json
 from semalign.run.folder import save_result
 from semalign.run.verify import verify
+from semalign.signals.prepared import Prepared
 
 from .small import TASKS, results, write
 
@@ -159,37 +158,6 @@ def test_closeness_of_a_row_is_that_of_both_models_whole_logits(straight: Path) 
         assert line["top1"] == pytest.approx(float(same), abs=1 / len(labels) + 1e-6)
 
 
-def test_rows_of_a_source_are_read_once_and_held_out_ones_only_where_they_measure(straight: Path) -> None:
-    sources = read_comparison(straight).sources
-    measuring, other = sources["knowledge", "aligned", 0], sources["knowledge", "cross_entropy", 0]
-    assert inputs_of(measuring) is inputs_of(measuring)
-    assert len(inputs_of(measuring).heldout) == 4 and inputs_of(other).heldout == []
-    assert inputs_of(other).fingerprint["heldout"] is None
-    assert inputs_of(measuring).fingerprint["heldout"] is not None
-
-
-def test_a_random_teacher_has_the_sizes_and_fresh_weights_that_are_always_the_same(
-    tiny_pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    original = ModelConfig(str(tiny_pair[0]))
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir()
-    (first / "model.safetensors").write_text("half")  # nothing vouches for it: it is made again
-    for target in (first, second):
-        make_random_teacher(original, target)
-    real, one, two = (load(ModelConfig(str(p))) for p in (tiny_pair[0], first, second))
-    weights = [dict(m.model.named_parameters()) for m in (real, one, two)]
-    for name, weight in weights[0].items():
-        assert weights[1][name].shape == weight.shape and torch.equal(weights[1][name], weights[2][name])
-    assert not any(torch.allclose(weights[1][name], w) for name, w in weights[0].items() if w.dim() > 1)
-    assert one.tokenizer is not None and real.tokenizer is not None
-    assert one.tokenizer.get_vocab() == real.tokenizer.get_vocab()
-    assert one.tokenizer.chat_template == real.tokenizer.chat_template
-    written = (first / "model.safetensors").stat().st_mtime_ns
-    make_random_teacher(original, first)
-    assert (first / "model.safetensors").stat().st_mtime_ns == written
-
-
 def test_a_trained_cell_is_named_by_four_things_and_a_model_by_one() -> None:
     assert key_of(Cell("teacher")) == {"method": "teacher"}
     trained = {"method": "kl", "trained": "sums", "seed": 2, "budget": "time"}
@@ -290,7 +258,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         class Found:
             train = (1, 2, 3)
 
-        return cells.Prepared(source.config, source.run, Found(), None, {}, None)  # type: ignore[arg-type]
+        return Prepared(source.config, source.run, Found(), None, {}, None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cells, "train_student", train_student)
     monkeypatch.setattr(cells, "load", loaded)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from semalign.comparison.figures import figures
-from semalign.comparison.page import at_budgets, figure_texts, points, ranked, shown, view, write_page
+from semalign.comparison.page import at_budgets, ranked, view, write_page
+from semalign.comparison.words import figure_texts, points, shown
 from semalign.errors import CacheError
 from semalign.report.blocks import Report, Section, Table
 from semalign.report.build import render

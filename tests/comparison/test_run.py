@@ -22,6 +22,7 @@ from semalign.comparison import cells, compare, run
 from semalign.comparison.plan import Comparison, read_comparison
 from semalign.comparison.pool import Done, Job
 from semalign.comparison.run import environment_of, jobs_of, result_lines, run_comparison, workers
+from semalign.comparison.sources import prepare
 from semalign.errors import DataError
 from semalign.evaluation import decoding
 from semalign.models.loading import load
@@ -177,9 +178,9 @@ def test_a_cell_that_was_stopped_while_it_answered_keeps_its_student_and_its_ans
 
     straight = compared("straight")
     assert main(["compare", str(straight), "--quiet"]) == 0
-    assert (asked, fitted) == ([9], [1]), "untouched, teacher and student, three batches each"
+    assert (asked, fitted) == ([9], [1]), "untouched, student and teacher, three batches each"
     path = compared("stopped")
-    stop[0] = 16
+    stop[0] = 13
     main(["compare", str(path), "--quiet"])
     (cell,) = (path.parent / "out" / "cells").glob("*/*/*")
     assert (cell / "student").exists() and list(cell.glob("*.part"))
@@ -414,7 +415,7 @@ def test_what_a_piece_waits_for_is_what_it_reads(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(run, "run_jobs", record)
     said: list[str] = []
     lines = run_comparison(found, labels(found), said.append)
-    sources = {name: job.argument for name, job in seen.items() if job.call is cells.prepare}
+    sources = {name: job.argument for name, job in seen.items() if job.call is prepare}
     # Rows are drawn anew for every seed; nothing asks for those of the cell that is done.
     assert len(sources) == 7 and "knowledge/aligned/rows-1" not in seen
 

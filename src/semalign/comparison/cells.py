@@ -1,6 +1,6 @@
-"""One piece of a comparison at a time, each in a worker process: prepare a source, train and measure a cell.
+"""One cell of a comparison in a worker process: train a student, measure it, and leave the figures.
 
-What a piece leaves is one file, written whole: a killed comparison goes on with the pieces that have none. Of a piece that was
+What a cell leaves is one file, written whole: a killed comparison goes on with the cells that have none. Of a cell that was
 stopped only a training that had ended and the answers after it are kept: the rest of a stopped training would pass for all of its
 seconds.
 """
@@ -14,40 +14,28 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import torch
-
 from semalign.comparison.plan import TEACHER, Cell, Source
-from semalign.config import ModelConfig, TransferConfig
+from semalign.comparison.sources import PATIENCE, inputs_of, prepared_of
+from semalign.config import TransferConfig
 from semalign.data.drawing import task_rows
-from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import CacheError, ConfigError, DataError
 from semalign.evaluation.answers import Answer, answer_items, by_item, graded_again
 from semalign.evaluation.heldout import heldout_batches
 from semalign.evaluation.summary import store_answers, stored_answers, student_files, trained_model
 from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder, share_vocabulary
-from semalign.models.finding import load_tokenizer
-from semalign.models.loading import load, random_model
+from semalign.models.loading import load
 from semalign.reading import UnreadableError, bytes_of, check_shape, json_of
 from semalign.run import results
-from semalign.run.files import LOCK, read_json, replacing_folder, saving, say_once, write_json
+from semalign.run.files import LOCK, read_json, write_json
 from semalign.run.folder import RunFolder, check_files, is_done, save_result
 from semalign.run.meter import free_memory
-from semalign.run.sums import agrees_with_sums, write_sums
-from semalign.signals.prepared import Prepared
-from semalign.steps.attribute import attribute
-from semalign.steps.cache import cache
-from semalign.steps.generate import generate
-from semalign.steps.pair import pair
 from semalign.steps.train import train_student
 
 Line = dict[str, Any]
 Answers = Mapping[str, Sequence[Answer]]
 ANSWERS = "answers.jsonl"
 WEIGHTS = ("student/", "adapter/")
-PATIENCE = 30.0  # seconds; workers outlive a comparison that was killed by a moment
-_inputs: dict[str, Inputs] = {}
-_prepared: dict[str, Prepared] = {}
 
 
 @dataclass(frozen=True)
@@ -71,58 +59,6 @@ class CellJob:
     """Of a cell at equal time: folders of the same method's and task's cells at equal rows."""
     defaults: Sequence[Path] = ()
     """And of the default's."""
-
-
-def make_random_teacher(teacher: ModelConfig, target: Path) -> None:
-    """A teacher of the same sizes with fresh weights, as its architecture initialises them; always the same ones."""
-    if agrees_with_sums(target):
-        return
-    if target.exists():
-        say_once(f"{target}: not as it was saved; made again")
-        shutil.rmtree(target)
-    torch.manual_seed(0)
-    model = random_model(teacher)
-    tokenizer = load_tokenizer(teacher)
-    with replacing_folder(target) as part, saving(target):
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        write_sums(part)
-
-
-def prepare(source: Source) -> None:
-    """Rows, scores, plan and cache of a source; what is there is kept."""
-    config, run = source.config, source.run
-    with run.lock(PATIENCE):
-        # From the start, for the same reason as a cell.
-        if not run.generated.exists():
-            for path in run.root.glob("*.part"):
-                path.unlink()
-        if not run.manifest.exists():
-            shutil.rmtree(run.targets, ignore_errors=True)
-        generate(config, run)
-        inputs = inputs_of(source)
-        attribute(config, run, inputs)
-        pair(config, run, inputs)
-        cache(prepared_of(source))
-
-
-def inputs_of(source: Source) -> Inputs:
-    """The source's tokenised rows, kept for the next cell of this worker; held-out ones where students are measured with them."""
-    key = source.config.output_dir
-    if key not in _inputs:
-        inputs = load_inputs(source.config, source.run)
-        if not source.is_measured_with:
-            inputs = replace(inputs, heldout=[], fingerprint=inputs.fingerprint | {"heldout": None})
-        _inputs[key] = inputs
-    return _inputs[key]
-
-
-def prepared_of(source: Source) -> Prepared:
-    """The source's plan and stores, kept likewise."""
-    key = source.config.output_dir
-    if key not in _prepared:
-        _prepared[key] = Prepared.read(source.config, source.run, inputs_of(source))
-    return _prepared[key]
 
 
 def run_cell(job: CellJob) -> None:

@@ -1,12 +1,15 @@
-"""Changes of a run's config by dotted name: `train.num_train_epochs: 6`."""
+"""Changes of a run's config by dotted name (`train.num_train_epochs: 6`), and which parts of two configs have to agree."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from semalign.config import TransferConfig, to_dict
 from semalign.config.parsing import keys
 from semalign.errors import ConfigError, suggestion
 
@@ -59,3 +62,33 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(parent, {})
         inner[last] = copy.deepcopy(value)
     return values
+
+
+def redrawn(config: TransferConfig, seed: int) -> TransferConfig:
+    """The config of a source for a cell's seed: the same for all seeds where rows, plan and cache have nothing that is drawn."""
+    data = config.data
+    is_drawn = (
+        data.max_rows is not None
+        or data.variants > 0
+        or not data.sampling.is_greedy
+        or config.teacher.sees == "shots"
+        or config.pairing.selection == "attribution"
+    )
+    if not is_drawn:
+        return config
+    if data.max_rows is not None:
+        data = replace(data, rows_seed=(data.rows_seed or 0) + seed, mixture_seed=data.mixture_seed + seed)
+    return replace(config, seed=config.seed + seed, data=data)
+
+
+def shared(config: TransferConfig) -> dict[str, Any]:
+    """What decides rows, plan and cached signals."""
+    parts = ("teacher", "student", "data", "attribution", "pairing", "cache", "seed", "allow_smaller_teacher")
+    values = {name: getattr(config, name) for name in parts}
+    plain = {k: to_dict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
+    return plain | {"cache_prefix": config.train.cache_prefix, "live_teacher": config.train.live_teacher}
+
+
+def recipe_fields(config: TransferConfig) -> dict[str, Any]:
+    """The fields of the recipe that are given."""
+    return {k: v for k, v in vars(config.recipe).items() if v is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
+from semalign.comparison.words import figure_texts, points, runs_of, shown
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
 from semalign.report.words import (
@@ -76,17 +77,6 @@ def _measured(figures: Figures) -> str:
     return "accuracy_gap_closed" if has_accuracy else "kl_gap_closed"
 
 
-def shown(figure: Figures, key: str, write: Callable[[float | None], str] = percent) -> str:
-    """58% [52, 63]; the ends are in the value's unit."""
-    ends = figure.get(f"{key}_interval")
-    value = write(figure.get(key))
-    return f"{value} [{_bare(write(ends[0]))},{NBSP}{_bare(write(ends[1]))}]" if ends else value
-
-
-def _bare(value: str) -> str:
-    return value.removesuffix("%").removeprefix("+")
-
-
 def _headline(figures: Figures) -> Headline:
     key = _measured(figures)
     gap = "accuracy" if key.startswith("accuracy") else "KL"
@@ -106,11 +96,6 @@ def _tasks(figures: Figures) -> str:
     """3 tasks: those that students were trained on."""
     tasks = len(figures["trained"])
     return f"{tasks} task{'s' * (tasks != 1)}"
-
-
-def runs_of(method: Figures) -> str:
-    """3 seeds."""
-    return f"{method['seeds']} seed{'s' * (method['seeds'] != 1)}"
 
 
 def _notes(figures: Figures) -> list[str]:
@@ -195,23 +180,6 @@ def _tiles(figures: Figures) -> list[Tile]:
         Tile("Wall time", seconds(default["wall_seconds"]), "per student, preparation included"),
     ]
     return tiles
-
-
-def points(value: float | None) -> str:
-    """A change in percentage points, with its sign."""
-    if value is None:
-        return number(None)
-    rounded = round(value, 1)
-    return ("+" if rounded > 0 else "") + number(rounded, 1)
-
-
-def figure_texts(method: Figures) -> list[str]:
-    """Shares of both gaps at equal rows and at equal time, and retention, as every table shows them."""
-    timed = method["equal_time"] or {}
-    return [
-        *(shown(entry, k) for entry in (method, timed) for k, _ in GAPS),
-        shown(method, "retention", points),
-    ]
 
 
 def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field
 
-from semalign.comparison.overrides import CUTOFF, flatten, nested
+from semalign.comparison.overrides import CUTOFF, flatten, nested, recipe_fields, redrawn, shared
 from semalign.config import ModelConfig, TransferConfig, check_labels, to_dict
 from semalign.config.parsing import build_config, read_yaml
 from semalign.errors import ConfigError, suggestion
@@ -324,31 +324,6 @@ def random_teacher(options: CompareConfig, teacher: ModelConfig) -> ModelConfig:
     return ModelConfig(str(Path(options.output_dir) / name), **kept)
 
 
-def redrawn(config: TransferConfig, seed: int) -> TransferConfig:
-    """The config of a source for a cell's seed: the same for all seeds where rows, plan and cache have nothing that is drawn."""
-    data = config.data
-    is_drawn = (
-        data.max_rows is not None
-        or data.variants > 0
-        or not data.sampling.is_greedy
-        or config.teacher.sees == "shots"
-        or config.pairing.selection == "attribution"
-    )
-    if not is_drawn:
-        return config
-    if data.max_rows is not None:
-        data = replace(data, rows_seed=(data.rows_seed or 0) + seed, mixture_seed=data.mixture_seed + seed)
-    return replace(config, seed=config.seed + seed, data=data)
-
-
-def shared(config: TransferConfig) -> dict[str, Any]:
-    """What decides rows, plan and cached signals."""
-    parts = ("teacher", "student", "data", "attribution", "pairing", "cache", "seed", "allow_smaller_teacher")
-    values = {name: getattr(config, name) for name in parts}
-    plain = {k: to_dict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
-    return plain | {"cache_prefix": config.train.cache_prefix, "live_teacher": config.train.live_teacher}
-
-
 def _source(key: str, members: Mapping[str, TransferConfig], options: CompareConfig) -> Source:
     first = next(iter(members.values()))
     baselines = {label: recipe_fields(config) for label, config in members.items()}
@@ -357,8 +332,3 @@ def _source(key: str, members: Mapping[str, TransferConfig], options: CompareCon
     return Source(
         "", replace(first, output_dir=str(Path(options.output_dir) / "sources" / key), evaluation=evaluation)
     )
-
-
-def recipe_fields(config: TransferConfig) -> dict[str, Any]:
-    """The fields of the recipe that are given."""
-    return {k: v for k, v in vars(config.recipe).items() if v is not None}

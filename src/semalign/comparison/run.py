@@ -12,18 +12,10 @@ from typing import Any
 
 import torch
 
-from semalign.comparison.cells import (
-    CellJob,
-    costs_of,
-    items_of,
-    key_of,
-    make_random_teacher,
-    prepare,
-    regrade_cell,
-    run_cell,
-)
+from semalign.comparison.cells import CellJob, costs_of, items_of, key_of, regrade_cell, run_cell
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
+from semalign.comparison.sources import make_random_teacher, prepare
 from semalign.config import EvaluationConfig, ModelConfig, to_dict, without_names
 from semalign.data.drawing import split_rows
 from semalign.models.finding import identity
@@ -77,7 +69,8 @@ def _run(comparison: Comparison, cells: Mapping[str, CellJob], say: Say) -> dict
             original = comparison.reference(source.task).config.teacher
             make_random_teacher(original, Path(source.config.teacher.model_name_or_path))
     jobs: dict[str, Job] = {}
-    for name, job in cells.items():
+    # The teacher last: its answers cost the most, and nothing waits for them.
+    for name, job in sorted(cells.items(), key=lambda item: item[1].cell.method == TEACHER):
         # What a cell needs is prepared just before it, so that an early stop leaves cells and not preparations.
         jobs |= {n: Job(prepare, s) for s in needed[name] if (n := _name(s)) not in jobs}
         after = tuple(n for n in (_of(f) for f in (*job.same, *job.defaults)) if n in cells)
@@ -120,13 +113,13 @@ def _of(folder: Path) -> str:
 
 
 def jobs_of(comparison: Comparison, labels: Sequence[str]) -> dict[str, CellJob]:
-    """Every cell of the chosen labels by name: equal rows before equal time, the teacher's costly answers last: none waits for them."""
+    """Every cell of the chosen labels by name: references first, equal rows before equal time."""
     timed = [m for m in labels if m in comparison.options.equal_time and m != comparison.options.default]
     cells = [
         Cell(UNTOUCHED),
+        Cell(TEACHER),
         *comparison.cells(labels, "rows"),
         *comparison.cells(timed, "time"),
-        Cell(TEACHER),
     ]
     known = _Fingerprints(comparison)
     return {cell.place: _job(comparison, cell, known) for cell in cells}
