@@ -19,7 +19,7 @@ rate of 3e-5, which is the default here, and their script one of 3e-4. Two facto
 deltas that half precision cannot hold: there the run stops and says that no weight changed (the published code saves
 such a student). One difference: neurons are located once, over the rows of all steps, instead of anew in every step.
 `laten_corrected` starts W1 at its usual scale, and so moves; it takes 64 steps at 1e-3, a lens with the final norm
-itself, and constant betas.
+itself, and constant betas. All of it is in one file, as every method is, though it is longer than others.
 """
 
 from __future__ import annotations
