@@ -133,6 +133,9 @@ class TrainConfig(OptimiserConfig):
     layer's linear maps."""
     cache_prefix: bool = True
     """Run the frozen layers below the lowest trained layer once, in the cache step, instead of in every training step."""
+    fsdp: bool = False
+    """Split the trained layers, their gradients and the optimiser's states over the processes of a launch (torch's fully_shard, FSDP2),
+    where one device cannot hold them."""
     rounds: int = 1
     """How often rows, signals and training follow each other. From the second round on, the student as it is by then takes the untouched
     one's place: it answers the prompts anew where data.completions is student, and the teacher's signals are cached on the new rows. All

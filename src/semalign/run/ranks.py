@@ -58,7 +58,8 @@ def check_launch() -> None:
         if os.environ.get(name, "false").lower() == "true":
             raise ConfigError(
                 f"accelerate: expected data parallelism (--multi_gpu), got {what}, which has not been tested; launch with "
-                "--multi_gpu, and set train.lora_r or a smaller pairing.num_layers where a device cannot hold the trained layers."
+                "--multi_gpu, and set train.fsdp, train.lora_r or a smaller pairing.num_layers where a device cannot hold the trained "
+                "layers."
             )
 
 

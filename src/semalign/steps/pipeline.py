@@ -31,6 +31,7 @@ from semalign.steps.evaluate import evaluate
 from semalign.steps.generate import generate
 from semalign.steps.pair import pair
 from semalign.steps.train import train
+from semalign.training.sharded import check_processes
 
 STEPS = ("generate", "attribute", "pair", "cache", "train", "evaluate", "report")
 # Fields that may change from one call to the next. Of what is measured only the baselines, which are trained, and the rows whose
@@ -124,6 +125,8 @@ def transfer(
     """
     run = RunFolder(Path(config.output_dir))
     ranks.start()
+    if "train" in steps:
+        check_processes(config)
     if "evaluate" in steps and ranks.is_main():
         check_evaluation(config)
     with run.lock():

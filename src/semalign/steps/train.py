@@ -41,8 +41,10 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path, *, in_rounds
     prepared = replace(prepared, config=config)
     optimisation = to_dict(config.train)
     if config.train.rounds == 1:
-        # Named only where there are several, so that trainings from before them stay valid.
+        # Named only where it says something, so that trainings from before them stay valid.
         del optimisation["rounds"]
+    if not config.train.fsdp:
+        del optimisation["fsdp"]  # likewise
     wanted = fingerprint(
         cache=stores.fingerprint, recipe=asdict(recipe), train=optimisation, seed=config.seed
     )

@@ -19,6 +19,7 @@ from semalign.run.files import append, json_line, say_once, write_atomic
 from semalign.run.folder import is_done, save_result
 from semalign.run.meter import free_memory
 from semalign.run.signals import Interrupted, handled, interrupt
+from semalign.training import sharded
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +78,13 @@ class GradientCheck(TrainerCallback):
                 raise SemAlignError(
                     f"{name}: expected a gradient exactly where training was asked for; this recipe does not reach it."
                 )
+            # Asked for by every process, for of a split gradient each has a part.
+            gradient = None if parameter.grad is None else sharded.whole(parameter.grad)
             # A LoRA pair starts with one factor at zero, which leaves the other without gradient.
             if (
-                parameter.grad is not None
+                gradient is not None
                 and "lora_" not in name
-                and not 0 < float(parameter.grad.abs().sum()) < float("inf")
+                and not 0 < float(gradient.abs().sum()) < float("inf")
             ):
                 raise SemAlignError(
                     f"{name}: its first gradient is zero, NaN or infinite; the loss does not depend on this parameter."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from semalign.signals.prepared import Prepared
 from semalign.signals.shards import ShardStore
 from semalign.signals.stores import fill, shard_plan
 from semalign.signals.supervision import supervision_of
+from semalign.training import sharded
 from semalign.training.arguments import arguments
 from semalign.training.callbacks import (
     GradientCheck,
@@ -179,6 +181,14 @@ class Training:
     def _optimise(
         self, plan: Plan, folder: Path, done: Sequence[dict[str, Any]], stages: int
     ) -> dict[str, Any]:
+        """Train one stage, its layers whole or split over the processes."""
+        is_split = self.config.train.fsdp
+        with sharded.copied(self.student, self.cut) if is_split else nullcontext():
+            return self._fitted(plan, folder, done, stages)
+
+    def _fitted(
+        self, plan: Plan, folder: Path, done: Sequence[dict[str, Any]], stages: int
+    ) -> dict[str, Any]:
         """Run the Trainer after the stages that are done, from the newest complete checkpoint if there is one."""
         steps = sum(stage["steps"] for stage in done)
         log = LineLog(self.folder / "train.jsonl", [line for stage in done for line in stage["log"]], steps)
@@ -191,6 +201,8 @@ class Training:
             self.inputs.candidates,
             self.teacher_head,
         )
+        if config.train.fsdp:
+            sharded.shard(suffix, suffix.suffix, student.device)
         newest = ranks.from_main(lambda: complete_checkpoint(folder, self.made_from))
         # Where this round has ended already, the Trainer has to find nothing left to do: it looks at the end of its schedule alone.
         ends_here = newest is not None and newest.endswith(f"-{self.span.until}")
