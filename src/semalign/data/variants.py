@@ -1,4 +1,4 @@
-"""New prompts from the given ones: words that stand in the same surroundings change places (after Andreas 2020, GECA).
+"""New prompts from the given ones: words that occur in the same contexts are exchanged (after Andreas 2020, GECA).
 
 Two words are exchangeable when both occur between the same neighbours somewhere in the rows: in "found 14, 4" and
 "found 9, 4" the numbers are. A variant replaces a few words of a prompt, each everywhere it occurs, so that the prompt

@@ -1,6 +1,6 @@
 """New prompts beside the given ones; what the right answer is, the teacher has to be asked.
 
-By words: words that stand in the same surroundings change places (see `semalign.data.variants`).
+By words: words that occur in the same contexts are exchanged (see `semalign.data.variants`).
 By the teacher: the conversation of three rows, drawn anew for every 16 prompts, goes on with the user's next turn, in the teacher's
 words (after Magpie, arXiv 2406.08464, where nothing goes before it). No instruction is needed: the chat template says whose turn
 it is, and the rows say what about.
