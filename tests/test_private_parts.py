@@ -51,6 +51,30 @@ def parameters(function: Callable[..., object]) -> list[str]:
             "Trainer._push_from_checkpoint(checkpoint_folder)",
             lambda: hasattr(Trainer, "_push_from_checkpoint"),
         ),
+        (
+            "Trainer.is_distributed_loading_by_transformers, asked before a model is wrapped",
+            lambda: "if self.is_distributed_loading_by_transformers:" in TRAINER,
+        ),
+        ("Trainer._clip_grad_norm(model)", lambda: parameters(Trainer._clip_grad_norm)[1:] == ["model"]),
+        (
+            "Trainer._save(output_dir, state_dict), called in every process of a split model",
+            lambda: (
+                parameters(Trainer._save)[1:] == ["output_dir", "state_dict"]
+                and "not self.is_distributed_loading_by_transformers" in inspect.getsource(Trainer._save)
+            ),
+        ),
+        (
+            "Trainer._save_optimizer_and_scheduler(output_dir)",
+            lambda: parameters(Trainer._save_optimizer_and_scheduler)[1:] == ["output_dir"],
+        ),
+        (
+            "Trainer._load_from_checkpoint(resume_from_checkpoint, model)",
+            lambda: parameters(Trainer._load_from_checkpoint)[1:] == ["resume_from_checkpoint", "model"],
+        ),
+        (
+            "Trainer._load_optimizer_and_scheduler(checkpoint)",
+            lambda: parameters(Trainer._load_optimizer_and_scheduler)[1:] == ["checkpoint"],
+        ),
         ("TrainingArguments._n_gpu", lambda: "_n_gpu" in inspect.getsource(TrainingArguments)),
         (
             "get_length_grouped_indices(lengths, batch_size, mega_batch_mult, generator)",
