@@ -119,6 +119,20 @@ def test_only_what_is_requested_is_kept(fields: dict[str, Any], keys: set[str]) 
     assert record.keys() == keys
 
 
+@pytest.mark.parametrize(
+    ("fields", "deepest"),
+    [({"cut": 1}, 1), ({"cut": 2}, 2), ({"interfaces": ("mlp",)}, 3), ({"top_k": 2}, 3), ({}, 0)],
+)
+def test_the_student_runs_no_layer_below_which_nothing_is_asked_for(
+    fields: dict[str, Any], deepest: int
+) -> None:
+    decoder, ran = student(), set()
+    for number, layer in enumerate(decoder.layers, 1):
+        layer.register_forward_pre_hook(lambda *_, number=number: ran.add(number))
+    student_signals(decoder, ROWS[:1], Request(pairs=PAIRS, **fields))
+    assert ran == set(range(1, deepest + 1))
+
+
 def signals_of_teacher(
     request: Request, rows: Sequence[Sample] = ROWS
 ) -> tuple[list[Record], Decoder, Decoder]:

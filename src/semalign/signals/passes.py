@@ -96,12 +96,14 @@ def topk(
 def student_signals(student: Decoder, samples: Sequence[Sample], request: Request) -> list[Record]:
     """Per sample: tokens.prefix (T, E); positions.own.<interface>.<place> (N, E); positions.student_output (N, E),
     positions.student_ids and .student_logp (N, K), positions.student_lse (N, temperatures) of the untouched student; the first
-    temperature is 1."""
+    temperature is 1. Stops after the deepest layer that anything needs."""
     ids_BT, attention_BT, states_BT = batch_inputs(student, samples)
     points = [Point(p.student, i, p.student_head) for i in request.interfaces for p in request.at(i)]
     if request.cut is not None:
         points.append(Point(request.cut, "block"))
-    with capture(student, points) as found, student.span(0, student.num_layers, norm=True):
+    needs_output = bool(request.top_k or "output" in request.interfaces)
+    stop = student.num_layers if needs_output else max((point.layer for point in points), default=0)
+    with capture(student, points) as found, student.span(0, stop, norm=needs_output):
         output_BTE = student.forward(ids_BT, attention_BT)
     records: list[Record] = [{} for _ in samples]
     if request.cut is not None:
