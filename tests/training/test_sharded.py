@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_distributed import assert_same, launch, losses, write_config
+from torch import nn
 
 from semalign.config.parsing import load_config
 from semalign.errors import ConfigError
-from semalign.training.sharded import check_processes
+from semalign.training.sharded import check_processes, shard
 
 
 @pytest.fixture(scope="module", params=[0, 4], ids=["full weights", "LoRA"])
@@ -46,6 +48,21 @@ def test_split_layers_train_as_whole_ones_and_a_killed_training_goes_on(
     assert len(losses(run)) == 9
     assert_same(run, alone)
     assert json.loads((run / "train.json").read_text())["processes"] == 2
+
+
+def test_what_cannot_be_split_is_refused() -> None:
+    layers = nn.ModuleList([nn.Linear(2, 2, bias=False)])
+    model = nn.Module()
+    model.layers, model.projector = layers, nn.Linear(2, 2)
+    with pytest.raises(
+        ConfigError, match=r"^train\.fsdp: expected a layer loss that trains nothing of its own"
+    ):
+        shard(model, layers, torch.device("cpu"))
+    layers[0].weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(
+        ConfigError, match=r"^train\.fsdp: expected a student whose weights are in floating point"
+    ):
+        shard(model, layers, torch.device("cpu"))
 
 
 def test_one_process_has_nothing_to_split_over(

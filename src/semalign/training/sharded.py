@@ -88,8 +88,13 @@ def shard(model: nn.Module, layers: nn.ModuleList, device: torch.device) -> None
     """Split the layers of a model over all processes; what else it holds stays whole in each.
 
     Raises:
-        ConfigError: something else is trained too.
+        ConfigError: something else is trained too, or the layers are quantised.
     """
+    if not all(parameter.is_floating_point() for parameter in layers.parameters()):
+        raise ConfigError(
+            "train.fsdp: expected a student whose weights are in floating point, got one in 8 or 4 bits, which has not been tested; set "
+            "train.fsdp: false, or leave student.load_in_8bit and load_in_4bit out."
+        )
     inside = set(layers.parameters())
     others = {parameter for parameter in model.parameters() if parameter not in inside}
     if any(parameter.requires_grad for parameter in others):
