@@ -24,6 +24,8 @@ from semalign.config import (
     TrainConfig,
     TransferConfig,
     by_name,
+    completed,
+    decisive,
     differences,
     plain,
     resolve_path,
@@ -90,6 +92,18 @@ def test_a_config_survives_yaml_and_json(tmp_path: Path) -> None:
     assert build_config(yaml.safe_load(yaml.safe_dump(values)), tmp_path) == config
     assert json.loads(json.dumps(values)) == values, "no tuple and no object is left"
     assert differences(values, plain(config)) == []
+
+
+def test_an_option_that_came_later_is_known_only_where_it_is_set(tmp_path: Path) -> None:
+    before, after = TrainConfig(), TrainConfig(fsdp=True)
+    assert "fsdp" not in decisive(before) and decisive(after)["fsdp"] is True
+    assert set(decisive(after)) == {f.name for f in dataclasses.fields(TrainConfig)}
+    config = whole()
+    written = plain(config)
+    del written["train"]["fsdp"]
+    assert differences(completed(written, config), plain(config)) == []
+    changed = replace(config, train=after)
+    assert differences(completed(written, changed), plain(changed)) == ["train.fsdp: False -> True"]
 
 
 def test_rows_are_known_without_the_names_of_their_files() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from semalign.config import TransferConfig, to_dict
+from semalign.config import TransferConfig, decisive
 from semalign.config.parsing import keys
 from semalign.errors import ConfigError, suggestion
 
@@ -85,7 +85,7 @@ def shared(config: TransferConfig) -> dict[str, Any]:
     """What decides rows, plan and cached signals."""
     parts = ("teacher", "student", "data", "attribution", "pairing", "cache", "seed", "allow_smaller_teacher")
     values = {name: getattr(config, name) for name in parts}
-    plain = {k: to_dict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
+    plain = {k: decisive(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
     return plain | {"cache_prefix": config.train.cache_prefix, "live_teacher": config.train.live_teacher}
 
 

@@ -16,7 +16,7 @@ from semalign.comparison.cells import CellJob, costs_of, items_of, key_of, regra
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
 from semalign.comparison.sources import make_random_teacher, prepare
-from semalign.config import EvaluationConfig, ModelConfig, to_dict, without_names
+from semalign.config import EvaluationConfig, ModelConfig, decisive, to_dict, without_names
 from semalign.data.drawing import split_rows
 from semalign.models.finding import identity
 from semalign.run import results
@@ -200,7 +200,9 @@ class _Fingerprints:
             teacher=teacher,
             **({"targets": RANDOM_TEACHER} if (*key, cell.seed) in comparison.targets else {}),
             rows=self.rows(source.config.data),
-            **{name: to_dict(getattr(config, name)) for name in ("attribution", "pairing", "cache", "train")},
+            **{
+                name: decisive(getattr(config, name)) for name in ("attribution", "pairing", "cache", "train")
+            },
             data=without_names(source.config.data),
             recipe=vars(comparison.recipes[key]),
             seed=[config.seed, cell.seed],

@@ -20,6 +20,8 @@ from semalign.config.training import (
 from semalign.config.transfer import (
     TransferConfig,
     by_name,
+    completed,
+    decisive,
     differences,
     plain,
     resolve_path,
@@ -49,6 +51,8 @@ __all__ = [
     "TransferConfig",
     "by_name",
     "check_labels",
+    "completed",
+    "decisive",
     "differences",
     "plain",
     "resolve_path",

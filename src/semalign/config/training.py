@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from semalign.config.values import expect
+from semalign.config.values import LATER, expect
 
 Interface = Literal["block", "delta", "attn", "mlp", "head", "output"]
 MapName = Literal[
@@ -133,7 +133,7 @@ class TrainConfig(OptimiserConfig):
     layer's linear maps."""
     cache_prefix: bool = True
     """Run the frozen layers below the lowest trained layer once, in the cache step, instead of in every training step."""
-    fsdp: bool = False
+    fsdp: bool = field(default=False, metadata=LATER)
     """Split the trained layers, their gradients and the optimiser's states over the processes of a launch (torch's fully_shard, FSDP2),
     where one device cannot hold them."""
     rounds: int = 1

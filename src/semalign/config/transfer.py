@@ -14,7 +14,7 @@ from semalign.config.evaluation import EvaluationConfig
 from semalign.config.layers import AttributionConfig, CacheConfig, PairingConfig
 from semalign.config.models import ModelConfig
 from semalign.config.training import RecipeConfig, TrainConfig
-from semalign.config.values import expect
+from semalign.config.values import LATER, expect
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,27 @@ class TransferConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as a plain dict, with tuples as lists, for YAML, JSON and fingerprints."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def decisive(group: Any) -> dict[str, Any]:
+    """A group's options as a fingerprint knows them: one that was added `LATER` is named only where it is set.
+
+    So what was made before an option came stays valid where the option changes nothing.
+    """
+    later = _later(group)
+    return {k: v for k, v in to_dict(group).items() if k not in later or v != later[k]}
+
+
+def _later(group: Any) -> dict[str, Any]:
+    return {f.name: f.default for f in dataclasses.fields(group) if f.metadata == LATER}
+
+
+def completed(written: Mapping[str, Any], config: TransferConfig) -> dict[str, Any]:
+    """A run's written options, with those that came `LATER` at their defaults where it has none."""
+    groups = {name: group for name, group in vars(config).items() if dataclasses.is_dataclass(group)}
+    return {
+        k: _later(groups[k]) | v if k in groups and isinstance(v, dict) else v for k, v in written.items()
+    }
 
 
 def without_names(data: DataConfig) -> dict[str, Any]:

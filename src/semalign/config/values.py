@@ -7,6 +7,9 @@ from collections.abc import Collection
 
 from semalign.errors import ConfigError
 
+LATER = {"later": True}
+"""Metadata of a field that came when runs without it existed; see `semalign.config.decisive`."""
+
 
 def expect(condition: bool, field_name: str, expected: str, got: object) -> None:
     """Raise a ConfigError of one sentence where a field's value does not hold."""

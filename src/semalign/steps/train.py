@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from semalign.config import to_dict
+from semalign.config import decisive
 from semalign.methods.recipe import Recipe
 from semalign.run import ranks, results
 from semalign.run.files import read_json, say_once
@@ -39,12 +39,10 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path, *, in_rounds
     """
     config, inputs, stores = with_recipe(prepared.config, recipe), prepared.inputs, prepared.stores
     prepared = replace(prepared, config=config)
-    optimisation = to_dict(config.train)
+    optimisation = decisive(config.train)
     if config.train.rounds == 1:
         # Named only where it says something, so that trainings from before them stay valid.
         del optimisation["rounds"]
-    if not config.train.fsdp:
-        del optimisation["fsdp"]  # likewise
     wanted = fingerprint(
         cache=stores.fingerprint, recipe=asdict(recipe), train=optimisation, seed=config.seed
     )
