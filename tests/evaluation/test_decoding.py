@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -16,7 +17,8 @@ from semalign.config import SamplingConfig
 from semalign.data import encode_prompt
 from semalign.errors import SemAlignError
 from semalign.evaluation import decoding as module
-from semalign.evaluation.decoding import answers, continuations, generate
+from semalign.evaluation.decoding import answers, continuations, generate, in_order
+from semalign.run.journal import Journal
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +232,25 @@ def test_a_prompt_is_its_turns_or_a_row_with_tools(
     ids = [tokenizer.decode(encode_prompt(row, tokenizer)) for row in rows]
     assert ids[0] == ids[1] and ids[2] == "sky" + ids[0]
     assert len(generate(model, tokenizer, rows, max_new_tokens=3)) == 3
+
+
+def test_answers_that_are_kept_are_gone_on_with_in_batches_of_another_size(tmp_path: Path) -> None:
+    def written(numbers: list[int]) -> list[tuple[str, bool]]:
+        asked.append(numbers)
+        return [(f"{n}.{k}", n % 2 == 0) for n in numbers for k in range(2)]
+
+    asked: list[list[int]] = []
+    expected = [(f"{n}.{k}", n % 2 == 0) for n in range(5) for k in range(2)]
+    journal = Journal(tmp_path / "part", {}, list[list[str | bool]])
+    assert in_order([[3, 1], [0, 4], [2]], 2, written, journal) == expected
+    whole = (tmp_path / "part").read_text().splitlines(keepends=True)
+    for kept, batches, left in (
+        (1, [[3, 1, 0], [4, 2]], [[0], [4, 2]]),
+        (2, [[3], [1], [0], [4], [2]], [[2]]),
+        (3, [[3, 1, 0, 4, 2]], []),
+    ):
+        asked.clear()
+        (tmp_path / "part").write_text("".join(whole[: kept + 1]))
+        again = Journal(tmp_path / "part", {}, list[list[str | bool]])
+        assert in_order(batches, 2, written, again) == expected
+        assert asked == left

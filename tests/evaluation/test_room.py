@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -67,3 +68,14 @@ def test_layers_of_other_kinds_are_left_alone(kind: str) -> None:
         type(layer).__name__ for layer in getattr(after, "layers", [])
     ]
     assert with_room(None) is None
+
+
+def test_rows_that_leave_take_their_room_along() -> None:
+    cache = DynamicCache()
+    step(cache, 0, 4, 3, 0)
+    with_room(cache)
+    step(cache, 0, 4, 1, 1)
+    rooms = [weakref.ref(tensor) for tensor in cache.layers[0]._rooms.values()]
+    assert len(rooms) == 2 and all(room() is not None for room in rooms)
+    cache.reorder_cache(torch.tensor([0, 2]))
+    assert all(room() is None for room in rooms)

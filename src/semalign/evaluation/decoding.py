@@ -20,6 +20,7 @@ from semalign.evaluation.sampling import Drawn
 from semalign.evaluation.server import served_answers
 from semalign.models.layouts import positions_of
 from semalign.run.journal import Journal
+from semalign.run.meter import free_memory
 
 STEPS_BETWEEN_LEAVINGS = 16
 Prompt = dict[str, Any] | Sequence[dict[str, Any]]
@@ -80,6 +81,7 @@ def answers(
     batches = batches_of(list(map(len, encoded)), max(1, batch_size // samples), max_new_tokens, limit)
     if engine != "padded":
         batches = [list(range(len(encoded)))]
+    order = [n for batch in batches for n in batch]
     with (
         _plain(model, tokenizer, max_new_tokens, sampling) as settings,
         Progress(disable=not progress, transient=True) as bar,
@@ -89,9 +91,8 @@ def answers(
         def write(batch: list[int]) -> list[tuple[str, bool]]:
             rows = [encoded[n] for n in batch]
             bar.advance(task, len(batch))
-            before = sum(len(b) for b in batches[: batches.index(batch)])
             # A seed of the batch, so that a try which goes on after some batches draws the same.
-            with drawn_from(seed + before, model.device):
+            with drawn_from(seed + order.index(batch[0]), model.device):
                 if engine == "padded":
                     return _generate_batch(model, tokenizer, rows, samples)
                 every = [row for row in rows for _ in range(samples)]
@@ -144,19 +145,19 @@ def in_order(
     """The ``samples`` answers to each prompt in the order of the prompts, whichever batch wrote them.
 
     Args:
-        journal: holds the answers of the first batches, and gets those of the others.
+        journal: holds the answers to the first prompts, in batches of any size, and gets those to the others.
     """
-    found: dict[int, tuple[str, bool]] = {}
-    kept = [] if journal is None else journal.values[: len(batches)]
-    for number, batch in enumerate(batches):
-        if number < len(kept):
-            answered = [(text, has_ended) for text, has_ended in kept[number]]
-        else:
-            answered = write(batch)
-            if journal is not None:
-                journal.add([answered])
-        places = [n * samples + k for n in batch for k in range(samples)]
-        found |= zip(places, answered, strict=True)
+    places = [n * samples + k for batch in batches for n in batch for k in range(samples)]
+    told = [] if journal is None else [(text, ended) for batch in journal.values for text, ended in batch]
+    found = dict(zip(places, told, strict=False))
+    for batch in batches:
+        left = [n for n in batch if n * samples not in found]
+        if not left:
+            continue
+        answered = write(left)
+        if journal is not None:
+            journal.add([answered])
+        found |= zip([n * samples + k for n in left for k in range(samples)], answered, strict=True)
     return [found[place] for place in range(len(found))]
 
 
@@ -320,6 +321,8 @@ def _generate_batch(
         cache = output.get("past_key_values") if takes_cache else None
         if cache is not None and len(places) < len(going_on):
             cache.reorder_cache(kept)
+            # The heap is full of holes between the larger tensors of the rows before.
+            free_memory(collect=False)
         cache = with_room(cache)
         going_on = [going_on[n] for n in places]
     return [until_end(tokens, ends, tokenizer) for tokens in found]

@@ -35,6 +35,11 @@ class RoomyLayer(DynamicLayer):
         self.values = self._joined("values", self.values, value_states)
         return self.keys, self.values
 
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """See `DynamicLayer`; the room of the rows before is let go at once."""
+        self._rooms.clear()
+        super().reorder_cache(beam_idx)
+
     def _joined(self, name: str, old: Tensor, new: Tensor) -> Tensor:
         room, at = self._rooms.get(name), old.shape[-2]
         stop = at + new.shape[-2]
