@@ -162,15 +162,16 @@ def test_one_factor_of_lora_may_start_without_gradient() -> None:
     GradientCheck().on_pre_optimizer_step(ARGUMENTS, state(0), TrainerControl(), model=model)
 
 
-def test_memory_is_given_back_every_ten_seconds_and_not_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_given_back_after_ten_seconds_and_some_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, freed = [100.0], []
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[-1])
     monkeypatch.setattr(callbacks, "free_memory", lambda **_: freed.append(clock[-1]))
+    monkeypatch.setattr(GiveBack, "STEPS", 3)
     callback = GiveBack()
-    for now in (101.0, 109.0, 111.0, 112.0, 120.0, 122.0):
+    for now in (101.0, 109.0, 111.0, 112.0, 120.0, 122.0, 142.0, 162.0, 182.0, 202.0):
         clock.append(now)
         callback.on_step_end(ARGUMENTS, state(1), TrainerControl())
-    assert freed == [111.0, 122.0]
+    assert freed == [111.0, 122.0, 182.0]
 
 
 def handlers() -> list[Any]:
