@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from semalign.errors import ModelError
@@ -155,6 +155,7 @@ def coarse_kl(
 
 @settings(max_examples=25)
 @given(sizes, st.sampled_from([1.0, 2.0, 0.7]))
+@example((1, 4, 2, 235), 0.7)
 def test_with_all_candidates_the_loss_is_the_kl_with_everything_outside_as_one_token(
     size: tuple[int, int, int, int], temperature: float
 ) -> None:
@@ -163,14 +164,21 @@ def test_with_all_candidates_the_loss_is_the_kl_with_everything_outside_as_one_t
     (copy,) = reference.double(student)
     expected = coarse_kl(copy, teacher.double(), unions, temperature)
     loss = kl_with_rest(student, teacher, untouched, targets, torch.arange(size[1]), temperature)
-    # A float32 sum over the vocabulary is known to a millionth of its mass, and what is left outside J may be as little.
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-3, atol=1e-3)
+    # A float32 sum over the vocabulary is known to some millionths of its mass, and what is left outside J may be as little: so well is
+    # its logarithm known.
+    outside = [
+        float(p[-1])
+        for z in (student, teacher, untouched)
+        for p in coarse(z.detach().double() / temperature, unions)
+    ]
+    known = 1e-3 + max(5e-7 / mass if mass else 0.0 for mass in outside)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-3, atol=known)
     (gradient,), (wanted,) = torch.autograd.grad(loss, student), torch.autograd.grad(expected, copy)
-    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-3, atol=known)
     full = reference.divergence(
         student.detach().double() / temperature, teacher.double() / temperature, "forward"
     )
-    assert float(loss.detach()) <= float(full) * temperature**2 + 1e-3
+    assert float(loss.detach()) <= float(full) * temperature**2 + known
 
 
 def test_while_training_the_loss_and_its_gradient_follow_the_exact_ones() -> None:
