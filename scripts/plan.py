@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pages
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -527,8 +528,7 @@ def page(work: Work, machine: Machine) -> str:
 
 def replaced(text: str, tables: str) -> str:
     """A page's text with the part between the markers made anew."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
+    return pages.replaced(text, BEGIN, END, f"\n\n{tables}\n\n")
 
 
 def main() -> None:

@@ -1,12 +1,14 @@
 """What each recipe makes both models do before the training, from what the recipes say they read -> the table in docs/howto/recipes.md.
 
-python scripts/recipe_costs.py [--write docs/howto/recipes.md]
+Run it as: python scripts/recipe_costs.py [--write docs/howto/recipes.md]
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+import pages
 
 from semalign.config import DataConfig, ModelConfig, RecipeConfig, TransferConfig
 from semalign.maths.pairing import LayerPair
@@ -17,7 +19,7 @@ from semalign.signals.plan import Plan
 from semalign.signals.request import request_of
 
 BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"
-PLAN = Plan((LayerPair(2, 2),), (2,), (LayerPair(2, 2),))
+PLAN = Plan((LayerPair(2, 2),), (2,))
 HEAD = ("recipes", "student's pass", "its LM head", "teacher's pass", "its LM head", "maps of the layers")
 NOTHING = "–"
 
@@ -33,22 +35,18 @@ def row(recipe: Recipe) -> tuple[str, ...]:
     )
     request, wanted = request_of(config, PLAN)
     maps = [MAPS[name] for name, _ in wanted]
-    reads_teacher = request.top_k or request.teacher_output or any(not m.is_own for m in maps)
-    whole = request.top_k or request.teacher_output
-    teacher = NOTHING
+    student = teacher = NOTHING
+    if request.needs_student:
+        student = "to the last paired layer" if request.interfaces else "below the first trained layer"
+        student = "all layers" if request.needs_student_output else student
     if recipe.start in starts():
         teacher = "its weights, in the train step"
-    elif reads_teacher:
-        teacher = "all layers" if whole else "to the last paired layer"
-    student = "all layers" if request.top_k else "below the first trained layer"
-    return (
-        "to the last paired layer" if request.interfaces and not request.top_k else student,
-        "yes" if request.top_k else NOTHING,
-        teacher,
-        "yes" if request.top_k else NOTHING,
-        ", ".join("from the heads" if m.from_heads else "fitted" for m in maps if not (m.is_own or m.is_raw))
-        or ("scaled" if any(m.is_raw for m in maps) else NOTHING),
-    )
+    elif request.needs_teacher:
+        teacher = "all layers" if request.needs_teacher_output else "to the last paired layer"
+    head = "yes" if request.top_k else NOTHING
+    moved = [m for m in maps if not m.is_own]
+    told = ["scaled" if m.is_raw else "from the heads" if m.from_heads else "fitted" for m in moved]
+    return student, head, teacher, head, ", ".join(told) or NOTHING
 
 
 def table() -> str:
@@ -62,8 +60,7 @@ def table() -> str:
 
 def replaced(text: str) -> str:
     """The page's text with the table made anew."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    return pages.replaced(text, BEGIN, END, f"\n{table()}\n")
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ def parameters(function: Callable[..., object]) -> list[str]:
 )
 def test_transformers_still_has(what: str, is_as_before: Callable[[], bool]) -> None:
     assert is_as_before(), (
-        f"this version of transformers no longer has {what} as SemAlign uses it; see training/suffix.py and api/trainer.py, "
+        f"this version of transformers no longer has {what} as SemAlign uses it; see training/suffix.py, training/sharded.py and api/trainer.py, "
         "and lower the upper bound in pyproject.toml until they follow"
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -15,14 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def plan() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plan", ROOT / "scripts" / "plan.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["plan"] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("plan")
 
 
 def test_the_page_has_the_tables_of_the_script(plan: ModuleType) -> None:

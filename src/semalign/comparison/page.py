@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
-from semalign.comparison.words import figure_texts, points, runs_of, shown
+from semalign.comparison.words import Figures, figure_texts, points, runs_of, shown
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
 from semalign.report.words import (
@@ -28,7 +27,6 @@ from semalign.report.words import (
 from semalign.run.digests import sealed
 from semalign.run.files import write_atomic
 
-Figures = Mapping[str, Any]
 UNEVEN = 0.15
 """Share of the budget by which a training at equal time may miss it before the page says so."""
 

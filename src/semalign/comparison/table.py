@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from semalign.comparison.page import Figures, ranked
+from semalign.comparison.page import ranked
 from semalign.comparison.plan import WRONG_TASK
-from semalign.comparison.words import figure_texts, runs_of, shown
+from semalign.comparison.words import Figures, figure_texts, runs_of, shown
 from semalign.report.words import number
 
 

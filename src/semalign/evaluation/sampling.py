@@ -28,21 +28,21 @@ def likeliest(scores_BV: Tensor, options: SamplingConfig) -> tuple[Tensor, Tenso
     """
     count = scores_BV.shape[1]
     most = min(options.top_k or count, count)
-    looked_at = most if options.top_k or options.top_p >= 1 else min(FIRST_LOOK, most)
+    if options.top_p >= 1:
+        values_BK, ids_BK = scores_BV.topk(most)
+        return values_BK / options.temperature, ids_BK
+    looked_at = most if options.top_k else min(FIRST_LOOK, most)
     # Of what top_k leaves, as a second softmax would have it; without it, of all tokens.
-    total_B1 = None if options.top_k else (scores_BV / options.temperature).logsumexp(1, keepdim=True)
+    known_B1 = None if options.top_k else (scores_BV / options.temperature).logsumexp(1, keepdim=True)
     while True:
         values_BK, ids_BK = scores_BV.topk(looked_at)
         values_BK = values_BK / options.temperature
-        shares_BK = (
-            values_BK - (values_BK.logsumexp(1, keepdim=True) if total_B1 is None else total_B1)
-        ).exp()
+        total_B1 = values_BK.logsumexp(1, keepdim=True) if known_B1 is None else known_B1
+        shares_BK = (values_BK - total_B1).exp()
         held_BK = shares_BK.cumsum(1)
         if looked_at == most or bool((held_BK[:, -1] >= options.top_p).all()):
             break
         looked_at = min(4 * looked_at, most)
-    if options.top_p >= 1:
-        return values_BK, ids_BK
     # A token is in where those before it hold less; the likeliest always is.
     is_in_BK = held_BK - shares_BK < options.top_p
     is_in_BK[:, 0] = True

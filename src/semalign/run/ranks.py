@@ -119,6 +119,12 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its parts, on whichever processes they lie; every one of them has to ask for it."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
 def agree(flag: bool) -> bool:
     """Whether any process says yes."""
     import torch

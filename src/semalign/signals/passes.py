@@ -101,7 +101,7 @@ def student_signals(student: Decoder, samples: Sequence[Sample], request: Reques
     points = [Point(p.student, i, p.student_head) for i in request.interfaces for p in request.at(i)]
     if request.cut is not None:
         points.append(Point(request.cut, "block"))
-    needs_output = bool(request.top_k or "output" in request.interfaces)
+    needs_output = request.needs_student_output
     stop = student.num_layers if needs_output else max((point.layer for point in points), default=0)
     with capture(student, points) as found, student.span(0, stop, norm=needs_output):
         output_BTE = student.forward(ids_BT, attention_BT)
@@ -168,7 +168,7 @@ def teacher_signals(
         },
         key=str,
     )
-    needs_output = bool(request.top_k or request.teacher_output or "output" in request.interfaces)
+    needs_output = request.needs_teacher_output
     stop = teacher.num_layers if needs_output else max(p.layer for p in points)
     with capture(teacher, points) as found, teacher.span(0, stop, norm=needs_output):
         output_BTD = teacher.forward(ids_BT, attention_BT)

@@ -100,6 +100,16 @@ class Request:
         return [PREFIX, PREFIX_SCALE] if self.prefix_dtype else [PREFIX]
 
     @property
+    def needs_student_output(self) -> bool:
+        """Whether the student has to run to its end."""
+        return bool(self.top_k or "output" in self.interfaces)
+
+    @property
+    def needs_teacher_output(self) -> bool:
+        """Whether the teacher has to run to its end."""
+        return self.needs_student_output or self.teacher_output
+
+    @property
     def needs_student(self) -> bool:
         """Whether the student has to run over the training rows."""
         return bool(self.interfaces or self.top_k or self.cut is not None)

@@ -19,7 +19,6 @@ from semalign.run.files import append, json_line, say_once, write_atomic
 from semalign.run.folder import is_done, save_result
 from semalign.run.meter import free_memory
 from semalign.run.signals import Interrupted, handled, interrupt
-from semalign.training import sharded
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ class GradientCheck(TrainerCallback):
                     f"{name}: expected a gradient exactly where training was asked for; this recipe does not reach it."
                 )
             # Asked for by every process, for of a split gradient each has a part.
-            gradient = None if parameter.grad is None else sharded.whole(parameter.grad)
+            gradient = None if parameter.grad is None else ranks.whole(parameter.grad)
             # A LoRA pair starts with one factor at zero, which leaves the other without gradient.
             if (
                 gradient is not None

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -23,15 +23,18 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.optim import Optimizer
+from torch.distributed.fsdp import fully_shard
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from semalign.config import TransferConfig
 from semalign.errors import ConfigError
 from semalign.models.decoder import Decoder
 from semalign.run import ranks
+from semalign.training.suffix import SuffixTrainer
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+TOGETHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
+APART = StateDictOptions(full_state_dict=True)
 
 
 def check_processes(config: TransferConfig) -> None:
@@ -45,17 +48,6 @@ def check_processes(config: TransferConfig) -> None:
             "train.fsdp: expected several processes to split the trained layers over, got one; launch them with accelerate launch "
             "--multi_gpu -m semalign, or set train.fsdp: false."
         )
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` has been here."""
-    return isinstance(model, FSDPModule)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor with all its parts, wherever they lie; every process has to ask for it."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
 
 
 @contextmanager
@@ -81,7 +73,7 @@ def copied(decoder: Decoder, cut: int) -> Iterator[None]:
         trained = dict(split.named_parameters())
         for name, parameter in original.named_parameters():
             if parameter.requires_grad:
-                parameter.data.copy_(whole(trained[name].detach()))
+                parameter.data.copy_(ranks.whole(trained[name].detach()))
 
 
 def shard(model: nn.Module, layers: nn.ModuleList, device: torch.device) -> None:
@@ -109,24 +101,49 @@ def shard(model: nn.Module, layers: nn.ModuleList, device: torch.device) -> None
     fully_shard(model, mesh=mesh, ignored_params=others)
 
 
-def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights under their usual names, in the main process; nothing in the others."""
-    found: dict[str, Any] = get_model_state_dict(model, options=WHOLE)
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+class SplitTrainer(SuffixTrainer):
+    """The Trainer of a model whose layers are split; its checkpoints hold whole tensors under their usual names.
 
+    What starts with an underscore, and the attribute about distributed loading, is private to transformers' Trainer;
+    tests/test_private_parts.py says so where a new version has changed it.
+    """
 
-def optimiser_state(model: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
-    """The optimiser's states, likewise."""
-    return get_optimizer_state_dict(model, optimiser, options=WHOLE)
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        shard(self.model, self.suffix, self.decoder.device)
+        # What the Trainer would ask of a model that transformers has split on loading: no wrapper around it, plain gradients. Said
+        # only now, for it refuses to save such a model's optimiser, which is done here.
+        self.is_distributed_loading_by_transformers = True
 
-def restore_model(model: nn.Module, weights: Path) -> None:
-    """Each process takes its parts of a checkpoint's weights."""
-    found: dict[str, Any] = load_file(weights)
-    set_model_state_dict(model, found, options=StateDictOptions(full_state_dict=True))
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """The norm of the whole gradient."""
+        return ranks.whole(super()._clip_grad_norm(model))
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Weights are put together in the main process."""
+        found: dict[str, Any] = get_model_state_dict(self.model, options=TOGETHER)
+        super()._save(output_dir, {name: tensor.contiguous() for name, tensor in found.items()})
 
-def restore_optimiser(model: nn.Module, optimiser: Optimizer, states: Path) -> None:
-    """Each process takes its parts of a checkpoint's optimiser states."""
-    found = torch.load(states, map_location="cpu", weights_only=True)
-    set_optimizer_state_dict(model, optimiser, found, options=StateDictOptions(full_state_dict=True))
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The optimiser's states likewise."""
+        states = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=TOGETHER)
+        if self.args.should_save:
+            torch.save(states, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Each process takes its parts."""
+        found: dict[str, Any] = load_file(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
+        set_model_state_dict(self.model, found, options=APART)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Each process takes its parts."""
+        if checkpoint is None:
+            return
+        states = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        set_optimizer_state_dict(self.model, self.optimizer.optimizer, states, options=APART)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))

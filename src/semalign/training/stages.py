@@ -201,14 +201,12 @@ class Training:
             self.inputs.candidates,
             self.teacher_head,
         )
-        if config.train.fsdp:
-            sharded.shard(suffix, suffix.suffix, student.device)
         newest = ranks.from_main(lambda: complete_checkpoint(folder, self.made_from))
         # Where this round has ended already, the Trainer has to find nothing left to do: it looks at the end of its schedule alone.
         ends_here = newest is not None and newest.endswith(f"-{self.span.until}")
         if newest is None and self.span.resume is not None:
             newest = str(self.span.resume)
-        trainer = SuffixTrainer(
+        trainer = (sharded.SplitTrainer if config.train.fsdp else SuffixTrainer)(
             suffix,
             arguments(
                 config, folder, stages, len(done) + 1, self.span.until if ends_here else self.span.total

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from semalign.data import Sample
 from semalign.errors import SemAlignError
@@ -25,7 +23,7 @@ from semalign.models.decoder import Decoder, let_checkpoint
 from semalign.models.head import Head
 from semalign.run import ranks
 from semalign.run.files import saving
-from semalign.training import lora, sharded
+from semalign.training import lora
 from semalign.training.callbacks import GiveBack, RisingLoss
 from semalign.training.collator import Collator, EpochSampler, _Numbers
 
@@ -88,10 +86,6 @@ class SuffixTrainer(Trainer):
     tests/test_private_parts.py says so where a new version has changed them.
     """
 
-    model: Any
-    optimizer: Any
-    lr_scheduler: Any
-
     def __init__(
         self,
         model: SuffixModel,
@@ -111,9 +105,6 @@ class SuffixTrainer(Trainer):
         # Ask the Trainer for the number of supervised positions of the whole step, and normalise by it here.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        # What the Trainer would ask of a model that transformers has split on loading: no wrapper around it, plain gradients. Said
-        # only now, for it refuses to save such a model's optimiser, which is done here.
-        self.is_distributed_loading_by_transformers = sharded.is_sharded(model)
         self._parts: dict[str, Tensor] = {}
         self.decoder, self.cut, self.suffix = model.decoder, model.cut, model.suffix
 
@@ -173,40 +164,6 @@ class SuffixTrainer(Trainer):
         """As the Trainer's; several libraries write here, each with errors of its own."""
         with saving(Path(self.args.output_dir or ".") / f"checkpoint-{self.state.global_step}"):
             super()._save_checkpoint(*args, **kwargs)
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        """As the Trainer's; of split gradients the norm of the whole."""
-        return sharded.whole(super()._clip_grad_norm(model))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As the Trainer's; split weights are put together first."""
-        is_split = sharded.is_sharded(self.model)
-        super()._save(output_dir, sharded.model_state(self.model) if is_split else state_dict)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As the Trainer's; split states are put together first."""
-        if not sharded.is_sharded(self.model):
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        states = sharded.optimiser_state(self.model, self.optimizer.optimizer)
-        if self.args.should_save:
-            torch.save(states, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As the Trainer's; each process takes its parts."""
-        if not sharded.is_sharded(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        sharded.restore_model(self.model, Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As the Trainer's; each process takes its parts."""
-        if checkpoint is None or not sharded.is_sharded(self.model):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        sharded.restore_optimiser(self.model, self.optimizer.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss term since the last line, over the supervised positions of all processes."""
