@@ -24,6 +24,10 @@ from .refused import assert_refused
         (lambda: ModelConfig("x", load_in_8bit=True, load_in_4bit=True), "load_in_8bit: expected either 8 or 4 bits, got 'both'"),
         (lambda: ModelConfig("x", load_in_8bit=True, offload="disk"), "offload: expected either offload or quantisation to 8 or 4 bits"),
         (lambda: ModelConfig("x.gguf", offload="cpu"), "offload: expected a checkpoint in safetensors"),
+        (lambda: ModelConfig("x.gguf", device_map="auto"), "device_map: expected a checkpoint in safetensors"),
+        (lambda: ModelConfig("x", device_map="auto", load_in_4bit=True), "device_map: expected either device_map or quantisation"),
+        (lambda: ModelConfig("x", max_memory="60GiB"), "max_memory: expected null without device_map: auto, got '60GiB'"),
+        (lambda: ModelConfig("x", device_map="auto", max_memory="much"), "max_memory: expected a size such as 60GiB or 800MB, got 'much'"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_named_with_what_was_expected(

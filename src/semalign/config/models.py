@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,9 +56,14 @@ class ModelConfig:
     """Quantise to 8 bits on loading (needs bitsandbytes); a quantised student can only train LoRA."""
     load_in_4bit: bool = False
     """Quantise to 4 bits on loading (needs bitsandbytes); a quantised student can only train LoRA."""
+    device_map: Literal["auto"] | None = None
+    """For a teacher only. auto spreads its layers over all GPUs of the machine, in order and by the room on each, for one process; null
+    keeps it on one device."""
+    max_memory: str | None = None
+    """With device_map: auto, what the weights may take on each device, such as 60GiB; null takes up to nine tenths of what is free."""
     offload: Literal["cpu", "disk"] | None = None
     """For a teacher only. cpu keeps its layers in CPU memory; disk reads them from the checkpoint's safetensors. Either way, every
-    pass brings one layer at a time onto the device."""
+    pass brings one layer at a time onto the device. With device_map: auto this is for the layers that fit on no device."""
     keep_dequantised: bool = True
     """Keep the weights of a GGUF file in the user's cache (~/.cache/semalign) once they are dequantised, for the next command."""
     trust_remote_code: bool = False
@@ -80,17 +86,31 @@ class ModelConfig:
     """For a teacher only: a server that holds its weights. model_name_or_path is then read for tokenizer and configuration alone."""
 
     def __post_init__(self) -> None:
+        for name in ("device_map", "offload"):
+            is_asked = getattr(self, name) is not None
+            expect(
+                not is_asked or not (self.load_in_8bit or self.load_in_4bit),
+                name,
+                f"either {name} or quantisation to 8 or 4 bits, since both together have not been tested",
+                "both",
+            )
+            expect(
+                not is_asked or not self.model_name_or_path.endswith(".gguf"),
+                name,
+                "a checkpoint in safetensors, since a GGUF file can only be dequantised as a whole",
+                self.model_name_or_path,
+            )
         expect(
-            self.offload is None or not (self.load_in_8bit or self.load_in_4bit),
-            "offload",
-            "either offload or quantisation to 8 or 4 bits, since both together have not been tested",
-            "both",
+            self.max_memory is None or self.device_map is not None,
+            "max_memory",
+            "null without device_map: auto",
+            self.max_memory,
         )
         expect(
-            self.offload is None or not self.model_name_or_path.endswith(".gguf"),
-            "offload",
-            "a checkpoint in safetensors, since a GGUF file can only be dequantised as a whole",
-            self.model_name_or_path,
+            self.max_memory is None or re.fullmatch(r"\d+ ?[KMGT]i?B", self.max_memory) is not None,
+            "max_memory",
+            "a size such as 60GiB or 800MB",
+            self.max_memory,
         )
         expect(bool(self.model_name_or_path), "model_name_or_path", "a folder, hub id or .gguf file", "")
         for name in self.chat_template_kwargs:
@@ -114,6 +134,11 @@ class ModelConfig:
             self.sees,
         )
         expect(not (self.load_in_8bit and self.load_in_4bit), "load_in_8bit", "either 8 or 4 bits", "both")
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether a teacher's layers lie on several devices or are offloaded."""
+        return self.device_map is not None or self.offload is not None
 
     @property
     def only_tells(self) -> bool:

@@ -60,6 +60,7 @@ class TransferConfig:
             self.hub_model_id,
         )
         for name, plain, expected in (
+            ("device_map", None, "null, since a student that is trained has to stay on one device"),
             ("offload", None, "null, since a student that is trained has to stay in memory"),
             ("tokenizer", "shared", "shared; teacher.tokenizer says whether the two differ"),
             ("signals", None, "null, since signals are a teacher's"),

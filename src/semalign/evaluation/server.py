@@ -64,6 +64,11 @@ def served_answers(
     at_once: int,
 ) -> list[tuple[list[int], bool]]:
     """As `ask`, of a server that is started for this model; the server wants the device for itself, so the model waits in memory."""
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        raise ModelError(
+            "evaluation.engine: expected padded for a model whose layers lie on several devices or on disk, got server; a server can load "
+            "the model's own folder, see teacher.server."
+        )
     device = model.device
     with tempfile.TemporaryDirectory() as folder:
         with saving(Path(folder), "free space or set TMPDIR to a larger disk"):

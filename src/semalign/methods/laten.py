@@ -43,6 +43,7 @@ from semalign.methods.objective import sum_of_row_means
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
+from semalign.models.soundness import check_at_hand
 from semalign.run.files import Record
 from semalign.run.progress import bar
 
@@ -246,11 +247,10 @@ def start(
     """Deltas `<layer>.<module>.delta` (k, E) with `.rows` or `.columns` (k,); and the layers and losses.
 
     Raises:
-        ModelError: an architecture that single neurons cannot be added to, or a quantised model.
+        ModelError: an architecture that single neurons cannot be added to, or a model whose weights cannot be read as they are.
     """
     for decoder in (teacher, student):
-        if decoder.is_quantised:
-            raise ModelError(f"{decoder.name}: laten needs weights in floating point, got quantised ones.")
+        check_at_hand(decoder, "laten")
     located = samples[:LOCATED_ROWS]
     theirs = locate(teacher, located, frozen_scale=variant.frozen_scale)
     own = locate(student, located, frozen_scale=variant.frozen_scale)

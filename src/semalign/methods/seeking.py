@@ -33,13 +33,14 @@ from semalign.config import TransferConfig
 from semalign.data import Sample
 from semalign.data.batches import batch_inputs
 from semalign.data.drawing import attribution_rows
-from semalign.errors import ConfigError, ModelError
+from semalign.errors import ConfigError
 from semalign.maths.windows import best_span, best_window, low_rank
 from semalign.methods import Recipe, Start
 from semalign.methods.objective import sum_of_row_means
 from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder, linear_names
 from semalign.models.layouts import PROJECTIONS
+from semalign.models.soundness import check_at_hand
 from semalign.run.files import Record
 from semalign.run.progress import bar
 
@@ -145,14 +146,15 @@ def start(
 
     Raises:
         ConfigError: full weights are trained, or the student is quantised.
-        ModelError: an architecture with fused matrices, or a quantised teacher.
+        ModelError: an architecture with fused matrices, or a teacher whose weights cannot be read as they are.
     """
     rank = config.train.lora_r
     if not rank:
         raise ConfigError("recipe.start: seeking starts LoRA modules, got full weights; set recipe.lora_r.")
     targets = _targets(student, config)
     shapes = {n: tuple(student.projections(1)[n].weight.shape) for n in targets}
-    _check_floating(teacher, student)
+    for decoder in (teacher, student):
+        check_at_hand(decoder, "seeking")
     large = {n: tuple(m.weight.shape) for n, m in teacher.projections(1).items()}
     fitting = [n for n in targets if all(a <= b for a, b in zip(shapes[n], large[n], strict=True))]
     if skipped := sorted(set(targets) - set(fitting)):
@@ -190,15 +192,6 @@ def _targets(student: Decoder, config: TransferConfig) -> list[str]:
             f"lora_target_modules: seeking crops {', '.join(PROJECTIONS)}, got {', '.join(unknown)}; leave those out."
         )
     return targets
-
-
-def _check_floating(teacher: Decoder, student: Decoder) -> None:
-    for decoder in (teacher, student):
-        if decoder.is_quantised:
-            raise ModelError(
-                f"{decoder.name}: seeking needs weights in floating point, got quantised ones; load without load_in_8bit and "
-                "load_in_4bit."
-            )
 
 
 def _look(sums: dict[str, Tensor], shapes: dict[str, Corner]) -> Seen:

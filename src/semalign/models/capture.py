@@ -34,7 +34,8 @@ def _recorder(point: Point, found: dict[Point, Tensor], width: int, factor: floa
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         value = first_tensor(output)
         if point.interface == "delta":
-            value = value - _stream_in(args, kwargs)
+            # What enters may come from the device of the layer before.
+            value = value - _stream_in(args, kwargs).to(value.device)
         if factor != 1.0:
             value = value * factor
         assert value.dim() == 3 and value.shape[-1] == width, (

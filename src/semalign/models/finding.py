@@ -157,7 +157,7 @@ def reading(config: ModelConfig) -> Iterator[None]:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(
-            f"{config.model_name_or_path}: does not fit into memory; see offload, load_in_8bit and load_in_4bit."
+            f"{config.model_name_or_path}: does not fit into memory; see device_map, offload, load_in_8bit and load_in_4bit."
         ) from error
     except BaseException as error:
         # A panic inside the tokenizers' native code is no Exception.

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     GgufConfig,
@@ -29,12 +28,12 @@ from semalign.models.finding import (
     load_config_of,
     load_shape,
     load_tokenizer,
-    locate,
     opened,
     reading,
     whole_config,
 )
-from semalign.models.layouts import WRAPPERS, Shape, layout_of
+from semalign.models.layouts import WRAPPERS, Shape
+from semalign.models.placing import device_map
 from semalign.models.soundness import CHECKED_AT_ONCE, check_complete, check_finite
 from semalign.models.wrappers import loads_whole, say_what_is_left_out, text_of
 from semalign.run.files import parquet_files
@@ -76,8 +75,8 @@ def named(
             known |= {"tokenizer": "own"}
         shape = replace(load_shape(config, needs_layers=False), has_layers=False)
         return Checkpoint(shape, load_tokenizer(config), known, partial(load, config, needs_layers=False))
-    # An offloaded model is moved layer by layer.
-    needs_layers = needs_layers or config.offload is not None
+    # A model whose layers lie in several places is placed layer by layer.
+    needs_layers = needs_layers or config.is_placed
     opened = partial(load, config, needs_layers=needs_layers)
     return Checkpoint(load_shape(config, needs_layers=needs_layers), load_tokenizer(config), known, opened)
 
@@ -125,13 +124,14 @@ def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decode
     elif gguf is not None:
         extra["quantization_config"] = GgufConfig(dequantize=True)
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if config.offload:
+    if config.is_placed:
         if whole.model_type in WRAPPERS:
+            name = "offload" if config.device_map is None else "device_map"
             raise ModelError(
-                f"teacher.offload: expected null for {config.model_name_or_path}, which loads as the text model of one that also reads "
-                f"pictures, got {config.offload}; load it once without, save the text model, and give that folder."
+                f"teacher.{name}: expected null for {config.model_name_or_path}, which loads as the text model of one that also reads "
+                f"pictures, got {getattr(config, name)}; load it once without, save the text model, and give that folder."
             )
-        extra["device_map"] = _device_map(config, target)
+        extra["device_map"] = device_map(config, target)
     if config.attn_implementation:
         extra["attn_implementation"] = config.attn_implementation
     is_wrapped = whole.model_type in WRAPPERS and loads_whole(whole)
@@ -161,7 +161,7 @@ def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decode
         model.is_quantized = False
     if config.load_in_4bit:
         _keep_backward(model)
-    if not (config.load_in_8bit or config.load_in_4bit or config.offload):
+    if not (config.load_in_8bit or config.load_in_4bit or config.is_placed):
         model = model.to(target)
     tokenizer, name = load_tokenizer(config), config.model_name_or_path
     decoder = checked(Decoder(model, tokenizer, name, needs_layers=needs_layers))
@@ -175,20 +175,6 @@ def checked(decoder: Decoder) -> Decoder:
     check_finite(decoder)
     decoder.self_test()
     return decoder
-
-
-def _device_map(config: ModelConfig, device: str) -> dict[str, Any]:
-    """Every layer offloaded, the rest on the device: embedding, final norm and head are read outside the model's forward."""
-    where, extra = locate(config)
-    loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(loaded, trust_remote_code=config.trust_remote_code)
-    main: Any = torch.cuda.current_device() if device == "cuda" else device
-    body, prefix = model.base_model, model.base_model_prefix
-    layers = layout_of(loaded.get_text_config(), config.model_name_or_path).layers
-    places = {name: main for name, _ in model.named_children() if name != prefix}
-    places |= {f"{prefix}.{name}": main for name, _ in body.named_children() if name != layers}
-    return places | {f"{prefix}.{layers}.{n}": config.offload for n in range(len(getattr(body, layers)))}
 
 
 def _dtype(config: ModelConfig) -> Any:

@@ -56,6 +56,20 @@ def check_complete(config: ModelConfig, told: Mapping[str, Any]) -> None:
             )
 
 
+def check_at_hand(decoder: Decoder, method: str) -> None:
+    """Refuse weights that a method cannot read as they are: quantised, offloaded, or on several devices."""
+    weights = [p for layer in decoder.layers for p in layer.parameters()]
+    if decoder.is_quantised:
+        raise ModelError(
+            f"{decoder.name}: {method} needs weights in floating point, got quantised ones; load without load_in_8bit and load_in_4bit."
+        )
+    if any(p.is_meta for p in weights) or len({p.device for p in weights}) > 1:
+        raise ModelError(
+            f"{decoder.name}: {method} reads weights and needs all of them on one device, got layers that lie elsewhere; leave out "
+            "teacher.offload and teacher.device_map."
+        )
+
+
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -176,7 +176,7 @@ def teacher_signals(
     for interface in request.interfaces:
         for pair in request.at(interface):
             points_of = [Point(layer, interface, pair.teacher_head) for layer in pair.blend]
-            parts = [found[point][states_BT].float() for point in points_of]
+            parts = [_picked(found[point], states_BT).float() for point in points_of]
             states = parts[0] if len(parts) == 1 else blend(parts[0], parts[1], pair.fraction)
             _put(records, teacher_name(interface, pair.place), states, samples, request.dtype)
     output_XD = output_BTD[states_BT]
@@ -248,10 +248,15 @@ def states_at(decoder: Decoder, samples: Sequence[Sample], points: Sequence[Poin
         with capture(decoder, points) as found:
             decoder.forward(ids, attention)
         for point in points:
-            kept[point].append(found[point][states].cpu())
+            kept[point].append(_picked(found[point], states).cpu())
         if sum(len(part) for part in kept[points[0]]) >= STATES:
             break
     return {point: torch.cat(parts)[:STATES] for point, parts in kept.items()}
+
+
+def _picked(activation_BTD: Tensor, states_BT: Tensor) -> Tensor:
+    """An activation at some positions (N, D), on the positions' device; a teacher's layers may lie on several."""
+    return activation_BTD[states_BT.to(activation_BTD.device)].to(states_BT.device)
 
 
 def layer_states(decoder: Decoder, samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -157,7 +157,10 @@ def _batch_scores(
     mask_BT, scores = padded["attention_mask"].bool(), {}
     for point, activation, gradient in zip(points, activations, gradients, strict=True):
         count = teacher.shape.heads if point.interface == "head" else 1
-        scores_BH = head_scores(activation, gradient, mask_BT, count, aggregate=aggregate)
+        # Layers of one teacher may lie on several devices.
+        scores_BH = head_scores(
+            activation, gradient, mask_BT.to(activation.device), count, aggregate=aggregate
+        )
         scores[point] = scores_BH.double().sum(0).cpu()
     return scores
 

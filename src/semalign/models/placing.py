@@ -1,0 +1,116 @@
+"""Where the layers of a teacher lie that is too large for one device: on several, in the CPU's memory or on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from accelerate.utils import convert_file_size_to_int, get_max_memory
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from semalign.config import ModelConfig
+from semalign.errors import ModelError
+from semalign.models.finding import dtype_name, locate
+from semalign.models.layouts import layout_of
+from semalign.run.ranks import world
+
+Place: TypeAlias = int | str
+"""The number of a GPU, cpu or disk."""
+GIB = 2**30
+
+
+def device_map(config: ModelConfig, device: str) -> dict[str, Place]:
+    """The place of every module, as transformers takes it.
+
+    Embedding, final norm and head are read outside of the model's forward pass and always lie on the main device. The layers lie in
+    `teacher.offload`, or with `teacher.device_map: auto` on all devices, and in `teacher.offload` what none of them holds.
+
+    Raises:
+        ModelError: the devices do not hold the model, and it may not be offloaded; or other processes want them too.
+    """
+    where, extra = locate(config)
+    loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(loaded, trust_remote_code=config.trust_remote_code)
+    main: Place = torch.cuda.current_device() if device == "cuda" else device
+    body, prefix = model.base_model, model.base_model_prefix
+    name = layout_of(loaded.get_text_config(), config.model_name_or_path).layers
+    layers = list(getattr(body, name))
+    places: dict[str, Place] = {name: main for name, _ in model.named_children() if name != prefix}
+    places |= {f"{prefix}.{part}": main for part, _ in body.named_children() if part != name}
+    spread: Sequence[Place | None] = [None] * len(layers)
+    if config.device_map:
+        if world() > 1:
+            raise ModelError(
+                f"teacher.device_map: expected null in a launch of {world()} processes, each of which holds the teacher on a device of "
+                "its own, got auto; start one process, or leave it out."
+            )
+        size = _numbers_of(config, loaded)
+        total, sizes = _bytes(model, size), [_bytes(layer, size) for layer in layers]
+        room = _room(config, main)
+        spread = spread_over(sizes, total - sum(sizes), room)
+        if None in spread and config.offload is None:
+            held = ", ".join(f"{bytes_ / GIB:.1f} GiB on {place}" for place, bytes_ in room.items())
+            raise ModelError(
+                f"teacher.device_map: expected devices that hold {total / GIB:.1f} GiB of weights, got room for {held}; set "
+                "teacher.offload: cpu or disk for the layers that fit on none, or raise teacher.max_memory."
+            )
+    return places | {
+        f"{prefix}.{name}.{n}": config.offload or main if place is None else place
+        for n, place in enumerate(spread)
+    }
+
+
+def spread_over(sizes: Sequence[int], rest: int, room: Mapping[Place, int]) -> list[Place | None]:
+    """A place for each layer, neighbours together: every device gets its share of the bytes, measured by its room, as far as whole layers
+    allow it. Where that leaves a layer out, devices are filled one after another; a layer is None from the first that no device holds.
+
+    Args:
+        sizes: bytes of each layer.
+        rest: bytes of everything else, which lies on the first device.
+        room: bytes by device, the main one first.
+    """
+    left = dict(room)
+    left[next(iter(left))] -= rest
+    left = {place: bytes_ for place, bytes_ in left.items() if bytes_ > 0}
+    share = min(1.0, sum(sizes) / max(1, sum(left.values())))
+    balanced = _filled(sizes, left, share)
+    return balanced if None not in balanced else _filled(sizes, left, 1.0)
+
+
+def _filled(sizes: Sequence[int], room: Mapping[Place, int], share: float) -> list[Place | None]:
+    """Layers in order, up to a share of each device's room and the half of a layer more."""
+    found: list[Place | None] = []
+    for place, bytes_ in room.items():
+        held, wanted = 0, share * bytes_
+        while (
+            len(found) < len(sizes)
+            and held + (size := sizes[len(found)]) <= bytes_
+            and held + size / 2 <= wanted
+        ):
+            found.append(place)
+            held += size
+    return found + [None] * (len(sizes) - len(found))
+
+
+def _room(config: ModelConfig, main: Place) -> dict[Place, int]:
+    """Bytes by device, the main one first: `teacher.max_memory`, or nine tenths of what is free, since activations need some too."""
+    free = get_max_memory()
+    devices: list[Place] = [main] if main == "cpu" else [place for place in free if isinstance(place, int)]
+    ordered = sorted(devices, key=lambda place: place != main)
+    if config.max_memory is None:
+        return {place: free[place] * 9 // 10 for place in ordered}
+    return dict.fromkeys(ordered, convert_file_size_to_int(config.max_memory))
+
+
+def _numbers_of(config: ModelConfig, loaded: Any) -> int | None:
+    """Bytes of one number as it is loaded, or None for those of the checkpoint's own type."""
+    name = dtype_name(config)
+    dtype = getattr(loaded, "dtype", None) if name == "auto" else getattr(torch, name)
+    return None if dtype is None else torch.empty(0, dtype=dtype).element_size()
+
+
+def _bytes(module: Any, size: int | None) -> int:
+    """Bytes of a module's parameters, shared ones once."""
+    return sum(p.numel() * (size or p.element_size()) for p in module.parameters())
