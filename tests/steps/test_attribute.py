@@ -165,6 +165,7 @@ def test_layers_are_scored_where_the_plan_depends_on_the_scores(
     rows_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = replace(config_of(tiny_pair, rows_file, tmp_path / "run"), **changes)
     run, inputs = RunFolder(Path(config.output_dir)), load_inputs(config)
@@ -172,6 +173,10 @@ def test_layers_are_scored_where_the_plan_depends_on_the_scores(
         inputs = replace(inputs, open_teacher=lambda: pytest.fail("the teacher is loaded for nothing"))
     attribute(config, run, inputs)
     assert bool(read_json(run.scores, "attribute")["layers"]) is is_scored
+    made = run.scores.stat().st_mtime_ns
+    attribute(config, run, inputs)
+    assert run.scores.stat().st_mtime_ns == made
+    assert not [r.message for r in caplog.records if "made again" in r.message]
 
 
 def test_scores_that_are_asked_for_are_made_and_stay(

@@ -139,7 +139,7 @@ def is_done(
     wanted: Mapping[str, Any],
     names: Collection[str] | None = None,
     *,
-    doing: str = "it is made again",
+    doing: str | None = "it is made again",
 ) -> bool:
     """Whether a result is whole, made from the same inputs, and all files that it records are as they were written.
 
@@ -147,9 +147,10 @@ def is_done(
 
     Args:
         names: the recorded files to look at; None: all.
+        doing: the end of that sentence; None says nothing.
     """
     reason = _reason(path, wanted, names) if path.exists() else None
-    if reason is not None:
+    if reason is not None and doing is not None:
         say_once(f"{path}: {reason}; {doing}")
     return path.exists() and reason is None
 

@@ -182,13 +182,13 @@ def attribute(config: TransferConfig, run: RunFolder, inputs: Inputs, *, is_aske
     )
     check_teacher(config, inputs.teacher)
     # Scores that are there stay, whoever wanted them.
-    if is_done(run.scores, wanted):
+    if is_done(run.scores, wanted, doing=None):
         return
     is_scored = inputs.teacher.has_layers and (is_asked_for or reads_scores(config))
     if not is_scored:
         wanted |= {"scored": False}
-        if is_done(run.scores, wanted):
-            return
+    if is_done(run.scores, wanted):
+        return
     result: dict = {"aggregate": options.aggregate}
     with measured(result):
         samples: list[Sample] = []
