@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from semalign.comparison.page import at_budgets, ranked
-from semalign.comparison.words import figure_texts, shown
-from semalign.report.words import DASH, GAPS, count, number
+from semalign.comparison.words import figure_texts, known_columns, shown
+from semalign.report.words import GAPS, count, number
 
 Figures = dict[str, Any]
 
@@ -25,6 +25,7 @@ def markdown(found: Figures) -> str:
     gaps = ("accuracy gap closed", "KL gap closed")
     head = [
         "method",
+        "points won",
         *gaps,
         *(f"{gap} at equal time" for gap in gaps),
         "retention",
@@ -37,7 +38,7 @@ def markdown(found: Figures) -> str:
         label = f"**{m['method']}** (default)" if m["default"] else f"`{m['method']}`"
         elsewhere = shown(m, "kl_gap_closed_elsewhere")
         lines.append([label, *figure_texts(m), elsewhere, count(m["rows"]), number(m["wall_seconds"], 0)])
-    kept = [n for n in range(len(head)) if any(line[n] != DASH for line in lines)]
+    kept = known_columns(lines)
     table = [[line[n] for n in kept] for line in (head, ["---"] * len(head), *lines)]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)
 

@@ -60,7 +60,7 @@ def test_every_figure_equals_a_plain_loop_over_the_lines(budget: str) -> None:
     assert entry["cut_off"] == pytest.approx(0.25), "of the made-up items every fourth has not ended"
     assert (entry["wall_seconds"], entry["rows"], entry["steps"], entry["seeds"]) == (4.0, 5, 7, 3)
     ours = next(m for m in found["methods"] if m["default"])
-    for key in ("accuracy_gap_closed", "kl_gap_closed", "retention", "kl_gap_closed_elsewhere"):
+    for key in ("gain", "accuracy_gap_closed", "kl_gap_closed", "retention", "kl_gap_closed_elsewhere"):
         assert entry[f"{key}_minus_default"] == pytest.approx(entry[key] - ours[key], abs=2e-6)
 
 
@@ -146,6 +146,7 @@ def test_a_task_that_is_only_measured_is_elsewhere_for_every_student() -> None:
     assert found["trained"] == ["letters"] and list(ours["tasks"]) == ["letters"] and ours["seeds"] == 3
     assert ours["accuracy_gap_closed"] == ours["tasks"]["letters"]["accuracy_gap_closed"]
     assert ours["retention"] == ours["tasks"]["letters"]["accuracy_change"]["sums"]
+    assert ours["gain"] == ours["tasks"]["letters"]["accuracy_change"]["letters"]
     answered = {x["item"] for x in select(lines, "item", method="ours", measured="sums")}
     assert len(answered) == 20
     after = accuracy(lines, method="ours", measured="sums")
@@ -204,7 +205,7 @@ def test_the_script_writes_the_same_figures_as_a_markdown_table(
     head, _, *lines = capsys.readouterr().out.splitlines()
     assert head.count("equal time") == 2 and len(lines) == 3
     ours = next(m for m in found["methods"] if m["default"])
-    assert lines[0].startswith(f"| **ours** (default) | {ours['accuracy_gap_closed']:.0%} [")
+    assert lines[0].startswith(f"| **ours** (default) | {ours['gain']:+.1f} [")
     assert all(line.count("|") == head.count("|") for line in lines)
     rows = json.loads(told.read_text())["rows"]
     assert len(rows) == 3 * len(TASKS)

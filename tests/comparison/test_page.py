@@ -17,7 +17,7 @@ from semalign.report.build import render
 
 from .made_up import lines_of
 
-KEYS = ("accuracy_gap_closed", "kl_gap_closed", "retention", "kl_gap_closed_elsewhere")
+KEYS = ("gain", "accuracy_gap_closed", "kl_gap_closed", "retention", "kl_gap_closed_elsewhere")
 
 
 def test_the_page_shows_every_method_and_loads_nothing() -> None:
@@ -41,10 +41,11 @@ def method(
     near: float | None = 0.5,
     *,
     ahead: tuple[float, float] | None = None,
+    gain: float | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """A method's figures; `ahead` is the interval of its lead over the default."""
-    closed = {"accuracy_gap_closed": accuracy, "kl_gap_closed": near}
+    closed = {"accuracy_gap_closed": accuracy, "kl_gap_closed": near, "gain": gain}
     entry: dict[str, Any] = {"method": name, "default": name == "ours", "seeds": 3, "equal_time": None}
     for key in KEYS:
         entry |= {key: closed.get(key, 0.0), f"{key}_interval": None, f"{key}_minus_default_interval": ahead}
@@ -115,8 +116,8 @@ def test_a_method_at_equal_time_has_two_entries_and_the_default_one() -> None:
     assert at_budgets(both) == [both, timed] and at_budgets(method("kl", 0.4)) == [method("kl", 0.4)]
     ours = method("ours", 0.4, equal_time=method("ours", 0.4))
     assert at_budgets(ours) == [ours]
-    assert figure_texts(both) == ["40%", "50%", "20%", "50%", "0.0"]
-    assert figure_texts(method("kl", 0.4)) == ["40%", "50%", "–", "–", "0.0"]
+    assert figure_texts(both) == ["–", "40%", "50%", "20%", "50%", "0.0"]
+    assert figure_texts(method("kl", 0.4, gain=3.21)) == ["+3.2", "40%", "50%", "–", "–", "0.0"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,9 @@ def test_a_method_at_equal_time_has_two_entries_and_the_default_one() -> None:
          "ours closes 40% of the KL gap, averaged over 0 tasks and 1 seed; the other at equal rows, kl, 30%."),
         (comparison(method("ours", 0.4), method("kl", None)),
          "ours closes 40% of the accuracy gap, averaged over 0 tasks and 3 seeds."),
+        # The teacher did not answer, so that there is no gap to close.
+        (comparison(method("ours", None, 0.4, gain=10.64), method("kl", None, 0.9, gain=-2.0)),
+         "ours wins +10.6 points of right answers, averaged over 0 tasks and 3 seeds; the other at equal rows, kl, −2.0."),
         (comparison(method("ours", None), method("kl", 0.3)),
          "The default, ours, has no figure: see what failed."),
     ],
@@ -172,6 +176,8 @@ def test_failures_one_seed_and_the_wrong_task_are_told() -> None:
     controls = {"wrong_task": {"accuracy_gap_closed": 0.05, "accuracy_gap_closed_interval": [-0.1, 0.2]}}
     report = view(comparison(method("ours", 0.4), seeds=1, failed=failed, controls=controls), "x", "")
     notes = " ".join(report.notes).replace("\u00a0", " ")
+    alone = view(comparison(method("ours", 0.4), failed=failed[:1]), "x", "").notes
+    assert "1 cell failed and is left out: see below." in alone
     assert "2 cells failed and are left out" in notes and "One seed: the intervals hold no variation" in notes
     assert "Wrong task (the default's students of other tasks): 5% [−10, 20] of the accuracy gap." in notes
     rows = table(section(report, "failed")).rows
@@ -205,12 +211,16 @@ def test_every_method_and_both_ends_have_a_row_on_every_task() -> None:
 
 def test_ruined_students_are_drawn_at_the_floor_and_named_with_what_they_lost() -> None:
     report = view(comparison(method("ours", 0.4, 0.4), method("bad", -30.0, -40.0)), "x", "")
-    said = {"time": "bad, equal rows: −4000% in 10 s", "retention": "bad: −3000% of the gap, 0.0 points"}
-    for key, words in said.items():
-        drawing = str(section(report, key).blocks[0].panels[0].svg).replace("\u00a0", " ")
-        ticks = re.findall(r">(−?[\d.]+)</text>", drawing)
-        assert min(float(tick.replace("−", "-")) for tick in ticks) == -100
-        assert words in drawing
+    drawing = str(section(report, "time").blocks[0].panels[0].svg).replace("\u00a0", " ")
+    ticks = re.findall(r">(−?[\d.]+)</text>", drawing)
+    assert min(float(tick.replace("−", "-")) for tick in ticks) == -100
+    assert "bad, equal rows: −4000% in 10 s" in drawing
+
+
+def test_what_was_won_stands_beside_what_was_lost_elsewhere_without_a_teacher_too() -> None:
+    report = view(comparison(method("ours", None, gain=10.6, retention=0.8)), "x", "")
+    drawing = str(section(report, "retention").blocks[0].panels[0].svg).replace("\u00a0", " ")
+    assert "ours: +10.6 points on its own task, +0.8 elsewhere" in drawing
 
 
 def test_what_was_not_measured_is_said() -> None:
@@ -218,6 +228,9 @@ def test_what_was_not_measured_is_said() -> None:
     assert section(report, "time").missing == "No held-out rows were measured."
     assert section(report, "retention").missing == "No items of other tasks were answered."
     assert report.gaps is None
+    columns = table(section(report, "methods")).columns
+    assert "Retention, points" in columns and "Points won" not in columns and "Equal time: KL" not in columns
+    assert [row.name for row in table(section(report, "methods")).rows] == ["1\u00a0ours"]
     render(report)
 
 

@@ -21,8 +21,9 @@ def test_a_fitted_scale_holds_its_values_and_has_readable_ticks(values: list[flo
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20))
-def test_a_logarithmic_scale_holds_its_values(values: list[float]) -> None:
+def test_a_logarithmic_scale_holds_its_values_and_a_round_number(values: list[float]) -> None:
     scale = svg.fitted_log(values)
+    assert scale.ticks()
     assert all(0 < scale.at(value) < 100 for value in values)
     assert all(scale.low <= tick <= scale.high for tick in scale.ticks())
 

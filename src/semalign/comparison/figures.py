@@ -3,6 +3,7 @@
 Shares of the teacher-student gap, averaged over tasks t:
     accuracy: (a_m - a_untouched) / (a_teacher - a_untouched), over tasks where the teacher is ahead;
     KL:       1 - kl_m / kl_untouched, kl averaged over the supervised tokens of the held-out rows.
+The gain on a student's own task t, averaged over tasks: 100 (a_m - a_untouched), in points.
 What becomes of the tasks t' that a student was not trained on, averaged over pairs of tasks:
     retention:     100 (a_m - a_untouched), in points;
     KL, elsewhere: 1 - kl_m / kl_untouched there; below 0 the student has moved away from the teacher.
@@ -31,7 +32,7 @@ DRAWS = 4000
 def figures(lines: Iterable[Line], *, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """Everything that is reported; see the module.
 
-    Returns: `methods`, one entry each (accuracy_gap_closed, kl_gap_closed, retention, kl_gap_closed_elsewhere, their
+    Returns: `methods`, one entry each (gain, accuracy_gap_closed, kl_gap_closed, retention, kl_gap_closed_elsewhere, their
     `_interval`s and `_minus_default`s, rows, steps, wall_seconds, extraction_failures, cut_off, tasks, and the same under equal_time),
     `controls`, `models`, `failed` and the comparison's own fields. `tasks` holds what the students trained on each did on it, and
     as accuracy_change the points they gained or lost on every task. A figure that was not measured is None.
@@ -91,7 +92,9 @@ def _outcome(boot: Bootstrap, name: str, budget: str, reference: Mapping[str, Ar
 def _shares(boot: Bootstrap, name: str, budget: str) -> dict[str, Array]:
     """Draws of the headline figures."""
     tasks = boot.results.trained
+    answered = [t for t in tasks if boot.results.names("item", t)]
     return {
+        "gain": _average([accuracy_change(boot, name, budget, t, t) for t in answered]),
         "accuracy_gap_closed": _average([accuracy_share(boot, name, budget, t, t) for t in tasks]),
         "kl_gap_closed": _average([kl_share(boot, name, budget, t, t) for t in tasks]),
         "retention": retention(boot, name, budget),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from markupsafe import Markup
 
 from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
-from semalign.comparison.words import Figures, figure_texts, points, runs_of, shown
+from semalign.comparison.words import Figures, figure_texts, known_columns, points, runs_of, shown
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
 from semalign.report.words import (
     CLOSENESS,
+    DASH,
     GAPS,
     NBSP,
     Headline,
@@ -27,6 +29,7 @@ from semalign.report.words import (
 from semalign.run.digests import sealed
 from semalign.run.files import write_atomic
 
+HEADLINES = ("accuracy_gap_closed", "gain", "kl_gap_closed")
 UNEVEN = 0.15
 """Share of the budget by which a training at equal time may miss it before the page says so."""
 
@@ -70,24 +73,27 @@ def ranked(figures: Figures) -> list[Figures]:
 
 
 def _measured(figures: Figures) -> str:
-    """The headline figure: accuracy where it was measured, else KL."""
-    has_accuracy = any(m["accuracy_gap_closed"] is not None for m in figures["methods"])
-    return "accuracy_gap_closed" if has_accuracy else "kl_gap_closed"
+    """The headline figure: the accuracy gap where it is known, else points won without a teacher's accuracy beside them, else the KL gap."""
+    return next((k for k in HEADLINES if any(m[k] is not None for m in figures["methods"])), "kl_gap_closed")
 
 
 def _headline(figures: Figures) -> Headline:
     key = _measured(figures)
-    gap = "accuracy" if key.startswith("accuracy") else "KL"
+    leads, write, rest = {
+        "accuracy_gap_closed": ("closes ", percent, " of the accuracy gap"),
+        "gain": ("wins ", points, " points of right answers"),
+        "kl_gap_closed": ("closes ", percent, " of the KL gap"),
+    }[key]
     default = next(m for m in figures["methods"] if m["default"])
     if default[key] is None:
         return Headline(f"The default, {default['method']}, has no figure", "", ": see what failed.")
     others = [m for m in figures["methods"] if not m["default"] and m[key] is not None]
-    rest = f" of the {gap} gap, averaged over {_tasks(figures)} and {runs_of(default)}"
+    rest += f", averaged over {_tasks(figures)} and {runs_of(default)}"
     if others:
         best = max(others, key=lambda m: m[key])
         which = f"the best of {len(others)} others" if len(others) > 1 else "the other"
-        rest += f"; {which} at equal rows, {best['method']}, {percent(best[key])}"
-    return Headline(f"{default['method']} closes ", percent(default[key]), f"{rest}.")
+        rest += f"; {which} at equal rows, {best['method']}, {write(best[key])}"
+    return Headline(f"{default['method']} {leads}", write(default[key]), f"{rest}.")
 
 
 def _tasks(figures: Figures) -> str:
@@ -132,7 +138,10 @@ def _notes(figures: Figures) -> list[str]:
             f"Wrong task (the default's students of other tasks): {shown(control, 'accuracy_gap_closed')} of the accuracy gap."
         )
     if figures["failed"]:
-        lines.append(f"{len(figures['failed'])} cells failed and are left out: see below.")
+        failed = len(figures["failed"])
+        lines.append(
+            f"{failed} {'cell' if failed == 1 else 'cells'} failed and {'is' if failed == 1 else 'are'} left out: see below."
+        )
     if figures["seeds"] == 1:
         lines.append("One seed: the intervals hold no variation between trainings.")
     return lines
@@ -171,7 +180,11 @@ def _kind(method: Figures) -> str:
 def _tiles(figures: Figures) -> list[Tile]:
     default = next(m for m in figures["methods"] if m["default"])
     tiles = [
-        Tile("Methods", str(len(figures["methods"])), f"{_tasks(figures)}, {runs_of(default)}"),
+        Tile(
+            "Right answers",
+            points(default["gain"]),
+            f"points won by {default['method']}, {runs_of(default)}",
+        ),
         Tile("Accuracy gap closed", percent(default["accuracy_gap_closed"]), f"default, {default['method']}"),
         Tile("KL gap closed", percent(default["kl_gap_closed"]), f"default, {default['method']}"),
         Tile("Retention", points(default["retention"]), "points, tasks not trained on"),
@@ -181,7 +194,7 @@ def _tiles(figures: Figures) -> list[Tile]:
 
 
 def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
-    columns = ["Method", "Accuracy gap", "KL gap", "Equal time: accuracy", "Equal time: KL"]
+    columns = ["Points won", "Accuracy gap", "KL gap", "Equal time: accuracy", "Equal time: KL"]
     columns += [
         "Retention, points",
         "KL gap elsewhere",
@@ -198,10 +211,15 @@ def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
         lacking = [percent(m.get(key), 1) for key in ("extraction_failures", "cut_off")]
         texts = [*figure_texts(m), elsewhere, *lacking, *costs]
         rows.append(Row(f"{place}{NBSP}{m['method']}", [Cell(t) for t in texts], _kind(m)))
-    control = figures["controls"][WRONG_TASK]
-    rows.append(Row("control: wrong task", [Cell(shown(control, "accuracy_gap_closed")), *[Cell("–")] * 10]))
+    control = shown(figures["controls"][WRONG_TASK], "accuracy_gap_closed")
+    if control != DASH:
+        rows.append(Row("control: wrong task", [Cell(DASH), Cell(control), *[Cell(DASH)] * 10]))
+    kept = known_columns([[cell.text for cell in row.cells] for row in rows])
+    rows = [replace(row, cells=[row.cells[n] for n in kept]) for row in rows]
+    columns = ["Method", *(columns[n] for n in kept)]
     note = (
-        "Shares of the gap between untouched student and teacher, averaged over tasks. Equal rows: every method has its own "
+        "Points won are right answers on a student's own task, in percent of the items, above the untouched student's. Then shares of the gap "
+        "between untouched student and teacher. All are averaged over tasks. Equal rows: every method has its own "
         "epochs over the same given rows, to which some add rows of the teacher's (see Rows). Equal time: every method trains for as "
         "long as the default takes, preparation included. Retention and the KL gap elsewhere are of tasks that a student was not "
         "trained on. Answers that were cut off had not ended at the most new tokens; they are graded as far as they go."
@@ -237,11 +255,7 @@ def _time_section(methods: Sequence[Figures]) -> Section:
 
 
 def _retention_section(methods: Sequence[Figures]) -> Section:
-    known = [
-        (n, m)
-        for n, m in enumerate(methods, 1)
-        if m["retention"] is not None and m["accuracy_gap_closed"] is not None
-    ]
+    known = [(n, m) for n, m in enumerate(methods, 1) if m["retention"] is not None and m["gain"] is not None]
     if not known:
         return Section(
             "retention", "Retention against gain", missing="No items of other tasks were answered."
@@ -249,14 +263,14 @@ def _retention_section(methods: Sequence[Figures]) -> Section:
     dots = [
         Point(
             n,
-            max(-100.0, 100 * m["accuracy_gap_closed"]),
+            m["gain"],
             m["retention"],
-            f"{m['method']}: {percent(m['accuracy_gap_closed'])} of the gap, {points(m['retention'])} points elsewhere",
+            f"{m['method']}: {points(m['gain'])} points on its own task, {points(m['retention'])} elsewhere",
             _kind(m),
         )
         for n, m in known
     ]
-    axes = ("accuracy gap closed, %", "points on other tasks")
+    axes = ("points won on the own task", "points on other tasks")
     drawing = scatter(dots, axes, "Retention against gain")
     note = "Change of accuracy on the tasks a student was not trained on, against what it gained on its own."
     return Section(

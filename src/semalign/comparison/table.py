@@ -6,8 +6,8 @@ from rich.table import Table
 
 from semalign.comparison.page import ranked
 from semalign.comparison.plan import WRONG_TASK
-from semalign.comparison.words import Figures, figure_texts, runs_of, shown
-from semalign.report.words import number
+from semalign.comparison.words import Figures, figure_texts, known_columns, runs_of, shown
+from semalign.report.words import DASH, number
 
 
 def table(figures: Figures) -> Table:
@@ -15,12 +15,23 @@ def table(figures: Figures) -> Table:
     tasks = ", ".join(figures["trained"])
     default = next(m for m in figures["methods"] if m["default"])
     found = Table(title=f"{tasks}; {runs_of(default)}; 95% intervals", title_justify="left")
-    for column in ("method", "accuracy gap", "KL gap", "equal time: accuracy", "KL", "retention", "seconds"):
-        found.add_column(column, justify="left" if column == "method" else "right")
-    for m in ranked(figures):
-        texts = [*figure_texts(m), number(m["wall_seconds"], 1)]
-        found.add_row(m["method"] + " (default)" * m["default"], *texts, style="bold" if m["default"] else "")
+    columns = ["points won", "accuracy gap", "KL gap", "equal time: accuracy", "KL", "retention", "seconds"]
+    rows = [
+        (
+            m["method"] + " (default)" * m["default"],
+            [*figure_texts(m), number(m["wall_seconds"], 1)],
+            m["default"],
+        )
+        for m in ranked(figures)
+    ]
     control = figures["controls"][WRONG_TASK]
     if control["accuracy_gap_closed"] is not None:
-        found.add_row("control: wrong task", shown(control, "accuracy_gap_closed"), *["–"] * 5)
+        texts = [DASH, shown(control, "accuracy_gap_closed"), *[DASH] * 5]
+        rows.append(("control: wrong task", texts, False))
+    measured = known_columns([texts for _, texts, _ in rows])
+    found.add_column("method")
+    for n in measured:
+        found.add_column(columns[n], justify="right")
+    for name, texts, is_default in rows:
+        found.add_row(name, *(texts[n] for n in measured), style="bold" if is_default else "")
     return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from semalign.report.words import (
+    DASH,
     GAPS,
     NBSP,
     number,
@@ -40,9 +41,15 @@ def points(value: float | None) -> str:
 
 
 def figure_texts(method: Figures) -> list[str]:
-    """Shares of both gaps at equal rows and at equal time, and retention, as every table shows them."""
+    """Points won, shares of both gaps at equal rows and at equal time, and retention, as every table shows them."""
     timed = method["equal_time"] or {}
     return [
+        shown(method, "gain", points),
         *(shown(entry, k) for entry in (method, timed) for k, _ in GAPS),
         shown(method, "retention", points),
     ]
+
+
+def known_columns(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The columns that hold a value in some row; what nobody measured is left out of a table."""
+    return [n for n in range(len(rows[0])) if any(row[n] != DASH for row in rows)]

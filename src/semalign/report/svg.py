@@ -102,8 +102,10 @@ def fitted(values: Sequence[float], *, include: Sequence[float] = (), wanted: in
 
 
 def fitted_log(values: Sequence[float]) -> Scale:
-    """A logarithmic scale around positive `values`, a little wider than they are."""
-    return Scale(min(values) / 1.1, max(values) * 1.1, log=True)
+    """A logarithmic scale around positive `values`, a little wider than they are, and wide enough for a round number."""
+    low, high = min(values), max(values)
+    room = max(1.1, 1.6 / math.sqrt(high / low))
+    return Scale(low / room, high * room, log=True)
 
 
 def _step(raw: float) -> float:
