@@ -5,13 +5,12 @@ Writes rows.jsonl and, with held-out rows, heldout.jsonl.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.config import TransferConfig, without_names
+from semalign.config import DataConfig, TransferConfig, without_names
 from semalign.data.chat import answered, conversation, lacks_answer, prompt_row
 from semalign.data.drawing import split_rows, task_rows
 from semalign.data.inputs import check_unedited, is_to_answer
@@ -48,11 +47,12 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         return
     rows, heldout = split_rows(options)
     measured_on = [*heldout, *task_rows(config)]
-    by_student, by_both = (options.completions == who for who in ("student", "speculative"))
-    shown = Shown(config.student if by_student else config.teacher, rows, config.seed)
+    shown = Shown(config.student if options.completions == "student" else config.teacher, rows, config.seed)
+    models = _Models(config, shown)
+    has_student = options.completions in ("student", "speculative")
     wanted = fingerprint(
         teacher=identity(config.teacher, run.digests),
-        **({"student": identity(config.student, run.digests)} if by_student or by_both else {}),
+        **({"student": identity(config.student, run.digests)} if has_student else {}),
         # Named only where it is used, so that folders from before it stay valid.
         **({"sees": [shown.model.sees, shown.model.shots]} if shown.model.sees != "nothing" else {}),
         rows=hash_of(rows),
@@ -68,48 +68,26 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
     own, given = ([prompt_row(chat) for chat in chats], []) if options.completions != "given" else ([], chats)
     unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
-    open_teacher = functools.cache(lambda: load(config.teacher, needs_layers=False))
-    open_student = functools.cache(lambda: load(config.student))
-
-    def open_writer() -> Writer:
-        if by_both:
-            return together(open_student(), open_teacher(), shown.before)
-        return alone(open_student()) if by_student else by_teacher_alone(shown.before)
-
-    def by_teacher_alone(before: Callable[[Chat], Chat] = lambda prompt: prompt) -> Writer:
-        if config.teacher.server.url:
-            return served(load_tokenizer(config.teacher), before)
-        return alone(open_teacher(), before)
 
     def answer(prompts: Sequence[Chat]) -> list[list[str | None]]:
         asking = Asking(config, options.samples, options.sampling)
-        return asking(open_writer, prompts, _part(run.rows), wanted)
+        return asking(models.writer, prompts, _part(run.rows), wanted)
 
     result: dict[str, Any] = {}
     with measured(result):
-        asked_for = [*own, *_new_prompts(config, run, chats, measured_on, open_teacher, answer, wanted)]
-        if by_student:
-            # One model at a time: whoever has answered goes before the other comes.
-            open_teacher.cache_clear()
-            free_memory()
+        asked_for = [*own, *_new_prompts(config, run, chats, measured_on, models.teacher, answer, wanted)]
+        if options.completions == "student":
+            models.leave("teacher")
         texts = answer(asked_for)
-        open_student.cache_clear()
-        free_memory()
+        models.leave("student")
         start = time.perf_counter()
         to_answer = list(unanswered.values())
-        found = Asking(config)(by_teacher_alone, to_answer, _part(run.heldout), wanted)
+        found = Asking(config)(models.teacher_alone, to_answer, _part(run.heldout), wanted)
         result["heldout_seconds"] = round(time.perf_counter() - start, 3)
-        written, dropped = choose(config, rows, asked_for, texts, open_teacher)
-        open_teacher.cache_clear()
-        free_memory()
+        written, dropped = choose(config, rows, asked_for, texts, models.teacher)
+        models.leave("teacher")
     kept = list(_with_answers(heldout, {n: one for n, [one] in zip(unanswered, found, strict=True)}))
-    unended = f"ended within {options.max_new_tokens} tokens; raise data.max_new_tokens"
-    if asked_for and not written:
-        wrong = "is right; take rows that the model can answer, raise data.samples, or set data.keep: ended"
-        reason = wrong if dropped["wrong"] else unended
-        raise DataError(f"data.completions: no answer to any of the prompts {reason}.")
-    if heldout and not kept:
-        raise DataError(f"data.completions: no answer to any of the held-out prompts {unended}.")
+    _check_left(options, (asked_for, written, dropped), (heldout, kept))
     write_atomic(run.heldout, "".join(map(json_line, kept)))
     write_atomic(run.rows, "".join(json_line(chat) for chat in [*given, *written]))
     counts = {
@@ -123,6 +101,60 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     save_result(run.generated, wanted, result | counts, [run.rows, run.heldout])
     for path in (run.rows, run.heldout, run.root / "prompts"):
         _part(path).unlink(missing_ok=True)
+
+
+class _Models:
+    """Both models, each read when it is first asked for, and who of them writes."""
+
+    def __init__(self, config: TransferConfig, shown: Shown) -> None:
+        self.config, self.shown = config, shown
+        self._read: dict[str, Decoder] = {}
+
+    def teacher(self) -> Decoder:
+        """It need not be known layer by layer."""
+        if "teacher" not in self._read:
+            self._read["teacher"] = load(self.config.teacher, needs_layers=False)
+        return self._read["teacher"]
+
+    def student(self) -> Decoder:
+        """As it is before it is trained."""
+        if "student" not in self._read:
+            self._read["student"] = load(self.config.student)
+        return self._read["student"]
+
+    def leave(self, name: str) -> None:
+        """One model at a time where it can be: who has answered goes before the other comes."""
+        self._read.pop(name, None)
+        free_memory()
+
+    def writer(self) -> Writer:
+        """Who answers the rows' prompts; a teacher's are answered with what it is shown."""
+        who = self.config.data.completions
+        if who == "speculative":
+            return together(self.student(), self.teacher(), self.shown.before)
+        return alone(self.student()) if who == "student" else self.teacher_alone(self.shown.before)
+
+    def teacher_alone(self, before: Callable[[Chat], Chat] = lambda prompt: prompt) -> Writer:
+        """The teacher, here or on its server."""
+        if self.config.teacher.server.url:
+            return served(load_tokenizer(self.config.teacher), before)
+        return alone(self.teacher(), before)
+
+
+def _check_left(
+    options: DataConfig,
+    training: tuple[Sequence[Chat], Sequence[Chat], Mapping[str, int]],
+    heldout: tuple[Sequence[Row], Sequence[Row]],
+) -> None:
+    """Refuse to go on without an answer: what was asked for and is left, of the rows (and what was dropped) and of the held-out ones."""
+    asked_for, written, dropped = training
+    unended = f"ended within {options.max_new_tokens} tokens; raise data.max_new_tokens"
+    if asked_for and not written:
+        wrong = "is right; take rows that the model can answer, raise data.samples, or set data.keep: ended"
+        reason = wrong if dropped["wrong"] else unended
+        raise DataError(f"data.completions: no answer to any of the prompts {reason}.")
+    if heldout[0] and not heldout[1]:
+        raise DataError(f"data.completions: no answer to any of the held-out prompts {unended}.")
 
 
 def _part(path: Path) -> Path:
