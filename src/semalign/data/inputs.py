@@ -172,14 +172,8 @@ def inputs_of(
         given: rows with the answers that the teacher may be shown; None: those that are trained on.
     """
     check_pair(teacher.shape, student.shape, allow_smaller_teacher=config.allow_smaller_teacher)
-    if teacher.identity == student.identity:
-        logger.warning("the teacher is the student: there is no gap to close, and its figures are left empty")
+    _warn(config, teacher, student)
     tokenizer = student.tokenizer
-    if "strftime_now" in str(tokenizer.chat_template):
-        logger.warning(
-            "the chat template writes the date or time (strftime_now): rows change with the clock, and with them everything "
-            "that was made from them is made again; write a fixed date into the template to keep results"
-        )
     is_own = config.teacher.tokenizer == "own"
     # Where the teacher has another tokenizer, its rows have other lengths, and no id of it is the student's.
     read_alike = (student,) if is_own else (teacher, student)
@@ -190,13 +184,6 @@ def inputs_of(
     length = min(
         effective_max_length(tokenizer, m.shape.positions, config.data.max_length) for m in read_alike
     )
-    for name, limit in (("teacher", teacher.shape.rope_limit), ("student", student.shape.rope_limit)):
-        if limit is not None and limit < config.data.max_length:
-            logger.warning(
-                "the %s's rotary embedding changes for a whole batch beyond %d tokens, so no row may be longer",
-                name,
-                limit,
-            )
     options: dict[str, Any] = {
         "max_length": length,
         "supervise": config.data.supervise,
@@ -233,6 +220,24 @@ def inputs_of(
         lexicons,
         drawn.sources,
     )
+
+
+def _warn(config: TransferConfig, teacher: Checkpoint, student: Checkpoint) -> None:
+    """Say what is likely not to be meant."""
+    if teacher.identity == student.identity:
+        logger.warning("the teacher is the student: there is no gap to close, and its figures are left empty")
+    if "strftime_now" in str(student.tokenizer.chat_template):
+        logger.warning(
+            "the chat template writes the date or time (strftime_now): rows change with the clock, and with them everything "
+            "that was made from them is made again; write a fixed date into the template to keep results"
+        )
+    for name, limit in (("teacher", teacher.shape.rope_limit), ("student", student.shape.rope_limit)):
+        if limit is not None and limit < config.data.max_length:
+            logger.warning(
+                "the %s's rotary embedding changes for a whole batch beyond %d tokens, so no row may be longer",
+                name,
+                limit,
+            )
 
 
 def _source(data: DataConfig) -> str:

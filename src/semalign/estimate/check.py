@@ -42,9 +42,63 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     inputs = load_inputs(config, identified=False)
     check_teacher(config, inputs.teacher)
     plan, is_provisional = _plan(config, inputs)
-    console.rule("[bold]rows", align="left")
     first = split_rows(config.data)[0][:8]
     agree = templates_agree(load_tokenizer(config.teacher), inputs.tokenizer, first)
+    asks_first = is_to_answer(config.data, first[0])
+    _print_rows(config, inputs, agree=agree, asks_first=asks_first, console=console)
+    if jail is not None:
+        console.print(f"generated code runs in: {jail}")
+    request, wanted = request_of(config, plan)
+    interfaces = request.interfaces or (("block",) if inputs.teacher.has_layers else ())
+    shown = replace(request, interfaces=interfaces, teacher_output=True)
+    costs = Costs()
+    student = probe_student(config, inputs, plan, shown, costs)
+    with costs.clock("collect"):
+        free_memory()
+    patch, seen, teacher, drift, carried = None, [], None, None, None
+    if is_patchable(resolve(config.recipe)) and not asks_first:
+        patch = Patch(config, inputs, plan, patch_rows(inputs, costs))
+    if config.teacher.only_tells:
+        drift, carried = probe_told(config, inputs, costs)
+    else:
+        teacher = probe_teacher(
+            config,
+            inputs,
+            shown,
+            student,
+            costs,
+            lambda t: seen.append(patch.of_teacher(t)) if patch else None,
+        )
+    models = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
+    with costs.clock("collect"):
+        free_memory()
+    found: dict[str, Any] = {
+        **inputs.counts(),
+        "jail": None if jail is None else jail.as_json(),
+        "shared_vocabulary": inputs.vocabulary,
+        "templates_agree": agree,
+        "pairs": [p.as_json() for p in plan.pairs],
+        "pairs_are_provisional": is_provisional,
+        "heads": {name: _spectrum(model.head) for name, model in models.items()},
+        "pair_figures": []
+        if teacher is None
+        else _figures(teacher, student, shown, wanted or [("semantic", i) for i in interfaces]),
+        "served_drift": drift if config.teacher.server.url else None,
+        "carried": carried,
+        "patch": patch.figures(inputs.load_student(), *seen[0]) if patch else [],
+        "prefix_error": _prefix_error(student),
+        "cautions": cautions(config, {name: model.head.weight_VD for name, model in models.items()}),
+        "estimate": estimate(config, inputs, plan, costs),
+    }
+    _print(found, console)
+    return found
+
+
+def _print_rows(
+    config: TransferConfig, inputs: Inputs, *, agree: bool, asks_first: bool, console: Console
+) -> None:
+    """How many rows and tokens there are, what both models make of them, and one row."""
+    console.rule("[bold]rows", align="left")
     counts = inputs.counts()
     supervised = counts["supervised_tokens"]
     console.print(
@@ -65,56 +119,10 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
             "no model has answered the prompts yet: this estimate uses the given answers in the place of its own, one a prompt, or "
             "data.max_new_tokens tokens where there is none, and leaves out the time of generating"
         )
-    if not is_to_answer(config.data, first[0]):
+    if not asks_first:
         console.print("one row, supervised part in brackets:")
         example = render_example(inputs.train[0], inputs.tokenizer)
         console.print(example, markup=False, highlight=False, style="dim")
-    if jail is not None:
-        console.print(f"generated code runs in: {jail}")
-    request, wanted = request_of(config, plan)
-    interfaces = request.interfaces or (("block",) if inputs.teacher.has_layers else ())
-    shown = replace(request, interfaces=interfaces, teacher_output=True)
-    costs = Costs()
-    student = probe_student(config, inputs, plan, shown, costs)
-    with costs.clock("collect"):
-        free_memory()
-    patch, seen, teacher, drift, carried = None, [], None, None, None
-    if is_patchable(resolve(config.recipe)) and not is_to_answer(config.data, first[0]):
-        patch = Patch(config, inputs, plan, patch_rows(inputs, costs))
-    if config.teacher.only_tells:
-        drift, carried = probe_told(config, inputs, costs)
-    else:
-        teacher = probe_teacher(
-            config,
-            inputs,
-            shown,
-            student,
-            costs,
-            lambda t: seen.append(patch.of_teacher(t)) if patch else None,
-        )
-    models = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
-    with costs.clock("collect"):
-        free_memory()
-    found: dict[str, Any] = {
-        **counts,
-        "jail": None if jail is None else jail.as_json(),
-        "shared_vocabulary": inputs.vocabulary,
-        "templates_agree": agree,
-        "pairs": [p.as_json() for p in plan.pairs],
-        "pairs_are_provisional": is_provisional,
-        "heads": {name: _spectrum(model.head) for name, model in models.items()},
-        "pair_figures": []
-        if teacher is None
-        else _figures(teacher, student, shown, wanted or [("semantic", i) for i in interfaces]),
-        "served_drift": drift if config.teacher.server.url else None,
-        "carried": carried,
-        "patch": patch.figures(inputs.load_student(), *seen[0]) if patch else [],
-        "prefix_error": _prefix_error(student),
-        "cautions": cautions(config, {name: model.head.weight_VD for name, model in models.items()}),
-        "estimate": estimate(config, inputs, plan, costs),
-    }
-    _print(found, console)
-    return found
 
 
 def _print_sources(sources: dict[str, dict[str, Any]], console: Console) -> None:
