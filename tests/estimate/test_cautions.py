@@ -53,3 +53,13 @@ def test_bfloat16_is_told_where_the_cpu_cannot_do_it(tmp_path: Path, monkeypatch
         assert len(found) == count and all("the teacher is in bfloat16" in line for line in found)
         assert cautions(config, FLOAT) == []
         assert cautions(config, {"teacher": torch.zeros(1, device="meta").bfloat16()}) == []
+
+
+def test_given_answers_are_told_where_the_student_could_write_them(tmp_path: Path) -> None:
+    config = tiny_config((tmp_path, tmp_path), tmp_path, tmp_path, train=TrainConfig())
+    (said,) = cautions(config, FLOAT, has_prompts=True)
+    assert said.startswith("data.completions: on given answers")
+    assert cautions(config, FLOAT) == [], "plain text has nothing to answer"
+    own = replace(config, data=replace(config.data, completions="student"))
+    embedded = replace(config, student=ModelConfig("embedded:student"))
+    assert cautions(own, FLOAT, has_prompts=True) == cautions(embedded, FLOAT, has_prompts=True) == []

@@ -162,16 +162,17 @@ def test_one_factor_of_lora_may_start_without_gradient() -> None:
     GradientCheck().on_pre_optimizer_step(ARGUMENTS, state(0), TrainerControl(), model=model)
 
 
-def test_memory_is_given_back_after_ten_seconds_and_some_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, freed = [100.0], []
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[-1])
-    monkeypatch.setattr(callbacks, "free_memory", lambda **_: freed.append(clock[-1]))
-    monkeypatch.setattr(GiveBack, "STEPS", 3)
-    callback = GiveBack()
-    for now in (101.0, 109.0, 111.0, 112.0, 120.0, 122.0, 142.0, 162.0, 182.0, 202.0):
-        clock.append(now)
+def test_memory_is_given_back_once_it_has_grown_by_a_quarter_since_a_step_without_holes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callback, found = GiveBack(), []
+    monkeypatch.setattr(callbacks, "free_memory", lambda **_: found.append("back"))
+    for held in (1000, 900, 1249, 1251, 800, 990, 1001, 1200):
+        monkeypatch.setattr(callbacks, "resident", lambda now=held: now)
         callback.on_step_end(ARGUMENTS, state(1), TrainerControl())
-    assert freed == [111.0, 122.0, 182.0]
+        found.append(held)
+    # After 1251 the step of 800 is the measure, and after 1001 that of 1200.
+    assert found == [1000, 900, 1249, "back", 1251, 800, 990, "back", 1001, 1200]
 
 
 def handlers() -> list[Any]:

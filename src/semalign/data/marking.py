@@ -31,7 +31,7 @@ class Drop(StrEnum):
     """Why a row gives no sample."""
 
     BLANK = "empty, null or blank completion"
-    NO_ANSWER = "conversation without an assistant turn at its end (with data.completions: teacher the teacher writes one)"
+    NO_ANSWER = "conversation without an assistant turn at its end (with data.completions: student or teacher a model writes one)"
     TOO_LONG = "prompt fills max_length, no answer token survives"
     NOTHING = "no supervised token"
     UNSEEN = "answer of which the chat template writes nothing"

@@ -164,7 +164,7 @@ def _report(drops: Counter[Drop], cut: int, total: int, max_dropped: float, sour
         raise DataError(
             f"{source}: 0 usable samples of {total} rows ({reasons or 'there are no rows'}); expected rows "
             f"with {ACCEPTED} whose answers are not empty and begin within data.max_length; prompts alone "
-            "need data.completions: teacher"
+            "need data.completions: student or teacher"
         )
     if dropped > max_dropped * total:
         raise DataError(

@@ -14,11 +14,14 @@ FAR = 5.0
 """Times the default rate beyond which no pretrained student has been seen to gain."""
 
 
-def cautions(config: TransferConfig, loaded: Mapping[str, torch.Tensor]) -> list[str]:
+def cautions(
+    config: TransferConfig, loaded: Mapping[str, torch.Tensor], *, has_prompts: bool = False
+) -> list[str]:
     """A sentence for each choice that is likely to be regretted.
 
     Args:
         loaded: some weight of each model as it was loaded, by the model's part in the run.
+        has_prompts: whether the rows have prompts that a model can answer.
     """
     found = []
     train = resolve(config.recipe).train_of(config.train)
@@ -29,6 +32,11 @@ def cautions(config: TransferConfig, loaded: Mapping[str, torch.Tensor]) -> list
         found.append(
             f"train.learning_rate: {rate:g} is {rate / default:.0f} times the default of {what}. At 100 times, a pretrained student ended "
             "seven times as far from its teacher as it began; leave the rate out unless the student was trained from nothing."
+        )
+    if is_pretrained and has_prompts and not config.data.is_generated:
+        found.append(
+            "data.completions: on given answers a pretrained student came nearer to its teacher, and no more of its answers were right; "
+            "on its own answers (data.completions: student, examples/own-answers.yaml) more were."
         )
     slow = [
         who

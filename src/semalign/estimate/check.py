@@ -15,6 +15,7 @@ from semalign.config import TransferConfig
 from semalign.data import render_example, templates_agree
 from semalign.data.drawing import split_rows
 from semalign.data.inputs import Inputs, is_to_answer, load_inputs
+from semalign.data.kinds import CONVERSATIONS, row_kind
 from semalign.data.samples import lines_of
 from semalign.errors import CacheError
 from semalign.estimate.cautions import cautions
@@ -87,7 +88,11 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         "carried": carried,
         "patch": patch.figures(inputs.load_student(), *seen[0]) if patch else [],
         "prefix_error": _prefix_error(student),
-        "cautions": cautions(config, {name: model.head.weight_VD for name, model in models.items()}),
+        "cautions": cautions(
+            config,
+            {name: model.head.weight_VD for name, model in models.items()},
+            has_prompts=all(row_kind(row) in CONVERSATIONS for row in first),
+        ),
         "estimate": estimate(config, inputs, plan, costs),
     }
     _print(found, console)

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
@@ -30,7 +29,7 @@ from semalign.methods.recipe import Recipe
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head, head_options
 from semalign.run.files import Record
-from semalign.run.meter import free_memory, peak_gpu, peak_rss, reset_peak
+from semalign.run.meter import free_memory, peak_gpu, peak_rss, reset_peak, resident
 from semalign.signals.passes import student_signals, teacher_signals
 from semalign.signals.plan import Plan
 from semalign.signals.request import Request, reads_scores, recipes_of, wanted_keys
@@ -122,9 +121,8 @@ def probe_student(
         with costs.watch(spare=spare):
             costs.seconds["train"] += _training(config, inputs, plan, request, student, recipe)
         # Saving reads the student back beside the one just trained.
-        resident = psutil.Process().memory_info().rss
         gpu = torch.cuda.memory_allocated() if torch.cuda.is_available() else None
-        costs.count(resident, gpu, weights - spare)
+        costs.count(resident(), gpu, weights - spare)
         free_memory()
     return shown
 

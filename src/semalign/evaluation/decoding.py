@@ -20,7 +20,7 @@ from semalign.evaluation.sampling import Drawn
 from semalign.evaluation.server import served_answers
 from semalign.models.layouts import positions_of
 from semalign.run.journal import Journal
-from semalign.run.meter import free_memory
+from semalign.run.meter import free_memory, resident
 
 STEPS_BETWEEN_LEAVINGS = 16
 Prompt = dict[str, Any] | Sequence[dict[str, Any]]
@@ -258,7 +258,7 @@ def _memory_limit() -> dict[str, Any]:
     if limited is None:
         return {}
     memory = psutil.virtual_memory()
-    counted_as_free = memory.total - psutil.Process().memory_info().rss
+    counted_as_free = memory.total - resident()
     return {
         "continuous_batching_config": limited(max_memory_percent=0.5 * memory.available / counted_as_free)
     }

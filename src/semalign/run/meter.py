@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -46,6 +47,11 @@ def reset_peak() -> None:
     # Before its first tensor the GPU has no count to reset, and would fail.
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
+
+
+def resident() -> int:
+    """Memory of this process that is in use now, bytes."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_rss() -> int:
