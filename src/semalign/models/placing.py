@@ -35,30 +35,30 @@ def device_map(config: ModelConfig, device: str) -> dict[str, Place]:
         model: Any = AutoModelForCausalLM.from_config(loaded, trust_remote_code=config.trust_remote_code)
     main: Place = torch.cuda.current_device() if device == "cuda" else device
     body, prefix = model.base_model, model.base_model_prefix
-    name = layout_of(loaded.get_text_config(), config.model_name_or_path).layers
-    layers = list(getattr(body, name))
-    places: dict[str, Place] = {name: main for name, _ in model.named_children() if name != prefix}
-    places |= {f"{prefix}.{part}": main for part, _ in body.named_children() if part != name}
-    spread: Sequence[Place | None] = [None] * len(layers)
+    of_layers = layout_of(loaded.get_text_config(), config.model_name_or_path).layers
+    layers = list(getattr(body, of_layers))
+    places: dict[str, Place] = {part: main for part, _ in model.named_children() if part != prefix}
+    places |= {f"{prefix}.{part}": main for part, _ in body.named_children() if part != of_layers}
+    found: Sequence[Place | None] = [None] * len(layers)
     if config.device_map:
         if world() > 1:
             raise ModelError(
                 f"teacher.device_map: expected null in a launch of {world()} processes, each of which holds the teacher on a device of "
                 "its own, got auto; start one process, or leave it out."
             )
-        size = _numbers_of(config, loaded)
+        size = _bytes_of_a_number(config, loaded)
         total, sizes = _bytes(model, size), [_bytes(layer, size) for layer in layers]
         room = _room(config, main)
-        spread = spread_over(sizes, total - sum(sizes), room)
-        if None in spread and config.offload is None:
+        found = spread_over(sizes, total - sum(sizes), room)
+        if None in found and config.offload is None:
             held = ", ".join(f"{bytes_ / GIB:.1f} GiB on {place}" for place, bytes_ in room.items())
             raise ModelError(
                 f"teacher.device_map: expected devices that hold {total / GIB:.1f} GiB of weights, got room for {held}; set "
                 "teacher.offload: cpu or disk for the layers that fit on none, or raise teacher.max_memory."
             )
+    elsewhere = config.offload or main
     return places | {
-        f"{prefix}.{name}.{n}": config.offload or main if place is None else place
-        for n, place in enumerate(spread)
+        f"{prefix}.{of_layers}.{n}": elsewhere if place is None else place for n, place in enumerate(found)
     }
 
 
@@ -104,8 +104,8 @@ def _room(config: ModelConfig, main: Place) -> dict[Place, int]:
     return dict.fromkeys(ordered, convert_file_size_to_int(config.max_memory))
 
 
-def _numbers_of(config: ModelConfig, loaded: Any) -> int | None:
-    """Bytes of one number as it is loaded, or None for those of the checkpoint's own type."""
+def _bytes_of_a_number(config: ModelConfig, loaded: Any) -> int | None:
+    """Bytes of one number as it is loaded; None where the checkpoint does not say."""
     name = dtype_name(config)
     dtype = getattr(loaded, "dtype", None) if name == "auto" else getattr(torch, name)
     return None if dtype is None else torch.empty(0, dtype=dtype).element_size()
