@@ -117,7 +117,7 @@ def test_prompts_without_the_teachers_answers_are_refused(
     rows.write_text(
         "".join(json.dumps({"prompt": [turn | {"content": f"one {n}"}]}) + "\n" for n in range(8))
     )
-    with pytest.raises(DataError, match=r"prompts alone need data\.completions: teacher"):
+    with pytest.raises(DataError, match=r"prompts alone need data\.completions: student or teacher"):
         load_inputs(config_of(talking_pair, rows, tmp_path / "run"))
 
 
