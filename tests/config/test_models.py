@@ -28,6 +28,7 @@ from .refused import assert_refused
         (lambda: ModelConfig("x", device_map="auto", load_in_4bit=True), "device_map: expected either device_map or quantisation"),
         (lambda: ModelConfig("x", max_memory="60GiB"), "max_memory: expected null without device_map: auto, got '60GiB'"),
         (lambda: ModelConfig("x", device_map="auto", max_memory="much"), "max_memory: expected a size such as 60GiB or 800MB, got 'much'"),
+        (lambda: ModelConfig("x", device_map="auto", max_memory="1TiB"), "max_memory: expected a size such as 60GiB or 800MB, got '1TiB'"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_named_with_what_was_expected(

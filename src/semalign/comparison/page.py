@@ -29,7 +29,12 @@ from semalign.report.words import (
 from semalign.run.digests import sealed
 from semalign.run.files import write_atomic
 
-HEADLINES = ("accuracy_gap_closed", "gain", "kl_gap_closed")
+HEADLINES = {
+    "accuracy_gap_closed": ("closes ", percent, " of the accuracy gap"),
+    "gain": ("wins ", points, " points of right answers"),
+    "kl_gap_closed": ("closes ", percent, " of the KL gap"),
+}
+"""What the headline says of a figure, around it, and how it is written: the first that was measured."""
 UNEVEN = 0.15
 """Share of the budget by which a training at equal time may miss it before the page says so."""
 
@@ -79,11 +84,7 @@ def _measured(figures: Figures) -> str:
 
 def _headline(figures: Figures) -> Headline:
     key = _measured(figures)
-    leads, write, rest = {
-        "accuracy_gap_closed": ("closes ", percent, " of the accuracy gap"),
-        "gain": ("wins ", points, " points of right answers"),
-        "kl_gap_closed": ("closes ", percent, " of the KL gap"),
-    }[key]
+    leads, write, rest = HEADLINES[key]
     default = next(m for m in figures["methods"] if m["default"])
     if default[key] is None:
         return Headline(f"The default, {default['method']}, has no figure", "", ": see what failed.")

@@ -107,7 +107,7 @@ class ModelConfig:
             self.max_memory,
         )
         expect(
-            self.max_memory is None or re.fullmatch(r"\d+ ?[KMGT]i?B", self.max_memory) is not None,
+            self.max_memory is None or re.fullmatch(r"\d+ ?[KMG]i?B", self.max_memory) is not None,
             "max_memory",
             "a size such as 60GiB or 800MB",
             self.max_memory,

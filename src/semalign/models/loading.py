@@ -131,7 +131,7 @@ def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decode
                 f"teacher.{name}: expected null for {config.model_name_or_path}, which loads as the text model of one that also reads "
                 f"pictures, got {getattr(config, name)}; load it once without, save the text model, and give that folder."
             )
-        extra["device_map"] = device_map(config, target)
+        extra["device_map"] = device_map(config, whole, target)
     if config.attn_implementation:
         extra["attn_implementation"] = config.attn_implementation
     is_wrapped = whole.model_type in WRAPPERS and loads_whole(whole)

@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 
 import torch
 from accelerate.utils import convert_file_size_to_int, get_max_memory
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from semalign.config import ModelConfig
 from semalign.errors import ModelError
-from semalign.models.finding import dtype_name, locate
+from semalign.models.finding import dtype_name
 from semalign.models.layouts import layout_of
 from semalign.run.ranks import world
 
@@ -20,17 +20,19 @@ Place: TypeAlias = int | str
 GIB = 2**30
 
 
-def device_map(config: ModelConfig, device: str) -> dict[str, Place]:
+def device_map(config: ModelConfig, loaded: PretrainedConfig, device: str) -> dict[str, Place]:
     """The place of every module, as transformers takes it.
 
     Embedding, final norm and head are read outside of the model's forward pass and always lie on the main device. The layers lie in
     `teacher.offload`, or with `teacher.device_map: auto` on all devices, and in `teacher.offload` what none of them holds.
 
+    Args:
+        loaded: the checkpoint's configuration.
+        device: the kind of the main device.
+
     Raises:
         ModelError: the devices do not hold the model, and it may not be offloaded; or other processes want them too.
     """
-    where, extra = locate(config)
-    loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(loaded, trust_remote_code=config.trust_remote_code)
     main: Place = torch.cuda.current_device() if device == "cuda" else device
@@ -104,7 +106,7 @@ def _room(config: ModelConfig, main: Place) -> dict[Place, int]:
     return dict.fromkeys(ordered, convert_file_size_to_int(config.max_memory))
 
 
-def _bytes_of_a_number(config: ModelConfig, loaded: Any) -> int | None:
+def _bytes_of_a_number(config: ModelConfig, loaded: PretrainedConfig) -> int | None:
     """Bytes of one number as it is loaded; None where the checkpoint does not say."""
     name = dtype_name(config)
     dtype = getattr(loaded, "dtype", None) if name == "auto" else getattr(torch, name)
