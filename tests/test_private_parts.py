@@ -10,7 +10,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from test_project import PROJECT
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import GenerationMixin, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from semalign.config import PairingConfig
@@ -81,6 +81,16 @@ def parameters(function: Callable[..., object]) -> list[str]:
             lambda: {"lengths", "batch_size", "generator"} <= set(parameters(get_length_grouped_indices)),
         ),
         (
+            "generate's _prefill, _update_model_kwargs_for_generation and _optimize_model_for_decode",
+            lambda: (
+                parameters(GenerationMixin._prefill)[1:4]
+                == ["input_ids", "generation_config", "model_kwargs"]
+                and parameters(GenerationMixin._update_model_kwargs_for_generation)[1:3]
+                == ["outputs", "model_kwargs"]
+                and parameters(GenerationMixin._optimize_model_for_decode) == ["self"]
+            ),
+        ),
+        (
             "PreTrainedModel.is_quantized",
             lambda: "is_quantized" in inspect.getsource(inspect.getmodule(PreTrainedModel)),
         ),
@@ -88,8 +98,8 @@ def parameters(function: Callable[..., object]) -> list[str]:
 )
 def test_transformers_still_has(what: str, is_as_before: Callable[[], bool]) -> None:
     assert is_as_before(), (
-        f"this version of transformers no longer has {what} as SemAlign uses it; see training/suffix.py, training/sharded.py and api/trainer.py, "
-        "and lower the upper bound in pyproject.toml until they follow"
+        f"this version of transformers no longer has {what} as SemAlign uses it; see training/suffix.py, training/sharded.py, api/trainer.py "
+        "and evaluation/sampling.py, and lower the upper bound in pyproject.toml until they follow"
     )
 
 

@@ -8,7 +8,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from semalign.config import SamplingConfig
 from semalign.evaluation import sampling
-from semalign.evaluation.sampling import Drawn, draw, likeliest
+from semalign.evaluation.sampling import draw, likeliest, next_tokens
 
 
 def left(scores: torch.Tensor, options: SamplingConfig) -> torch.Tensor:
@@ -65,10 +65,19 @@ def test_tokens_come_as_often_as_they_are_likely(options: SamplingConfig) -> Non
     assert ((shares - expected).abs() <= 4 * deviations).all()
 
 
-def test_a_greedy_search_takes_what_was_drawn() -> None:
-    scores = drawn(1.0)
+@pytest.mark.parametrize(
+    "options", [SamplingConfig(1.0), SamplingConfig(1.0, 0.9), SamplingConfig(0.7, 0.9, 6)]
+)
+def test_logits_of_half_precision_are_drawn_from_in_float32(options: SamplingConfig) -> None:
+    scores = drawn(1.0).bfloat16()
     torch.manual_seed(3)
-    expected = draw(scores, SamplingConfig(1.0, 0.9))
+    expected = next_tokens(scores.float(), options)
     torch.manual_seed(3)
-    assert Drawn(SamplingConfig(1.0, 0.9))(None, scores.clone()).argmax(1).tolist() == expected.tolist()
+    assert next_tokens(scores, options).tolist() == expected.tolist()
     assert expected.tolist() != scores.argmax(1).tolist()
+
+
+def test_of_equally_likely_tokens_the_first_is_taken_as_transformers_does() -> None:
+    scores = drawn(1.0).bfloat16()
+    scores[:, [900, 41, 700]] = 9.0
+    assert next_tokens(scores, SamplingConfig()).tolist() == scores.float().argmax(1).tolist() == [41] * 5

@@ -16,7 +16,7 @@ from semalign.data import encode_prompt
 from semalign.errors import ModelError
 from semalign.evaluation.prefill import groups_of, prefill
 from semalign.evaluation.room import with_room
-from semalign.evaluation.sampling import Drawn
+from semalign.evaluation.sampling import token_by_token
 from semalign.evaluation.server import served_answers
 from semalign.models.layouts import positions_of
 from semalign.run.journal import Journal
@@ -24,8 +24,6 @@ from semalign.run.meter import free_memory, resident
 
 STEPS_BETWEEN_LEAVINGS = 16
 Prompt = dict[str, Any] | Sequence[dict[str, Any]]
-AS_GREEDY = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
-"""What transformers takes for no sampling: the values that its check does not warn of beside a greedy search."""
 GREEDY, NUCLEUS = SamplingConfig(), SamplingConfig(temperature=1.0, top_p=0.9)
 
 
@@ -296,19 +294,14 @@ def _generate_batch(
             # A row that is continued in several ways is read once. Unlike batch_repeat_interleave, caches of linear attention know this.
             cache.reorder_cache(torch.arange(len(rows), device=ids.device).repeat_interleave(count))
     ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
-    # transformers would sort the whole vocabulary at every step and draw from all of it.
-    settings, drawn = model.generation_config, {}
-    if settings.do_sample:
-        sampling = SamplingConfig(settings.temperature, settings.top_p, settings.top_k or None)
-        drawn = {**AS_GREEDY, "logits_processor": [Drawn(sampling)]}
     while going_on and left > 0:
         output = generator.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=min(STEPS_BETWEEN_LEAVINGS, left),
             return_dict_in_generate=True,
+            custom_generate=token_by_token,
             **({} if cache is None else {"past_key_values": cache}),
-            **drawn,
         )
         new = output.sequences[:, ids.shape[1] :]
         left -= new.shape[1]
