@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
 PROBE = """
@@ -35,9 +37,7 @@ print(full - resident())
 
 
 def _probe(*arguments: str, **environment: str) -> tuple[int, int, int]:
-    kept = {
-        k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "THP_MEM_ALLOC_ENABLE"
-    }
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *arguments],
         env=kept | environment,
@@ -48,6 +48,19 @@ def _probe(*arguments: str, **environment: str) -> tuple[int, int, int]:
     faults, lost, freed = map(int, done.stdout.split())
     return faults, lost, freed
 
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from semalign.run.pages import keep_pages
+if "limit" in sys.argv:
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+def addresses():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() >> 30
+before = addresses()
+keep_pages()
+print(addresses() - before)
+"""
 
 HAS_GLIBC = "CS_GNU_LIBC_VERSION" in os.confstr_names and bool(os.confstr("CS_GNU_LIBC_VERSION"))
 
@@ -61,5 +74,17 @@ def test_a_freed_tensor_leaves_its_pages_to_the_next_one_until_they_are_given_ba
     # More than 2 GiB at once, as a backward pass frees.
     assert lost < 100 and freed >= 2200
     # A user's own settings stand.
-    faults, _, _ = _probe("keep", MALLOC_MMAP_THRESHOLD_="131072", THP_MEM_ALLOC_ENABLE="0")
+    faults, _, _ = _probe("keep", MALLOC_MMAP_THRESHOLD_="131072")
     assert faults > 20_000
+
+
+@pytest.mark.skipif(not HAS_GLIBC, reason="glibc alone has these settings")
+def test_the_heap_reaches_far_except_where_addresses_are_limited() -> None:
+    def widened(*arguments: str) -> int:
+        command = [sys.executable, "-c", LIMITED, *arguments]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    memory = psutil.virtual_memory().total >> 30
+    is_counted = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    assert is_counted or memory // 2 <= widened() <= memory
+    assert widened("limit") == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Iterator
@@ -13,15 +12,14 @@ from typing import Any
 import psutil
 import torch
 
+from semalign.run.pages import give_back
+
 
 def free_memory(*, collect: bool = True) -> None:
-    """Collect what is unreachable and give freed pages back; glibc keeps blocks below 32 MB for itself otherwise."""
+    """Collect what is unreachable and give freed pages back."""
     if collect:
         gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # another allocator
+    give_back()
 
 
 @contextmanager
