@@ -17,8 +17,8 @@ _NEVER = -1
 _HUGE_PAGES = 14  # madvise's MADV_HUGEPAGE
 _PAGE = 4096
 
-_kept: Any = None
-"""The C library, once `keep_pages` was called and found that it is glibc."""
+_kept: tuple[Any, int] | None = None
+"""The C library and where the heap ended, once `keep_pages` was called and found that it is glibc."""
 
 
 def keep_pages() -> None:
@@ -43,8 +43,9 @@ def keep_pages() -> None:
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    _kept = library
-    _widen()
+    library.sbrk.restype, library.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+    _kept = library, library.sbrk(0)
+    _widen(*_kept)
 
 
 def give_back() -> None:
@@ -53,7 +54,7 @@ def give_back() -> None:
     if library is not None:
         library.malloc_trim(0)
     if _kept is not None:
-        _widen()
+        _widen(*_kept)
 
 
 def _glibc() -> Any:
@@ -66,21 +67,21 @@ def _glibc() -> Any:
     return library
 
 
-def _widen() -> None:
-    """Let the heap reach to three quarters of the machine's memory, in addresses alone, and ask for huge pages there.
+def _widen(library: Any, start: int) -> None:
+    """Let the heap, which began at `start`, reach to three quarters of the machine's memory, in addresses alone, and ask for huge pages there.
 
     A page of it is made when it is first written to, by 2 MiB at once instead of 4 KiB. torch could ask for huge pages itself
     (THP_MEM_ALLOC_ENABLE), but cuts its blocks to whole pages then, whose crumbs are larger.
     """
     if not _may_widen():
         return
-    room = 0.75 * psutil.virtual_memory().total - psutil.Process().memory_info().rss
+    # One that is still in use far up holds the heap there. More addresses than memory would be refused to a process that is forked.
+    room = 0.75 * psutil.virtual_memory().total - (library.sbrk(0) - start)
     size = _KEPT_BYTES - 16 * _PAGE  # the largest that comes from the heap
-    blocks = [_kept.malloc(size) for _ in range(int(room // size))]
+    blocks = [library.malloc(size) for _ in range(int(room // size))]
     for block in filter(None, blocks):
-        start = -(-block // _PAGE) * _PAGE
-        _kept.madvise(start, size - _PAGE, _HUGE_PAGES)
-        _kept.free(block)
+        library.madvise(-(-block // _PAGE) * _PAGE, size - _PAGE, _HUGE_PAGES)
+        library.free(block)
 
 
 def _may_widen() -> bool:
