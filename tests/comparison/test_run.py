@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,19 @@ def test_each_cell_comes_right_after_what_it_needs(tmp_path: Path, monkeypatch: 
     assert order.index("untouched") == len(TASKS)
 
 
+def test_the_last_cell_is_measured_where_no_other_has_prepared_the_other_tasks(tmp_path: Path) -> None:
+    path = write(tmp_path / "whole", seeds=1)
+    assert main(["compare", str(path), "--quiet"]) == 0
+    out = path.parent / "out"
+    lines = results(out)
+    shutil.rmtree(out / "sources")
+    shutil.rmtree(out / "cells/knowledge/aligned/rows-0")
+    assert main(["compare", str(path), "--quiet"]) == 0
+    assert [x for x in results(out) if x["kind"] in ("failed", "item", "row")] == [
+        x for x in lines if x["kind"] in ("failed", "item", "row")
+    ]
+
+
 def finished(out: Path) -> list[Path]:
     """Results of trained cells; looks into no folder whose contents come and go."""
     return list((out / "cells").glob("*/*/*/cell.json"))
@@ -424,13 +438,14 @@ def test_what_a_piece_waits_for_is_what_it_reads(tmp_path: Path, monkeypatch: py
         (name,) = (name for name, source in sources.items() if source.run.root == folder)
         return name
 
+    # Everything is measured on every task, with the default's source: also where all that is left to do is one student.
+    references = {place(task, "aligned") for task in TASKS}
     for name in ("untouched", "teacher"):
-        assert set(seen[name].needs) == {place(task, "aligned") for task in TASKS}
+        assert set(seen[name].needs) == references
     for name, job in seen.items():
         if name.count("/") == 2:
             task, label, at = name.split("/")
-            # Every student is measured with the default's source.
-            assert set(job.needs) == {place(task, "aligned"), place(task, label, int(at[-1]))}
+            assert set(job.needs) == {*references, place(task, label, int(at[-1]))}
             before = {f"{task}/{m}/rows-{s}" for m in ("cross_entropy", "aligned") for s in range(2)}
             assert set(job.after) == (before & set(seen) if at.startswith("time") else set())
     assert said and all(s.endswith(": stopped here") and "cross_entropy" in s for s in said)

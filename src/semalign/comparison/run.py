@@ -62,7 +62,7 @@ def _is_done(job: CellJob) -> bool:
 
 
 def _run(comparison: Comparison, cells: Mapping[str, CellJob], say: Say) -> dict[str, str]:
-    needed = {name: _sources(comparison, job) for name, job in cells.items()}
+    needed = {name: _sources(job) for name, job in cells.items()}
     sources = {_name(s): s for found in needed.values() for s in found}
     for source in sources.values():
         if source.has_random_teacher:
@@ -96,10 +96,9 @@ def workers(comparison: Comparison) -> int:
     return comparison.options.workers or default
 
 
-def _sources(comparison: Comparison, job: CellJob) -> list[Source]:
-    tasks = [job.cell.task] if job.cell.task else list(comparison.options.tasks)
-    found = [comparison.reference(task) for task in tasks]
-    found += [source for source in (job.source, job.targets) if source is not None]
+def _sources(job: CellJob) -> list[Source]:
+    """What a cell reads: every student is measured on the held-out rows of all tasks."""
+    found = [*job.references.values(), *(s for s in (job.source, job.targets) if s is not None)]
     return list({_name(s): s for s in found}.values())
 
 
