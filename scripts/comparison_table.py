@@ -61,14 +61,18 @@ def answers(found: Figures) -> dict[str, Any]:
                     "default": m["default"],
                     "items": entry["items"],
                     "seeds": entry["seeds"],
-                    "accuracy": None if entry["accuracy"] is None else round(100 * entry["accuracy"], 2),
-                    "change": entry["accuracy_change"][task],
-                    "low": low,
-                    "high": high,
-                    "elsewhere": round(sum(others) / len(others), 2) if others else None,
+                    "accuracy": _rounded(None if entry["accuracy"] is None else 100 * entry["accuracy"]),
+                    "change": _rounded(entry["accuracy_change"][task]),
+                    "low": _rounded(low),
+                    "high": _rounded(high),
+                    "elsewhere": _rounded(sum(others) / len(others) if others else None),
                 }
             )
     return {"rows": rows}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 def plot(found: Figures, path: Path) -> None:
