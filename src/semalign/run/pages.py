@@ -75,7 +75,8 @@ def _widen(library: Any, start: int) -> None:
     """
     if not _may_widen():
         return
-    # One that is still in use far up holds the heap there. More addresses than memory would be refused to a process that is forked.
+    # A block that is still in use far up holds the heap's end there, so that what is free below it counts too: a fork of a process that has
+    # more addresses than the machine has memory would be refused.
     room = 0.75 * psutil.virtual_memory().total - (library.sbrk(0) - start)
     size = _KEPT_BYTES - 16 * _PAGE  # the largest that comes from the heap
     blocks = [library.malloc(size) for _ in range(int(room // size))]
