@@ -95,5 +95,7 @@ def test_the_heap_reaches_far_except_where_addresses_are_limited() -> None:
 
     memory = psutil.virtual_memory().total >> 20
     if Path("/proc/sys/vm/overcommit_memory").read_text().strip() != "2":
-        assert all(0.75 * memory - 1100 < reach < 0.75 * memory + 1100 for reach in widened())
+        at_first, later = widened()
+        assert abs(at_first - 0.75 * memory) < 1100
+        assert later < at_first + 200
     assert max(widened("limit")) < 4096
