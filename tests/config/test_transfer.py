@@ -31,6 +31,7 @@ from semalign.config import (
     without_names,
 )
 from semalign.config.parsing import build_config
+from semalign.run.files import hash_of
 
 from .refused import assert_refused
 
@@ -102,6 +103,18 @@ def test_an_option_that_came_later_is_known_only_where_it_is_set(tmp_path: Path)
     assert differences(completed(written, config), plain(config)) == []
     changed = replace(config, train=after)
     assert differences(completed(written, changed), plain(changed)) == ["train.fsdp: False -> True"]
+
+
+ALWAYS_KNOWN = "96e980d1bf4ff8d0"
+
+
+def test_what_was_made_before_an_option_came_stays_valid() -> None:
+    groups = {k: g for k, g in vars(whole()).items() if dataclasses.is_dataclass(g)}
+    known = sorted(f"{k}.{name}" for k, g in groups.items() for name in decisive(g))
+    assert hash_of(known) == ALWAYS_KNOWN, (
+        "an option was added: give it metadata=LATER, so that run folders and comparisons from before stay valid where it is not set; where "
+        "its default changes what is made, or where an option went, take the new hash"
+    )
 
 
 def test_rows_are_known_without_the_names_of_their_files() -> None:

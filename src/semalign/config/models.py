@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from semalign.config.values import expect
+from semalign.config.values import LATER, expect
 
 TEMPLATE_NAMES = ("messages", "tools", "documents", "add_generation_prompt")
 """What every rendering gives to a chat template."""
@@ -56,10 +56,10 @@ class ModelConfig:
     """Quantise to 8 bits on loading (needs bitsandbytes); a quantised student can only train LoRA."""
     load_in_4bit: bool = False
     """Quantise to 4 bits on loading (needs bitsandbytes); a quantised student can only train LoRA."""
-    device_map: Literal["auto"] | None = None
+    device_map: Literal["auto"] | None = field(default=None, metadata=LATER)
     """For a teacher only. auto spreads its layers over all GPUs of the machine, in order and by the room on each, for one process; null
     keeps it on one device."""
-    max_memory: str | None = None
+    max_memory: str | None = field(default=None, metadata=LATER)
     """With device_map: auto, what the weights may take on each device, such as 60GiB; null takes up to nine tenths of what is free."""
     offload: Literal["cpu", "disk"] | None = None
     """For a teacher only. cpu keeps its layers in CPU memory; disk reads them from the checkpoint's safetensors. Either way, every

@@ -146,7 +146,7 @@ def completed(written: Mapping[str, Any], config: TransferConfig) -> dict[str, A
 
 def without_names(data: DataConfig) -> dict[str, Any]:
     """How rows become what is trained on, for fingerprints that know the rows themselves by their content."""
-    return to_dict(data) | {"dataset_name": None, "heldout_name": None}
+    return decisive(data) | {"dataset_name": None, "heldout_name": None}
 
 
 def by_name(given: Collection[str] | Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
