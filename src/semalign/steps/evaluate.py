@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semalign.config import ModelConfig, TransferConfig, to_dict
+from semalign.config import ModelConfig, TransferConfig, decisive
 from semalign.data.drawing import task_rows
 from semalign.evaluation.answers import answer_items, graded_again
 from semalign.evaluation.harness import harness_figures
@@ -36,7 +36,7 @@ def evaluate(prepared: Prepared) -> None:
     trained = {n: read_json(f / "train.json", "train") for n, f in folders.items()}
     wanted = fingerprint(
         inputs=prepared.inputs.fingerprint,
-        evaluation=to_dict(config.evaluation),
+        evaluation=decisive(config.evaluation),
         items=hash_of(task_rows(config)),
         students={n: found["fingerprint"] for n, found in trained.items()},
         weights={n: hash_of(student_files(found)) for n, found in trained.items()},
