@@ -214,7 +214,7 @@ def test_the_script_writes_the_same_figures_as_a_markdown_table(
     assert (row["default"], row["items"], row["seeds"]) == (False, entry["items"], entry["seeds"])
     assert row["items"] == len(select(lines_of(), "item", method="untouched", measured=TASKS[1]))
     assert row["accuracy"] == pytest.approx(100 * entry["accuracy"], abs=0.01)
-    assert row["change"] == entry["accuracy_change"][TASKS[1]]
-    assert [row["low"], row["high"]] == entry["accuracy_change_interval"][TASKS[1]]
+    assert row["change"] == round(entry["accuracy_change"][TASKS[1]], 2)
+    assert [row["low"], row["high"]] == [round(v, 2) for v in entry["accuracy_change_interval"][TASKS[1]]]
     others = [v for t, v in entry["accuracy_change"].items() if t != TASKS[1]]
     assert row["elsewhere"] == pytest.approx(mean(others), abs=0.01)
