@@ -8,7 +8,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from semalign.config import SamplingConfig
 from semalign.evaluation import sampling
-from semalign.evaluation.sampling import draw, likeliest, next_tokens
+from semalign.evaluation.sampling import draw, likeliest, next_tokens, sampling_in, settings_of
 
 
 def left(scores: torch.Tensor, options: SamplingConfig) -> torch.Tensor:
@@ -81,3 +81,10 @@ def test_of_equally_likely_tokens_the_first_is_taken_as_transformers_does() -> N
     scores = drawn(1.0).bfloat16()
     scores[:, [900, 41, 700]] = 9.0
     assert next_tokens(scores, SamplingConfig()).tolist() == scores.float().argmax(1).tolist() == [41] * 5
+
+
+@pytest.mark.parametrize(
+    "options", [SamplingConfig(), SamplingConfig(0.7), SamplingConfig(1.0, 0.9), SamplingConfig(0.8, 0.9, 6)]
+)
+def test_generation_settings_say_how_they_were_asked_to_draw(options: SamplingConfig) -> None:
+    assert sampling_in(settings_of(options, 8, [1], 0)) == options

@@ -8,7 +8,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from semalign.config import ModelConfig, SamplingConfig
 from semalign.data import encode_prompt
-from semalign.evaluation.decoding import GREEDY, Prompt, ends_in, settings_of, texts_of
+from semalign.evaluation.decoding import GREEDY, Prompt, ends_in, texts_of
+from semalign.evaluation.sampling import settings_of
 from semalign.evaluation.server import ask
 from semalign.models.finding import opened
 from semalign.run.web import Server

@@ -16,7 +16,7 @@ from semalign.data import encode_prompt
 from semalign.errors import ModelError
 from semalign.evaluation.prefill import groups_of, prefill
 from semalign.evaluation.room import with_room
-from semalign.evaluation.sampling import token_by_token
+from semalign.evaluation.sampling import settings_of, token_by_token
 from semalign.evaluation.server import served_answers
 from semalign.models.layouts import positions_of
 from semalign.run.journal import Journal
@@ -213,17 +213,6 @@ def _plain(
     finally:
         model.generation_config = settings
         model.train(was_training)
-
-
-def settings_of(sampling: SamplingConfig, max_new_tokens: int, ends: list[int], pad: int) -> GenerationConfig:
-    """Generation settings in transformers' words, with nothing else in them."""
-    options: dict[str, Any] = {"do_sample": False}
-    if not sampling.is_greedy:
-        options = {"do_sample": True, "temperature": sampling.temperature}
-        options |= {"top_p": sampling.top_p, "top_k": sampling.top_k or 0}
-    return GenerationConfig(
-        **options, max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
-    )
 
 
 def texts_of(

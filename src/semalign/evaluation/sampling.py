@@ -90,6 +90,17 @@ def token_by_token(
     return GenerateDecoderOnlyOutput(sequences=input_ids, past_key_values=state.get("past_key_values"))
 
 
+def settings_of(sampling: SamplingConfig, max_new_tokens: int, ends: list[int], pad: int) -> GenerationConfig:
+    """Generation settings in transformers' words, with nothing else in them; `sampling_in` reads them back."""
+    options: dict[str, Any] = {"do_sample": False}
+    if not sampling.is_greedy:
+        options = {"do_sample": True, "temperature": sampling.temperature}
+        options |= {"top_p": sampling.top_p, "top_k": sampling.top_k or 0}
+    return GenerationConfig(
+        **options, max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
+    )
+
+
 def sampling_in(settings: GenerationConfig) -> SamplingConfig:
     """What generation settings say of drawing."""
     if not settings.do_sample:
