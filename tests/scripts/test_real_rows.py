@@ -54,3 +54,28 @@ def test_rows_are_split_and_items_are_graded(tmp_path: Path, monkeypatch: pytest
     assert not any(
         v.correct for v in check_answers(math, ["The answer is 999."] * 4, allow_code_execution=False)
     )
+
+
+def test_more_rows_are_none_of_those_that_are_set_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "Answer the following question.\n\nQuestion: "
+    known = [json.loads(line) for line in rows("Answer: 1. So the answer is 1.", 70).splitlines()]
+    for n, row in enumerate(known):
+        row["messages"][0]["content"] = f"{asked}How many is {n}?"
+    (tmp_path / "gsm_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in known))
+    for name in ("mbpp_train.jsonl", "mmlu_train.jsonl"):
+        (tmp_path / name).write_text(rows("The answer is: B", 65))
+    published = [
+        {"question": f"How  many is {n}?", "answer": f"It is {n}+0=<<{n}+0={n}>>{n}.\nSo.\n#### 1,{n:03d}"}
+        for n in range(75)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in published))
+    command = [str(SCRIPT), str(tmp_path), str(tmp_path / "out"), "--items", "4"]
+    monkeypatch.setattr(sys, "argv", [*command, "--more", str(tmp_path / "train.jsonl")])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    train, more = (read(tmp_path / "out" / f"math_{name}.jsonl") for name in ("train", "more"))
+    assert more[: len(train)] == train and len(train) == 6
+    assert [row["id"] for row in more[6:]] == [f"gsm_{n}" for n in range(70, 75)]
+    assert more[-1]["messages"][1]["content"] == "Answer: It is 74+0=74. So. So the answer is 1,074."
+    assert more[-1]["check"]["answer"] == 1074
