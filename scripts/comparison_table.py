@@ -13,33 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.comparison.page import at_budgets, ranked
-from semalign.comparison.words import figure_texts, known_columns, shown
-from semalign.report.words import GAPS, count, number
-
-Figures = dict[str, Any]
+from semalign.comparison.page import at_budgets
+from semalign.comparison.table import method_table, ranked
+from semalign.comparison.words import Figures
+from semalign.report.words import GAPS
 
 
 def markdown(found: Figures) -> str:
     """One line per method, the best first; columns that nothing was measured for are left out."""
-    gaps = ("accuracy gap closed", "KL gap closed")
-    head = [
-        "method",
-        "points won",
-        *gaps,
-        *(f"{gap} at equal time" for gap in gaps),
-        "retention",
-        "KL gap elsewhere",
-        "rows",
-        "s",
-    ]
-    lines = []
-    for m in ranked(found):
-        label = f"**{m['method']}** (default)" if m["default"] else f"`{m['method']}`"
-        elsewhere = shown(m, "kl_gap_closed_elsewhere")
-        lines.append([label, *figure_texts(m), elsewhere, count(m["rows"]), number(m["wall_seconds"], 0)])
-    kept = known_columns(lines)
-    table = [[line[n] for n in kept] for line in (head, ["---"] * len(head), *lines)]
+    titles, lines = method_table(found)
+    table = [["Method", *titles], ["---"] * (len(titles) + 1)]
+    for m, texts in lines:
+        table.append([f"**{m['method']}** (default)" if m["default"] else f"`{m['method']}`", *texts])
     return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 

@@ -203,7 +203,7 @@ def test_the_script_writes_the_same_figures_as_a_markdown_table(
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "figures.json"), "--answers", str(told)])
     runpy.run_path(str(script), run_name="__main__")
     head, _, *lines = capsys.readouterr().out.splitlines()
-    assert head.count("equal time") == 2 and len(lines) == 3
+    assert head.count("Equal time") == 2 and len(lines) == 4
     ours = next(m for m in found["methods"] if m["default"])
     assert lines[0].startswith(f"| **ours** (default) | {ours['gain']:+.1f} [")
     assert all(line.count("|") == head.count("|") for line in lines)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from semalign.comparison.figures import figures
-from semalign.comparison.page import at_budgets, ranked, view, write_page
-from semalign.comparison.words import figure_texts, points, shown
+from semalign.comparison.page import at_budgets, view, write_page
+from semalign.comparison.table import method_table, ranked
+from semalign.comparison.words import points, shown
 from semalign.errors import CacheError
 from semalign.report.blocks import Report, Section, Table
 from semalign.report.build import render
@@ -116,8 +117,29 @@ def test_a_method_at_equal_time_has_two_entries_and_the_default_one() -> None:
     assert at_budgets(both) == [both, timed] and at_budgets(method("kl", 0.4)) == [method("kl", 0.4)]
     ours = method("ours", 0.4, equal_time=method("ours", 0.4))
     assert at_budgets(ours) == [ours]
-    assert figure_texts(both) == ["–", "40%", "50%", "20%", "50%", "0.0"]
-    assert figure_texts(method("kl", 0.4, gain=3.21)) == ["+3.2", "40%", "50%", "–", "–", "0.0"]
+
+
+def test_the_table_leaves_out_what_nobody_measured_and_ends_with_the_control() -> None:
+    timed = comparison(method("kl", 0.4, gain=3.21, equal_time=method("kl", 0.2)), method("ours", 0.3))
+    titles, lines = method_table(timed)
+    assert titles[:6] == [
+        "Points won",
+        "Accuracy gap",
+        "KL gap",
+        "Equal time: accuracy",
+        "Equal time: KL",
+        "Retention, points",
+    ]
+    assert "Cut off" not in titles
+    assert lines[0][1][:6] == ["+3.2", "40%", "50%", "20%", "50%", "0.0"]
+    assert lines[1][1][:6] == ["–", "30%", "50%", "–", "–", "0.0"]
+    controlled = comparison(method("ours", 0.3), controls={"wrong_task": {"accuracy_gap_closed": 0.12}})
+    titles, lines = method_table(controlled, ["Accuracy gap", "Seconds"])
+    assert titles == ["Accuracy gap", "Seconds"]
+    assert [(m["method"], texts) for m, texts in lines] == [
+        ("ours", ["30%", lines[0][1][1]]),
+        ("control: wrong task", ["12%", "–"]),
+    ]
 
 
 @pytest.mark.parametrize(

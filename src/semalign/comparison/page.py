@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from markupsafe import Markup
 
 from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
-from semalign.comparison.words import Figures, figure_texts, known_columns, points, runs_of, shown
+from semalign.comparison.table import measured, method_table, ranked
+from semalign.comparison.words import Figures, points, runs_of, shown
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
 from semalign.report.words import (
     CLOSENESS,
-    DASH,
     GAPS,
     NBSP,
     Headline,
@@ -34,7 +33,7 @@ HEADLINES = {
     "gain": ("wins ", points, " points of right answers"),
     "kl_gap_closed": ("closes ", percent, " of the KL gap"),
 }
-"""What the headline says of a figure, around it, and how it is written: the first that was measured."""
+"""What the headline says around a figure, and how it is written."""
 UNEVEN = 0.15
 """Share of the budget by which a training at equal time may miss it before the page says so."""
 
@@ -71,19 +70,8 @@ def view(figures: Figures, name: str, config_text: str, *, version: str = "", st
     )
 
 
-def ranked(figures: Figures) -> list[Figures]:
-    """Methods by what they closed, the best first."""
-    key = _measured(figures)
-    return sorted(figures["methods"], key=lambda m: -(m[key] if m[key] is not None else float("-inf")))
-
-
-def _measured(figures: Figures) -> str:
-    """The headline figure: the accuracy gap where it is known, else points won without a teacher's accuracy beside them, else the KL gap."""
-    return next((k for k in HEADLINES if any(m[k] is not None for m in figures["methods"])), "kl_gap_closed")
-
-
 def _headline(figures: Figures) -> Headline:
-    key = _measured(figures)
+    key = measured(figures)
     leads, write, rest = HEADLINES[key]
     default = next(m for m in figures["methods"] if m["default"])
     if default[key] is None:
@@ -104,7 +92,7 @@ def _tasks(figures: Figures) -> str:
 
 
 def _notes(figures: Figures) -> list[str]:
-    key = _measured(figures)
+    key = measured(figures)
     lines = [
         "Intervals: 95%, from drawing items (the same for all methods) and seeds anew; tasks are fixed. "
         "A share below 0 means worse than the untouched student."
@@ -195,29 +183,13 @@ def _tiles(figures: Figures) -> list[Tile]:
 
 
 def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
-    columns = ["Points won", "Accuracy gap", "KL gap", "Equal time: accuracy", "Equal time: KL"]
-    columns += [
-        "Retention, points",
-        "KL gap elsewhere",
-        "No answer found",
-        "Cut off",
-        "Rows",
-        "Steps",
-        "Seconds",
-    ]
+    titles, lines = method_table(figures)
+    # The control, which is no method, has neither a place nor a colour.
+    labels = {m["method"]: (f"{place}{NBSP}{m['method']}", _kind(m)) for place, m in enumerate(methods, 1)}
     rows = []
-    for place, m in enumerate(methods, 1):
-        costs = [count(m["rows"]), count(m["steps"]), number(m["wall_seconds"], 1)]
-        elsewhere = shown(m, "kl_gap_closed_elsewhere")
-        lacking = [percent(m.get(key), 1) for key in ("extraction_failures", "cut_off")]
-        texts = [*figure_texts(m), elsewhere, *lacking, *costs]
-        rows.append(Row(f"{place}{NBSP}{m['method']}", [Cell(t) for t in texts], _kind(m)))
-    control = shown(figures["controls"][WRONG_TASK], "accuracy_gap_closed")
-    if control != DASH:
-        rows.append(Row("control: wrong task", [Cell(DASH), Cell(control), *[Cell(DASH)] * 10]))
-    kept = known_columns([[cell.text for cell in row.cells] for row in rows])
-    rows = [replace(row, cells=[row.cells[n] for n in kept]) for row in rows]
-    columns = ["Method", *(columns[n] for n in kept)]
+    for m, texts in lines:
+        label, kind = labels.get(m["method"], (m["method"], ""))
+        rows.append(Row(label, [Cell(text) for text in texts], kind))
     note = (
         "Points won are right answers on a student's own task, in percent of the items, above the untouched student's. Then shares of the gap "
         "between untouched student and teacher. All are averaged over tasks. Equal rows: every method has its own "
@@ -225,7 +197,9 @@ def _methods_section(methods: Sequence[Figures], figures: Figures) -> Section:
         "long as the default takes, preparation included. Retention and the KL gap elsewhere are of tasks that a student was not "
         "trained on. Answers that were cut off had not ended at the most new tokens; they are graded as far as they go."
     )
-    return Section("methods", "Methods", note=note, blocks=[Table("Figures of every method", columns, rows)])
+    return Section(
+        "methods", "Methods", note=note, blocks=[Table("Figures of every method", ["Method", *titles], rows)]
+    )
 
 
 def _legend(methods: Sequence[Figures]) -> Legend:

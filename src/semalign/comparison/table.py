@@ -1,13 +1,64 @@
-"""Figures -> the table of the command line."""
+"""The table of methods, which the command line, the page and Markdown show alike."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 from rich.table import Table
 
-from semalign.comparison.page import ranked
 from semalign.comparison.plan import WRONG_TASK
-from semalign.comparison.words import Figures, figure_texts, known_columns, runs_of, shown
-from semalign.report.words import DASH, number
+from semalign.comparison.words import Figures, points, runs_of, shown
+from semalign.report.words import DASH, count, number, percent
+
+MEASURES = ("accuracy_gap_closed", "gain", "kl_gap_closed")
+"""What methods are ranked by and the headline tells: the first of these that was measured."""
+COLUMNS: Mapping[str, Callable[[Figures], str]] = {
+    "Points won": lambda m: shown(m, "gain", points),
+    "Accuracy gap": lambda m: shown(m, "accuracy_gap_closed"),
+    "KL gap": lambda m: shown(m, "kl_gap_closed"),
+    "Equal time: accuracy": lambda m: shown(m.get("equal_time") or {}, "accuracy_gap_closed"),
+    "Equal time: KL": lambda m: shown(m.get("equal_time") or {}, "kl_gap_closed"),
+    "Retention, points": lambda m: shown(m, "retention", points),
+    "KL gap elsewhere": lambda m: shown(m, "kl_gap_closed_elsewhere"),
+    "No answer found": lambda m: percent(m.get("extraction_failures"), 1),
+    "Cut off": lambda m: percent(m.get("cut_off"), 1),
+    "Rows": lambda m: count(m.get("rows")),
+    "Steps": lambda m: count(m.get("steps")),
+    "Seconds": lambda m: number(m.get("wall_seconds"), 1),
+}
+AT_A_GLANCE = [
+    title
+    for title in COLUMNS
+    if title not in ("KL gap elsewhere", "No answer found", "Cut off", "Rows", "Steps")
+]
+"""What a terminal has room for."""
+
+
+def measured(figures: Figures) -> str:
+    """What the methods of a comparison are ranked by."""
+    return next((k for k in MEASURES if any(m[k] is not None for m in figures["methods"])), MEASURES[-1])
+
+
+def ranked(figures: Figures) -> list[Figures]:
+    """Methods by what they closed or won, the best first."""
+    key = measured(figures)
+    return sorted(figures["methods"], key=lambda m: -(m[key] if m[key] is not None else float("-inf")))
+
+
+def method_table(
+    figures: Figures, titles: Sequence[str] = tuple(COLUMNS)
+) -> tuple[list[str], list[tuple[Figures, list[str]]]]:
+    """Titles and lines: the methods, ranked, then the control of the wrong task, each with its texts.
+
+    Columns in which nothing was measured are left out, and so is the control where it has no figure.
+    """
+    methods = ranked(figures)
+    control = figures["controls"][WRONG_TASK]
+    if control["accuracy_gap_closed"] is not None:
+        methods.append({"method": "control: wrong task", "default": False, **control})
+    columns = {title: [COLUMNS[title](m) for m in methods] for title in titles}
+    kept = {title: texts for title, texts in columns.items() if set(texts) != {DASH}}
+    return list(kept), [(m, [texts[n] for texts in kept.values()]) for n, m in enumerate(methods)]
 
 
 def table(figures: Figures) -> Table:
@@ -15,23 +66,11 @@ def table(figures: Figures) -> Table:
     tasks = ", ".join(figures["trained"])
     default = next(m for m in figures["methods"] if m["default"])
     found = Table(title=f"{tasks}; {runs_of(default)}; 95% intervals", title_justify="left")
-    columns = ["points won", "accuracy gap", "KL gap", "equal time: accuracy", "KL", "retention", "seconds"]
-    rows = [
-        (
-            m["method"] + " (default)" * m["default"],
-            [*figure_texts(m), number(m["wall_seconds"], 1)],
-            m["default"],
-        )
-        for m in ranked(figures)
-    ]
-    control = figures["controls"][WRONG_TASK]
-    if control["accuracy_gap_closed"] is not None:
-        texts = [DASH, shown(control, "accuracy_gap_closed"), *[DASH] * 5]
-        rows.append(("control: wrong task", texts, False))
-    measured = known_columns([texts for _, texts, _ in rows])
-    found.add_column("method")
-    for n in measured:
-        found.add_column(columns[n], justify="right")
-    for name, texts, is_default in rows:
-        found.add_row(name, *(texts[n] for n in measured), style="bold" if is_default else "")
+    titles, lines = method_table(figures, AT_A_GLANCE)
+    found.add_column("Method")
+    for title in titles:
+        found.add_column(title, justify="right")
+    for method, texts in lines:
+        label = method["method"] + " (default)" * method["default"]
+        found.add_row(label, *texts, style="bold" if method["default"] else "")
     return found

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from semalign.report.words import (
-    DASH,
-    GAPS,
-    NBSP,
-    number,
-    percent,
-)
+from semalign.report.words import NBSP, number, percent
 
 Figures = Mapping[str, Any]
 
@@ -38,18 +32,3 @@ def points(value: float | None) -> str:
         return number(None)
     rounded = round(value, 1)
     return ("+" if rounded > 0 else "") + number(rounded, 1)
-
-
-def figure_texts(method: Figures) -> list[str]:
-    """Points won, shares of both gaps at equal rows and at equal time, and retention, as every table shows them."""
-    timed = method["equal_time"] or {}
-    return [
-        shown(method, "gain", points),
-        *(shown(entry, k) for entry in (method, timed) for k, _ in GAPS),
-        shown(method, "retention", points),
-    ]
-
-
-def known_columns(rows: Sequence[Sequence[str]]) -> list[int]:
-    """The columns that hold a value in some row; what nobody measured is left out of a table."""
-    return [n for n in range(len(rows[0])) if any(row[n] != DASH for row in rows)]
