@@ -31,6 +31,8 @@ from semalign.config import (
     without_names,
 )
 from semalign.config.parsing import build_config
+from semalign.config.values import LATER
+from semalign.methods import Recipe
 from semalign.run.files import hash_of
 
 from .refused import assert_refused
@@ -110,11 +112,23 @@ ALWAYS_KNOWN = "96e980d1bf4ff8d0"
 
 def test_what_was_made_before_an_option_came_stays_valid() -> None:
     groups = {k: g for k, g in vars(whole()).items() if dataclasses.is_dataclass(g)}
+    assert set(decisive(Recipe())) == set(decisive(groups["recipe"]))
     known = sorted(f"{k}.{name}" for k, g in groups.items() for name in decisive(g))
     assert hash_of(known) == ALWAYS_KNOWN, (
         "an option was added: give it metadata=LATER, so that run folders and comparisons from before stay valid where it is not set; where "
         "its default changes what is made, or where an option went, take the new hash"
     )
+
+
+def test_a_recipes_field_that_came_later_is_known_only_where_it_says_something_else() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Later(Recipe):
+        softness: float | None = dataclasses.field(default=None, metadata={"recipe": 0.5, **LATER})
+
+    assert Later().softness == 0.5 and decisive(Later()) == decisive(Later(softness=0.5)) == decisive(
+        Recipe()
+    )
+    assert decisive(Later(softness=0.0)) == {**decisive(Recipe()), "softness": 0.0}
 
 
 def test_rows_are_known_without_the_names_of_their_files() -> None:

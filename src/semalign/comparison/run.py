@@ -203,7 +203,7 @@ class _Fingerprints:
                 name: decisive(getattr(config, name)) for name in ("attribution", "pairing", "cache", "train")
             },
             data=without_names(source.config.data),
-            recipe=vars(comparison.recipes[key]),
+            recipe=decisive(comparison.recipes[key]),
             seed=[config.seed, cell.seed],
             # At equal time the default's seconds decide.
             budget=self.of(Cell(comparison.options.default, cell.task)) if cell.budget == "time" else None,

@@ -133,7 +133,10 @@ def decisive(group: Any) -> dict[str, Any]:
 
 
 def _later(group: Any) -> dict[str, Any]:
-    return {f.name: f.default for f in dataclasses.fields(group) if f.metadata == LATER}
+    defaults = {f.name: f.default for f in dataclasses.fields(group) if LATER.items() <= f.metadata.items()}
+    # A recipe has values in place of the nothing that its fields say.
+    unset = dataclasses.replace(group, **defaults)
+    return {name: getattr(unset, name) for name in defaults}
 
 
 def completed(written: Mapping[str, Any], config: TransferConfig) -> dict[str, Any]:

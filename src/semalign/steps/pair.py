@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from semalign.config import PairingConfig, TransferConfig
+from semalign.config import PairingConfig, TransferConfig, decisive
 from semalign.data import Sample
 from semalign.data.inputs import Inputs
 from semalign.errors import ConfigError
@@ -149,9 +149,9 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     for entry in scores_file.get("heads", ()):
         heads.setdefault(entry["layer"], []).append(entry["score"])
     wanted = fingerprint(
-        pairing=asdict(config.pairing),
+        pairing=decisive(config.pairing),
         scores=scores,
-        recipe=asdict(config.recipe),
+        recipe=decisive(config.recipe),
         inputs=inputs.fingerprint if is_measured else None,
         heads=heads if config.pairing.heads else None,
     )
