@@ -267,9 +267,9 @@ class Peer:
         return [rows[at : at + 8] for at in range(0, len(rows), 8)]
 
     def _outputs(self, decoder: Decoder, samples: list[Sample]) -> Tensor:
-        ids, attention, mask = batch_inputs(decoder, samples)
+        ids, mask = batch_inputs(decoder, samples)
         with decoder.span(0, decoder.num_layers, norm=True):
-            return decoder.forward(ids, attention)[mask]
+            return decoder.forward(ids)[mask]
 
     def rows(self) -> Any:
         """The samples as a dataset of token ids and completion masks."""

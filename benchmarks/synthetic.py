@@ -58,7 +58,6 @@ def suffix_step(
         states[:, : length // 2] = True
         logp = torch.randn(positions, 2 * top_k).log_softmax(1)
         batch = {
-            "attention_mask": torch.ones(rows, length, dtype=torch.long),
             "states": states,
             "labels": torch.randint(vocabulary, (positions,)),
             "prefix": torch.randn(rows, length, WIDTH),

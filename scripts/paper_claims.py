@@ -41,9 +41,9 @@ def states_of(decoder: Decoder, inputs: Inputs, rows: int) -> States:
     points = [Point(n, i) for n in range(1, decoder.num_layers + 1) for i in INTERFACES]
     kept: dict[tuple[str, int], list[Tensor]] = {}
     for sample in inputs.train[:rows]:
-        ids, attention, mask = batch_inputs(decoder, [sample])
+        ids, mask = batch_inputs(decoder, [sample])
         with capture(decoder, points) as found:
-            decoder.forward(ids, attention)
+            decoder.forward(ids)
         for point in points:
             kept.setdefault((point.interface, point.layer), []).append(found[point][mask].float().cpu())
     return {key: torch.cat(parts) for key, parts in kept.items()}

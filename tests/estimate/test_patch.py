@@ -48,7 +48,7 @@ def test_figures_are_those_of_whole_models_with_the_target_in_place(tmp_path: Pa
     before, after = [], []
     pair = made.plan.pairs[-1]
     for n, row in enumerate(rows.tried):
-        ids, _attention, states = batch_inputs(own, [row])
+        ids, states = batch_inputs(own, [row])
         p_T = teacher.model(ids).logits[states].log_softmax(-1)
         before.append(
             kl_div(own.model(ids).logits[states].log_softmax(-1), p_T, reduction="batchmean", log_target=True)

@@ -106,7 +106,7 @@ def test_a_channel_of_o_and_its_row_of_v_belong_together() -> None:
             lambda m, args, name=name: seen.__setitem__(name, args[0][0, 0])
         )
     with torch.no_grad():
-        decoder.forward(torch.tensor([[7]]), torch.ones(1, 1).long())
+        decoder.forward(torch.tensor([[7]]))
     channels = torch.arange(decoder.shape.heads * decoder.shape.head_dim)
     torch.testing.assert_close(vectors(decoder, "v_proj", 1, channels) @ seen["v_proj"], seen["o_proj"])
 
@@ -130,14 +130,12 @@ def test_merged_deltas_are_those_that_were_trained(
         tensors[key] = torch.randn(tensors[key].shape, generator=torch.Generator().manual_seed(len(deltas)))
         deltas[int(layer), module] = ids, tensors[key]
     assert len(deltas) == 12
-    ids, attention, _ = batch_inputs(student, inputs.train[:2])
+    ids, _ = batch_inputs(student, inputs.train[:2])
     with torch.no_grad(), added(student, deltas):
-        expected = student.model(ids, attention_mask=attention).logits
+        expected = student.model(ids).logits
     add_deltas(student, tensors)
     with torch.no_grad():
-        torch.testing.assert_close(
-            student.model(ids, attention_mask=attention).logits, expected, rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(student.model(ids).logits, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_alignment_follows_the_gradient_of_its_loss(

@@ -51,8 +51,8 @@ def test_sensitivities_are_those_of_the_whole_model(kind: str, inputs: Inputs) -
     samples = inputs.train[:3]
     expected: dict[str, torch.Tensor] = {}
     for sample in samples:
-        ids, attention, states = batch_inputs(decoder, [sample])
-        logits = decoder.model(ids, attention_mask=attention).logits[states]
+        ids, states = batch_inputs(decoder, [sample])
+        logits = decoder.model(ids).logits[states]
         decoder.model.zero_grad()
         torch.nn.functional.cross_entropy(logits, labels_of(sample)).backward()
         for name, parameter in decoder.model.named_parameters():
@@ -93,14 +93,12 @@ def test_the_student_starts_unchanged(
     tiny_pair: tuple[Path, Path], rows_file: Path, inputs: Inputs, name: str
 ) -> None:
     tensors, facts, config, student = made(tiny_pair, rows_file, inputs, name)
-    ids, attention, _ = batch_inputs(student, inputs.train[:3])
+    ids, _ = batch_inputs(student, inputs.train[:3])
     with torch.no_grad():
-        expected = student.model(ids, attention_mask=attention).logits
+        expected = student.model(ids).logits
         with trainable(student, Plan((), (1, 2, 3)), config, "seeking", tensors) as model:
             modules = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "scaling")]
-            torch.testing.assert_close(
-                model(ids, attention_mask=attention).logits, expected, rtol=0, atol=1e-4
-            )
+            torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-4)
             assert len(modules) == 3 * len(PROJECTIONS)
             assert all(float(m.lora_B["default"].weight.norm()) > 0.1 for m in modules)
     assert len(facts["teacher_layers"]) == 3 and facts["teacher_layers"] == sorted(facts["teacher_layers"])

@@ -47,7 +47,7 @@ def run_heads(decoder: Decoder, layer: int, ids: torch.Tensor) -> tuple[torch.Te
     handle = module.register_forward_hook(lambda m, a, out: outputs.append(out))
     points = [Point(layer, "head", n) for n in range(1, decoder.shape.heads + 1)]
     with capture(decoder, points) as found, torch.no_grad():
-        decoder.forward(ids, torch.ones_like(ids))
+        decoder.forward(ids)
     handle.remove()
     assert len(outputs) == 1, "a captured head does not run the module's hooks again"
     bias = getattr(module, "bias", None)
@@ -72,7 +72,7 @@ def test_one_head_is_its_columns_times_its_values(sample: Sample) -> None:
     decoder = Decoder(tiny_model("llama", layers=2, wide=True), None)
     ids = torch.tensor([sample.input_ids])
     with capture(decoder, [Point(1, "head"), Point(1, "head", 3)]) as found, torch.no_grad():
-        decoder.forward(ids, torch.ones_like(ids))
+        decoder.forward(ids)
     at = slice(2 * decoder.shape.head_dim, 3 * decoder.shape.head_dim)
     weight = decoder.projections(1)["o_proj"].weight.detach()
     expected = found[Point(1, "head")][..., at] @ weight[:, at].T

@@ -49,9 +49,9 @@ def test_a_loaded_teacher_tells_its_likeliest_tokens(
     told = LoadedTeacher(decoder, 7).tell(rows)
     for sample, one in zip(rows, told, strict=True):
         read = sample.for_teacher
-        ids, attention, states = batch_inputs(decoder, [read])
+        ids, states = batch_inputs(decoder, [read])
         with torch.no_grad():
-            logits = decoder.model(input_ids=ids, attention_mask=attention).logits[states]
+            logits = decoder.model(input_ids=ids).logits[states]
         logp = logits.float().log_softmax(1)
         assert torch.allclose(one.logp_NK, logp.topk(7).values, atol=1e-4)
         assert torch.allclose(one.label_logp_N, logp.gather(1, labels_of(read)[:, None])[:, 0], atol=1e-4)

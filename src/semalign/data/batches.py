@@ -80,8 +80,8 @@ def candidates_of(samples: Sequence[Sample]) -> Tensor:
     return ids[kept].sort().values
 
 
-def batch_inputs(decoder: Decoder, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask and states mask (B, T) of samples, on the model's device.
+def batch_inputs(decoder: Decoder, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """Token ids and states mask (B, T) of samples, on the model's device.
 
     Raises:
         DataError: a sample is longer than the model's positions, beyond which its signals would depend on the batch.
@@ -92,4 +92,4 @@ def batch_inputs(decoder: Decoder, samples: Sequence[Sample]) -> tuple[Tensor, T
             f"{decoder.name}: expected rows of at most {limit} tokens, got {length}; lower data.max_length to cut them."
         )
     move = decoder.device
-    return batch["input_ids"].to(move), batch["attention_mask"].to(move), state_mask(batch["mask"]).to(move)
+    return batch["input_ids"].to(move), state_mask(batch["mask"]).to(move)

@@ -188,16 +188,16 @@ class Patch:
         target_NE: Tensor | None = None,
     ) -> float:
         """KL(p_T || p_S) a token of one row, with a target in the stream where there is one."""
-        ids, attention, states = batch_inputs(student, [row])
+        ids, states = batch_inputs(student, [row])
         with student.span(0, student.num_layers, norm=True):
             if pair is None or target_NE is None:
-                output = student.forward(ids, attention)
+                output = student.forward(ids)
             else:
                 point = Point(pair.student, self.recipe.interface)
                 # Of a direction nobody says how long it is.
                 keeps_length = MAPS[self.recipe.map].is_directional
                 with patched(student, point, states, target_NE.to(ids.device), keeps_length=keeps_length):
-                    output = student.forward(ids, attention)
+                    output = student.forward(ids)
         own = student.head()
         figures = closeness(
             output[states].float(),

@@ -51,9 +51,9 @@ def heldout_batches(
     progress = bar(sum(map(len, batches)), f"held-out {name}")
     for batch in batches:
         samples = [inputs.heldout[i] for i in batch]
-        ids, attention, states = batch_inputs(decoder, samples)
+        ids, states = batch_inputs(decoder, samples)
         with capture(decoder, points) as found, decoder.span(0, decoder.num_layers, norm=True):
-            output_XE = decoder.forward(ids, attention)[states]
+            output_XE = decoder.forward(ids)[states]
         stored = [store.read(i) for i in batch]
         labels = torch.cat([labels_of(s) for s in samples]).to(output_XE.device)
         figures = _closeness(teacher, head, output_XE, stored, labels)

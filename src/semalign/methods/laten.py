@@ -147,13 +147,13 @@ def locate(decoder: Decoder, samples: Sequence[Sample], *, frozen_scale: bool) -
     wholes = {k: torch.zeros(decoder.num_layers) for k in WRITERS}
     with bar(len(samples), "neurons") as progress:
         for sample in samples:
-            ids, attention, _ = batch_inputs(decoder, [sample])
+            ids, _ = batch_inputs(decoder, [sample])
             index = answer_token(decoder, sample)
             at, token = index - 1, sample.input_ids[index]
             with decoder.span(0, 0, norm=False):
-                stream_D = decoder.forward(ids, attention)[0, at].float()
+                stream_D = decoder.forward(ids)[0, at].float()
             with capture(decoder, points) as found, _inputs(writers) as channels:
-                decoder.forward(ids, attention)
+                decoder.forward(ids)
             last_D = found[points[-2]][0, at].float()
             scale = last_D.square().mean().sqrt() if frozen_scale else None
             for n in layers:
@@ -342,9 +342,9 @@ def _cross_entropy(
     }
     for begin in range(0, len(samples), size):
         batch = samples[begin : begin + size]
-        tokens, attention, states = batch_inputs(student, batch)
+        tokens, states = batch_inputs(student, batch)
         with added(student, deltas):
-            output_BTE = student.forward(tokens, attention)
+            output_BTE = student.forward(tokens)
         loss = sum_of_row_means(output_BTE, states, batch, head) / len(samples)
         # The slices of the leaves are shared by all batches of the step.
         loss.backward(retain_graph=True)

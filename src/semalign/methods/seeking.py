@@ -89,7 +89,6 @@ def sensitivities(teacher: Decoder, samples: Sequence[Sample]) -> Iterator[tuple
     log-likelihood.
     """
     streams = [_streams(teacher, sample) for sample in samples]
-    attention = [torch.ones(1, len(s.input_ids), dtype=torch.long, device=teacher.device) for s in samples]
     gradients = [
         _top_gradient(teacher, sample, rows.pop()) for sample, rows in zip(samples, streams, strict=True)
     ]
@@ -100,10 +99,10 @@ def sensitivities(teacher: Decoder, samples: Sequence[Sample]) -> Iterator[tuple
             module.float().requires_grad_(True)
             named = dict(module.named_parameters())
             sums = {n: torch.zeros_like(p) for n, p in named.items()}
-            for row, mask in enumerate(attention):
-                stream = streams[row].pop().float().requires_grad_()
+            for row, below in enumerate(streams):
+                stream = below.pop().float().requires_grad_()
                 with torch.enable_grad(), teacher.span(layer - 1, layer, norm=False):
-                    output = teacher.forward(stream, mask)
+                    output = teacher.forward(stream)
                 found = torch.autograd.grad(output, [stream, *named.values()], gradients[row])
                 gradients[row] = found[0]
                 for (name, parameter), gradient in zip(named.items(), found[1:], strict=True):
@@ -116,17 +115,17 @@ def sensitivities(teacher: Decoder, samples: Sequence[Sample]) -> Iterator[tuple
 @torch.no_grad()
 def _streams(teacher: Decoder, sample: Sample) -> list[Tensor]:
     """Streams (1, T, D) after the embedding and after every layer."""
-    ids, attention, _ = batch_inputs(teacher, [sample])
+    ids, _ = batch_inputs(teacher, [sample])
     with teacher.span(0, 0, norm=False):
-        embedded = teacher.forward(ids, attention)
+        embedded = teacher.forward(ids)
     points = [Point(layer, "block") for layer in range(1, teacher.num_layers + 1)]
     with capture(teacher, points) as found:
-        teacher.forward(ids, attention)
+        teacher.forward(ids)
     return [embedded, *(found[p] for p in points)]
 
 
 def _top_gradient(teacher: Decoder, sample: Sample, stream: Tensor) -> Tensor:
-    _, _, states = batch_inputs(teacher, [sample])
+    _, states = batch_inputs(teacher, [sample])
     stream = stream.float().requires_grad_()
     with torch.enable_grad():
         loss = sum_of_row_means(teacher.final_norm(stream), states, [sample], teacher.head())

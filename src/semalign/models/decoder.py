@@ -151,8 +151,12 @@ class Decoder:
             setattr(body, layout.norm, kept[1])
             body.config = kept[2]
 
-    def forward(self, inputs: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """Run the current span on token ids (B, T), or on the stream (B, T, D) that enters its first layer."""
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Run the current span on token ids (B, T), or on the stream (B, T, D) that enters its first layer.
+
+        Rows are padded on the right, where no token of a causal model sees it. So attention needs no mask but its own, and takes the
+        kernel that has this one built in.
+        """
         layers = list(getattr(self.body, self.layout.layers)) if self.has_layers else []
         changes = []
         if inputs.dim() == 3 and layers:
@@ -164,9 +168,7 @@ class Decoder:
         # The embeds only give shapes: scaling or position embeddings added to them never reach the layers.
         name = "input_ids" if inputs.dim() == 2 else "inputs_embeds"
         try:
-            return self.body(
-                **{name: inputs}, attention_mask=attention_mask_BT, use_cache=False
-            ).last_hidden_state
+            return self.body(**{name: inputs}, use_cache=False).last_hidden_state
         finally:
             for handle in handles:
                 handle.remove()

@@ -97,14 +97,14 @@ def student_signals(student: Decoder, samples: Sequence[Sample], request: Reques
     """Per sample: tokens.prefix (T, E); positions.own.<interface>.<place> (N, E); positions.student_output (N, E),
     positions.student_ids and .student_logp (N, K), positions.student_lse (N, temperatures) of the untouched student; the first
     temperature is 1. Stops after the deepest layer that anything needs."""
-    ids_BT, attention_BT, states_BT = batch_inputs(student, samples)
+    ids_BT, states_BT = batch_inputs(student, samples)
     points = [Point(p.student, i, p.student_head) for i in request.interfaces for p in request.at(i)]
     if request.cut is not None:
         points.append(Point(request.cut, "block"))
     needs_output = request.needs_student_output
     stop = student.num_layers if needs_output else max((point.layer for point in points), default=0)
     with capture(student, points) as found, student.span(0, stop, norm=needs_output):
-        output_BTE = student.forward(ids_BT, attention_BT)
+        output_BTE = student.forward(ids_BT)
     records: list[Record] = [{} for _ in samples]
     if request.cut is not None:
         for record, row, sample in zip(records, found[Point(request.cut, "block")], samples, strict=True):
@@ -133,11 +133,11 @@ def extended_prefix(
     request: Request,
 ) -> list[Record]:
     """Per sample tokens.prefix (T, E) in the request's type after layer span[1], from streams (T, E) after layer span[0], or from token ids."""
-    inputs, attention_BT, _ = batch_inputs(student, samples)
+    inputs, _ = batch_inputs(student, samples)
     if streams is not None:
         inputs = nn.utils.rnn.pad_sequence([s.float() for s in streams], batch_first=True).to(student.device)
     with student.span(*span, norm=False):
-        stream_BTE = student.forward(inputs, attention_BT)
+        stream_BTE = student.forward(inputs)
     return [
         prefix_record(row[: len(sample.input_ids)], request)
         for row, sample in zip(stream_BTE, samples, strict=True)
@@ -158,7 +158,7 @@ def teacher_signals(
     both models' top-k sets and the row's own token; positions.rest.<temperature> (N, 3). Stops after the deepest layer that
     anything needs."""
     samples = [sample.for_teacher for sample in samples]
-    ids_BT, attention_BT, states_BT = batch_inputs(teacher, samples)
+    ids_BT, states_BT = batch_inputs(teacher, samples)
     points = sorted(
         {
             Point(layer, i, p.teacher_head)
@@ -171,7 +171,7 @@ def teacher_signals(
     needs_output = request.needs_teacher_output
     stop = teacher.num_layers if needs_output else max(p.layer for p in points)
     with capture(teacher, points) as found, teacher.span(0, stop, norm=needs_output):
-        output_BTD = teacher.forward(ids_BT, attention_BT)
+        output_BTD = teacher.forward(ids_BT)
     records: list[Record] = [{} for _ in samples]
     for interface in request.interfaces:
         for pair in request.at(interface):
@@ -244,9 +244,9 @@ def states_at(decoder: Decoder, samples: Sequence[Sample], points: Sequence[Poin
     """Activations at the supervised positions of a few rows, the first STATES of them: (N, D) by point."""
     kept: dict[Point, list[Tensor]] = {point: [] for point in points}
     for sample in samples:
-        ids, attention, states = batch_inputs(decoder, [sample])
+        ids, states = batch_inputs(decoder, [sample])
         with capture(decoder, points) as found:
-            decoder.forward(ids, attention)
+            decoder.forward(ids)
         for point in points:
             kept[point].append(_picked(found[point], states).cpu())
         if sum(len(part) for part in kept[points[0]]) >= STATES:

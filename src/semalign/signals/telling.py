@@ -41,9 +41,9 @@ class LoadedTeacher:
     def tell(self, samples: Sequence[Sample]) -> list[Told]:
         """See `Telling`."""
         rows = [sample.for_teacher for sample in samples]
-        ids_BT, attention_BT, states_BT = batch_inputs(self.decoder, rows)
+        ids_BT, states_BT = batch_inputs(self.decoder, rows)
         with self.decoder.span(0, self.decoder.num_layers, norm=True):
-            output_XD = self.decoder.forward(ids_BT, attention_BT)[states_BT]
+            output_XD = self.decoder.forward(ids_BT)[states_BT]
         head = self.decoder.head()
         ids_XK, values_XK, lse_X1 = topk(head, output_XD, self.top_k)
         labels_X1 = torch.cat([labels_of(row) for row in rows]).to(output_XD.device)[:, None]

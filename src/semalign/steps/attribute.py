@@ -150,7 +150,7 @@ def _batch_scores(
     """Scores (H,) by point, added up over the rows of a batch; a whole layer is one head. Its tensors end with the call."""
     padded = {k: v.to(teacher.device) for k, v in collate(samples).items()}
     with capture(teacher, points) as found:
-        output_BTD = teacher.forward(padded["input_ids"], padded["attention_mask"])
+        output_BTD = teacher.forward(padded["input_ids"])
     loss = sum_of_row_means(output_BTD, state_mask(padded["mask"]), samples, head)
     activations = [found[p] for p in points]
     gradients = torch.autograd.grad(loss, activations)

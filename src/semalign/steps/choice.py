@@ -89,7 +89,7 @@ def _mean_loss(teacher: Decoder, chat: Chat, config: TransferConfig) -> float:
     )
     if not samples:
         return float("inf")
-    tokens, attention, states = batch_inputs(teacher, samples)
+    tokens, states = batch_inputs(teacher, samples)
     with teacher.span(0, teacher.num_layers, norm=True):
-        output = teacher.forward(tokens, attention)
+        output = teacher.forward(tokens)
     return float(sum_of_row_means(output, states, samples, teacher.head()))

@@ -93,7 +93,6 @@ class Collator:
         chosen = [self.samples[n] for n in numbers]
         padded = collate(chosen)
         batch = {
-            "attention_mask": padded["attention_mask"],
             "states": state_mask(padded["mask"]),
             "labels": torch.cat([labels_of(s) for s in chosen]),
             "counted": torch.tensor(sum(self.samples[n].supervised for n in counted)),

@@ -166,13 +166,10 @@ def save_student(model: Any, inputs: Inputs, config: TransferConfig, target: Pat
         kernel = config.student.attn_implementation
         options = {"attn_implementation": kernel} if kernel else {}
         reloaded: Any = AutoModelForCausalLM.from_pretrained(temporary, dtype=model.dtype, **options)
-        probe, attention, _ = batch_inputs(Decoder(model, None), inputs.train[:1])
+        probe, _ = batch_inputs(Decoder(model, None), inputs.train[:1])
         with torch.no_grad():
             difference = (
-                (
-                    model(input_ids=probe, attention_mask=attention).logits
-                    - reloaded.to(probe.device)(input_ids=probe, attention_mask=attention).logits
-                )
+                (model(input_ids=probe).logits - reloaded.to(probe.device)(input_ids=probe).logits)
                 .abs()
                 .max()
             )

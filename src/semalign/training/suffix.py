@@ -68,13 +68,11 @@ class SuffixModel(nn.Module):
         """What the Trainer calls for `activation_checkpointing`; it is taken off again after the training."""
         self.decoder.model.activation_checkpointing_enable({"use_reentrant": False})
 
-    def forward(
-        self, attention_mask: Tensor, states: Tensor, labels: Tensor, **batch: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, states: Tensor, labels: Tensor, **batch: Tensor) -> dict[str, Tensor]:
         """Mean losses over the supervised positions: loss, loss_output, loss_layer."""
         stream = batch["prefix"] if "prefix" in batch else batch["input_ids"]
         with capture(self.decoder, self.points.values()) as found:
-            output_BTE = self.decoder.forward(stream, attention_mask)
+            output_BTE = self.decoder.forward(stream)
         hidden = {k: found[point][states] for k, point in self.points.items()}
         return self.objective(output_BTE[states], hidden, labels, states.sum(1).tolist(), batch)
 
