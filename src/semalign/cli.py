@@ -20,15 +20,12 @@ from semalign.config.parsing import UsageError, build_config, check_arguments, l
 from semalign.errors import CacheError, ConfigError, RankError, SemAlignError, require
 from semalign.run import ranks
 from semalign.run.faults import faults
-from semalign.run.pages import keep_pages
 from semalign.run.signals import handled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: see `semalign.config.parsing.EPILOG`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:
-        keep_pages()
     as_json = "--json" in arguments
     with handled():
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import psutil
 import pytest
+
+from semalign.run.pages import SETTINGS, VARIABLE
 
 PROBE = """
 import sys
@@ -37,7 +37,7 @@ print(full - resident())
 
 
 def _probe(*arguments: str, **environment: str) -> tuple[int, int, int]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    kept = {k: v for k, v in os.environ.items() if k != VARIABLE and not k.startswith("MALLOC_")}
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *arguments],
         env=kept | environment,
@@ -49,24 +49,22 @@ def _probe(*arguments: str, **environment: str) -> tuple[int, int, int]:
     return faults, lost, freed
 
 
-WIDENED = """
-import resource, sys
-from pathlib import Path
-from semalign.run.pages import give_back, keep_pages
-import torch
-if "limit" in sys.argv:
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+PARTED = """
+import random, resource, torch
+torch.set_num_threads(1)
+draw = random.Random(0)
+stays = []
 def addresses():
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() >> 20
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() >> 20
 before = addresses()
-keep_pages()
-print(addresses() - before)
-for _ in range(3):
-    # What stays holds the heap's end where it is.
-    several = [torch.empty(20 << 20) for _ in range(40)]
-    stays = torch.empty(20 << 20)
-    del several
-    give_back()
+for _ in range(100):
+    # What a step makes and lets go, and the small things that stay.
+    step = []
+    for _ in range(30):
+        step.append(torch.empty(draw.randrange(1 << 20, 2 << 20)))
+        stays.append(torch.empty(draw.randrange(1, 8)))
+        stays.append(torch.nn.Module())
+    del step
 print(addresses() - before)
 """
 
@@ -87,15 +85,35 @@ def test_a_freed_tensor_leaves_its_pages_to_the_next_one_until_they_are_given_ba
 
 
 @pytest.mark.skipif(not HAS_GLIBC, reason="glibc alone has these settings")
-def test_the_heap_reaches_far_except_where_addresses_are_limited() -> None:
-    def widened(*arguments: str) -> list[int]:
-        command = [sys.executable, "-c", WIDENED, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return [int(line) for line in done.stdout.split()]
+def test_small_things_that_stay_do_not_part_what_tensors_leave() -> None:
+    def grown(settings: str) -> int:
+        environment = os.environ | {VARIABLE: settings}
+        command = [sys.executable, "-c", PARTED]
+        return int(
+            subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        )
 
-    memory = psutil.virtual_memory().total >> 20
-    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() != "2":
-        at_first, later = widened()
-        assert abs(at_first - 0.75 * memory) < 1100
-        assert later < at_first + 200
-    assert max(widened("limit")) < 4096
+    with_lists = SETTINGS.replace("tcache_count=0", "tcache_count=7")
+    assert with_lists != SETTINGS and grown(SETTINGS) < 0.7 * grown(with_lists)
+
+
+AGAIN = """
+import os, sys
+from semalign.run import pages
+pages.keep_pages()
+print(sys.argv[1:], sys.flags.dont_write_bytecode, pages.VARIABLE in os.environ, pages.VARIABLE in pages.environment_of_others())
+"""
+
+
+@pytest.mark.skipif(not HAS_GLIBC, reason="glibc alone has these settings")
+def test_a_program_begins_anew_once_with_its_own_arguments() -> None:
+    def said(**environment: str) -> str:
+        command = [sys.executable, "-B", "-c", AGAIN, "a b", "--c=d"]
+        kept = {k: v for k, v in os.environ.items() if k != VARIABLE and not k.startswith("MALLOC_")}
+        done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert said() == "['a b', '--c=d'] 1 True False"
+    # A user's own settings stand, here and in what is started from here.
+    assert said(**{VARIABLE: "glibc.malloc.mxfast=0"}) == "['a b', '--c=d'] 1 True True"
+    assert said(MALLOC_ARENA_MAX="1") == "['a b', '--c=d'] 1 False False"

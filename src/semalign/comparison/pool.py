@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from semalign.errors import SemAlignError
-from semalign.run.pages import keep_pages
 from semalign.run.progress import quieten
 from semalign.run.signals import held
 
@@ -109,7 +108,6 @@ def _failure(future: Future[None]) -> str | None:
 def _start(lifeline: Connection, threads: int) -> None:
     """In a new worker: few threads, no bars, and an end of its own when the parent ends or says so."""
     quieten(True)
-    keep_pages()
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()

@@ -27,6 +27,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from semalign.config import SERVER
 from semalign.errors import ConfigError, ModelError
 from semalign.run.files import saving
+from semalign.run.pages import environment_of_others
 from semalign.run.web import Server
 
 PATIENCE = 900.0  # seconds until a server has read its model
@@ -102,7 +103,12 @@ def serving(command: str, folder: Path) -> Iterator[str]:
     with tempfile.TemporaryFile() as log:
         # A group of its own, since servers start helpers.
         process = subprocess.Popen(
-            filled, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            filled,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environment_of_others(),
+            start_new_session=True,
         )
         try:
             _wait(process, address, log)
