@@ -193,6 +193,12 @@ def test_thousands_of_draws_take_as_many_calls_as_a_few() -> None:
     assert calls(4000) <= calls(40) + 400, "not one in ten draws adds one"
 
 
+def test_the_default_stands_at_equal_time_only_beside_others() -> None:
+    lines = lines_of()
+    lines[0]["equal_time"] = []
+    assert [m["equal_time"] for m in figures(lines, draws=20)["methods"]] == [None] * 3
+
+
 def test_the_script_writes_the_same_figures_as_a_markdown_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,10 +55,10 @@ def _method(boot: Bootstrap, name: str, reference: Mapping[str, Array]) -> dict[
     results = boot.results
     is_default = name == results.default
     entry = {"method": name, "default": is_default, **_outcome(boot, name, "rows", reference)}
-    if name in results.head["equal_time"] or is_default:
+    timed = results.head["equal_time"]
+    entry["equal_time"] = None
+    if name in timed or (is_default and timed):
         entry["equal_time"] = _outcome(boot, name, "rows" if is_default else "time", reference)
-    else:
-        entry["equal_time"] = None
     return entry
 
 
