@@ -28,7 +28,6 @@ from semalign.config import TransferConfig
 from semalign.data.drawing import split_rows
 from semalign.models.loading import load
 from semalign.run.meter import peak_rss
-from semalign.run.pages import keep_pages
 
 TIMED_STEPS = 2
 
@@ -90,7 +89,6 @@ def main() -> None:
     options = parser.parse_args()
     if (options.seconds is None) == (options.steps is None):
         parser.error("expected one of --seconds and --steps")
-    keep_pages()
     comparison = read_comparison(options.comparison)
     task = options.task or comparison.options.trained[0]
     config = comparison.configs[task, comparison.options.default]
