@@ -36,16 +36,16 @@ print(full - resident())
 """
 
 
-def _probe(*arguments: str, **environment: str) -> tuple[int, int, int]:
+def _said(*words: str, **environment: str) -> str:
+    """What Python prints in an environment without settings of the heap but these."""
     kept = {k: v for k, v in os.environ.items() if k != VARIABLE and not k.startswith("MALLOC_")}
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *arguments],
-        env=kept | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    faults, lost, freed = map(int, done.stdout.split())
+    command = [sys.executable, *words]
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _probe(*arguments: str, **environment: str) -> tuple[int, int, int]:
+    faults, lost, freed = map(int, _said("-c", PROBE, *arguments, **environment).split())
     return faults, lost, freed
 
 
@@ -87,11 +87,7 @@ def test_a_freed_tensor_leaves_its_pages_to_the_next_one_until_they_are_given_ba
 @pytest.mark.skipif(not HAS_GLIBC, reason="glibc alone has these settings")
 def test_small_things_that_stay_do_not_part_what_tensors_leave() -> None:
     def grown(settings: str) -> int:
-        environment = os.environ | {VARIABLE: settings}
-        command = [sys.executable, "-c", PARTED]
-        return int(
-            subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-        )
+        return int(_said("-c", PARTED, **{VARIABLE: settings}))
 
     with_lists = SETTINGS.replace("tcache_count=0", "tcache_count=7")
     assert with_lists != SETTINGS and grown(SETTINGS) < 0.7 * grown(with_lists)
@@ -108,10 +104,7 @@ print(sys.argv[1:], sys.flags.dont_write_bytecode, pages.VARIABLE in os.environ,
 @pytest.mark.skipif(not HAS_GLIBC, reason="glibc alone has these settings")
 def test_a_program_begins_anew_once_with_its_own_arguments() -> None:
     def said(**environment: str) -> str:
-        command = [sys.executable, "-B", "-c", AGAIN, "a b", "--c=d"]
-        kept = {k: v for k, v in os.environ.items() if k != VARIABLE and not k.startswith("MALLOC_")}
-        done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return _said("-B", "-c", AGAIN, "a b", "--c=d", **environment)
 
     assert said() == "['a b', '--c=d'] 1 True False"
     # A user's own settings stand, here and in what is started from here.

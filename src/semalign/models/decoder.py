@@ -176,13 +176,12 @@ class Decoder:
     def self_test(self) -> float:
         """Largest |difference| between the model's logits and head(norm(last layer's output)), relative to their spread."""
         ids = torch.arange(12, device=self.device)[None] % self.shape.vocabulary + 3
-        mask = torch.ones_like(ids)
         captured: list[Tensor] = []
         last = self.layers[-1] if self.has_layers else self.body
         handle = last.register_forward_hook(lambda m, a, out: captured.append(first_tensor(out)))
         try:
             with torch.no_grad():
-                expected = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+                expected = self.model(input_ids=ids, use_cache=False).logits.float()
                 states = self.final_norm(captured[0]) if self.has_layers else captured[0]
                 ours = self.head().logits(states[0])
         finally:
