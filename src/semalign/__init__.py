@@ -1,4 +1,4 @@
-"""SemAlign: move knowledge from a larger language model into a smaller one by aligning layer outputs.
+"""SemAlign: move knowledge from a larger language model into a smaller one through signals that are stored once.
 
     import semalign
     config = semalign.load_config("run.yaml")
