@@ -51,7 +51,7 @@ def train(config: TransferConfig, rows: list[dict[str, Any]], steps: int, parts:
             gradient_accumulation_steps=parts,
             learning_rate=options.learning_rate or 2e-4,
             lr_scheduler_type=options.lr_scheduler_type,
-            warmup_steps=options.warmup_steps,
+            warmup_steps=0,  # the first step of a warm-up is at rate 0, and these are few
             bf16=options.bf16,
             gradient_checkpointing=False,
             use_cpu=not torch.cuda.is_available(),

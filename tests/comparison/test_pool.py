@@ -10,10 +10,15 @@ import pytest
 
 from semalign.comparison.pool import Job, run_jobs
 from semalign.errors import CacheError, SemAlignError
+from semalign.run.pages import SETTINGS, VARIABLE
 
 
 def note(path: Path) -> None:
     path.write_text(str(time.monotonic()))
+
+
+def note_heap(path: Path) -> None:
+    path.write_text(os.environ.get(VARIABLE, "as it was"))
 
 
 def fail(sentence: str) -> None:
@@ -54,3 +59,17 @@ def test_what_comes_first_is_done_first(tmp_path: Path) -> None:
     run_jobs(jobs, 1)
     order = sorted(names, key=lambda name: float((tmp_path / name).read_text()))
     assert order == names
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="glibc alone has these settings")
+def test_workers_keep_freed_pages_unless_a_user_said_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heap = tmp_path / "heap"
+    for name in [VARIABLE, *(name for name in os.environ if name.startswith("MALLOC_"))]:
+        monkeypatch.delenv(name, raising=False)
+    run_jobs({"heap": Job(note_heap, heap)}, 1)
+    assert heap.read_text() == SETTINGS and VARIABLE not in os.environ
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    run_jobs({"heap": Job(note_heap, heap)}, 1)
+    assert heap.read_text() == "as it was"

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from semalign.comparison.plan import WRONG_TASK
 from semalign.comparison.plots import Mark, Point, scatter, share_rows
 from semalign.comparison.table import measured, method_table, ranked
-from semalign.comparison.words import Figures, points, runs_of, shown
+from semalign.comparison.words import MEASURES, Figures, points, runs_of, shown
 from semalign.report.blocks import Cell, Code, Legend, Panel, Panels, Report, Row, Section, Table, Tile
 from semalign.report.build import render
 from semalign.report.words import (
@@ -28,12 +28,6 @@ from semalign.report.words import (
 from semalign.run.digests import sealed
 from semalign.run.files import write_atomic
 
-HEADLINES = {
-    "accuracy_gap_closed": ("closes ", percent, " of the accuracy gap"),
-    "gain": ("wins ", points, " points of right answers"),
-    "kl_gap_closed": ("closes ", percent, " of the KL gap"),
-}
-"""What the headline says around a figure, and how it is written."""
 UNEVEN = 0.15
 """Share of the budget by which a training at equal time may miss it before the page says so."""
 
@@ -72,7 +66,7 @@ def view(figures: Figures, name: str, config_text: str, *, version: str = "", st
 
 def _headline(figures: Figures) -> Headline:
     key = measured(figures)
-    leads, write, rest = HEADLINES[key]
+    leads, write, rest = MEASURES[key]
     default = next(m for m in figures["methods"] if m["default"])
     if default[key] is None:
         return Headline(f"The default, {default['method']}, has no figure", "", ": see what failed.")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from semalign.errors import SemAlignError
+from semalign.run.pages import started_keep_pages
 from semalign.run.progress import quieten
 from semalign.run.signals import held
 
@@ -74,7 +75,7 @@ def run_jobs(
                     finish(name, f"needs {lost[0]}, which failed: {failures[lost[0]]}")
                 else:
                     # What is started here inherits that signals are held back: a worker ends when we say so, or die.
-                    with held():
+                    with held(), started_keep_pages():
                         running[pool.submit(job.call, job.argument)] = name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 finish(running.pop(future), _failure(future))

@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.table import Table
 
 from semalign.comparison.plan import WRONG_TASK
-from semalign.comparison.words import Figures, points, runs_of, shown
+from semalign.comparison.words import MEASURES, Figures, points, runs_of, shown
 from semalign.report.words import DASH, count, number, percent
 
-MEASURES = ("accuracy_gap_closed", "gain", "kl_gap_closed")
-"""What methods are ranked by and the headline tells: the first of these that was measured."""
 COLUMNS: Mapping[str, Callable[[Figures], str]] = {
     "Points won": lambda m: shown(m, "gain", points),
     "Accuracy gap": lambda m: shown(m, "accuracy_gap_closed"),
@@ -40,7 +38,7 @@ AT_A_GLANCE = (
 
 def measured(figures: Figures) -> str:
     """What the methods of a comparison are ranked by."""
-    return next((k for k in MEASURES if any(m[k] is not None for m in figures["methods"])), MEASURES[-1])
+    return next((k for k in MEASURES if any(m[k] is not None for m in figures["methods"])), "kl_gap_closed")
 
 
 def ranked(figures: Figures) -> list[Figures]:

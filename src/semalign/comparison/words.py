@@ -32,3 +32,11 @@ def points(value: float | None) -> str:
         return number(None)
     rounded = round(value, 1)
     return ("+" if rounded > 0 else "") + number(rounded, 1)
+
+
+MEASURES: Mapping[str, tuple[str, Callable[[float | None], str], str]] = {
+    "accuracy_gap_closed": ("closes ", percent, " of the accuracy gap"),
+    "gain": ("wins ", points, " points of right answers"),
+    "kl_gap_closed": ("closes ", percent, " of the KL gap"),
+}
+"""What methods are ranked by, the first that was measured: how it is written, and the headline's words around it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 VARIABLE = "GLIBC_TUNABLES"
@@ -33,12 +35,25 @@ def keep_pages() -> None:
     glibc reads these settings when a program begins, so it begins anew with them in the environment; processes that it starts inherit
     them. To be called first of all. Elsewhere than with glibc nothing happens, and what a user has set in the environment stands.
     """
-    if VARIABLE in os.environ or any(name.startswith("MALLOC_") for name in os.environ) or _glibc() is None:
+    if not _unset():
+        return
+    with (
+        started_keep_pages(),
+        suppress(OSError),
+    ):  # a system that lets no program start: slower, and all the same
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@contextmanager
+def started_keep_pages() -> Iterator[None]:
+    """Processes started within keep freed pages as `keep_pages` says; this one stays as it is."""
+    if not _unset():
+        yield
         return
     os.environ[VARIABLE] = SETTINGS
     try:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    except OSError:  # a system that lets no program start: slower, and all the same
+        yield
+    finally:
         del os.environ[VARIABLE]
 
 
@@ -52,6 +67,12 @@ def give_back() -> None:
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
+
+
+def _unset() -> bool:
+    """Whether the C library is glibc and nobody has told it how to keep its heap."""
+    told = VARIABLE in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
+    return not told and _glibc() is not None
 
 
 def _glibc() -> Any:
