@@ -16,7 +16,15 @@ from rich.markup import escape
 
 from semalign.config import TransferConfig
 from semalign.config.options import CONFIG_COMMANDS, DEMO, RESUMABLE, parser
-from semalign.config.parsing import UsageError, build_config, check_arguments, load_config
+from semalign.config.parsing import (
+    UsageError,
+    beside,
+    check_arguments,
+    folder_of,
+    load_config,
+    parse_config,
+    read_yaml,
+)
 from semalign.errors import CacheError, ConfigError, RankError, SemAlignError, require
 from semalign.run import ranks
 from semalign.run.faults import faults
@@ -245,5 +253,7 @@ def _check_data(options: Any) -> dict[str, Any]:
 
 def _config(options: Any) -> TransferConfig:
     fields = {k: v for k, v in options.as_dict().items() if k in TransferConfig.__dataclass_fields__}
-    files = [Path(str(p)) for p in options.get("config") or []]
-    return build_config(fields, files[-1].parent if files else Path())
+    # Paths on the command line count from the working directory.
+    for file in [Path(str(p)) for p in reversed(options.get("config") or [])]:
+        fields = beside(fields, folder_of(file), read_yaml(file))
+    return parse_config(fields)

@@ -14,8 +14,10 @@ import pytest
 import torch
 from tiny import tiny_config
 
+from semalign import embedded
 from semalign.cli import main
 from semalign.comparison import cells
+from semalign.comparison import run as comparison_run
 from semalign.comparison.cells import (
     CellJob,
     items_of,
@@ -31,6 +33,7 @@ from semalign.data.inputs import load_inputs
 from semalign.errors import ConfigError, DataError
 from semalign.evaluation import answers as answering
 from semalign.evaluation import tasks
+from semalign.evaluation.extraction import extract_letter
 from semalign.methods import method
 from semalign.models.loading import load
 from semalign.run.files import read_json, write_json
@@ -412,3 +415,61 @@ def test_items_of_a_task_are_its_own_and_a_task_without_any_is_named(
     assert [row["task"] for row in items_of(config, "names")] == ["names"] * 4
     with pytest.raises(DataError, match=r"tasks\.maths: .*items\.jsonl has no items of task 'maths'"):
         items_of(config, "maths")
+
+
+def test_two_items_of_a_task_with_one_id_are_refused(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    path = Path(items_file(tmp_path / "items.jsonl"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for rows[3]["id"] in ("second", 0):  # 0 is the number of the first, which has no id
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = tiny_config(tiny_pair, rows_file, tmp_path, evaluation=EvaluationConfig(tasks=str(path)))
+        with pytest.raises(DataError, match=rf"task 'sums' with an id each .*{rows[3]['id']!r} 2 times"):
+            items_of(config, "sums")
+        assert len(items_of(config, "names")) == 4
+
+
+def test_an_item_whose_right_answer_was_mended_is_graded_again_and_nothing_is_trained(
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = tmp_path / "compare"
+    shutil.copytree(straight.parent, root)
+    path = root / straight.name
+    items = root / "items.jsonl"
+    rows = embedded.rows("test")
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = path.read_text().replace(str(straight.parent), str(root))
+    path.write_text(text.replace("embedded:test\n", f"{items}\n"))
+    out, cell = root / "out", root / "out/cells/knowledge/cross_entropy/rows-0"
+    trained = (cell / "train.json").read_bytes()
+    monkeypatch.setattr(
+        comparison_run, "run_jobs", lambda *_: pytest.fail("something is trained or measured")
+    )
+    assert main(["compare", str(path), "--quiet", "--json"]) == 0
+    before = {x["item"]: x["correct"] for x in _verdicts(cell)}
+    first = next(row for row in rows if row["task"] == "knowledge")
+    first["check"]["answer"] = "ABCD"["ABCD".index(first["check"]["answer"]) - 1]
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer = next(json.loads(line) for line in (cell / "answers.jsonl").read_text().splitlines())
+    found = extract_letter(answer["text"], 4)
+    assert main(["compare", str(path), "--quiet", "--json"]) == 0
+    after = {x["item"]: x["correct"] for x in _verdicts(cell)}
+    assert after == before | {first["id"]: int(found == first["check"]["answer"])}
+    assert (cell / "train.json").read_bytes() == trained and verify(out).is_sound
+    # Another prompt was never answered; --regrade says so and trains nothing.
+    capsys.readouterr()
+    first["messages"][0]["content"] += " Please."
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["compare", str(path), "--regrade", "--quiet", "--json"]) == 0
+    assert "nobody has answered these items" in caplog.text and "made again" not in caplog.text
+    assert all("nobody" in x["error"] for x in json.loads(capsys.readouterr().out)["failed"])
+    assert (cell / "cell.json").exists() and (cell / "train.json").read_bytes() == trained
+
+
+def _verdicts(cell: Path) -> list[dict[str, Any]]:
+    return [x for x in read_json(cell / "cell.json", "compare")["items"] if x["measured"] == "knowledge"]

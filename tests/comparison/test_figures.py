@@ -224,3 +224,17 @@ def test_the_script_writes_the_same_figures_as_a_markdown_table(
     assert [row["low"], row["high"]] == [round(v, 2) for v in entry["accuracy_change_interval"][TASKS[1]]]
     others = [v for t, v in entry["accuracy_change"].items() if t != TASKS[1]]
     assert row["elsewhere"] == pytest.approx(mean(others), abs=0.01)
+
+
+def test_a_gap_that_may_be_chance_is_no_measure_of_shares() -> None:
+    lines = json.loads(json.dumps(lines_of()))
+    few = TASKS[0]
+    # The teacher is right once where the untouched student is not, on one task.
+    untouched = {x["item"]: x["correct"] for x in select(lines, "item", method="untouched", measured=few)}
+    once = next(name for name, correct in untouched.items() if not correct)
+    for line in select(lines, "item", method="teacher", measured=few):
+        line["correct"] = 1 if line["item"] == once else untouched[line["item"]]
+    entry = next(m for m in figures(lines, draws=200)["methods"] if m["method"] == "kl")
+    assert entry["tasks"][few]["accuracy_gap_closed"] is None and entry["tasks"][few]["accuracy"] is not None
+    others = [entry["tasks"][task]["accuracy_gap_closed"] for task in TASKS[1:]]
+    assert entry["accuracy_gap_closed"] == pytest.approx(mean(others), abs=1e-5)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from semalign import embedded
 from semalign.cli import main
 from semalign.comparison import cells, compare, run
 from semalign.comparison.plan import Comparison, read_comparison
@@ -27,7 +28,7 @@ from semalign.comparison.sources import prepare
 from semalign.errors import DataError
 from semalign.evaluation import decoding
 from semalign.models.loading import load
-from semalign.run.files import write_json
+from semalign.run.files import json_line, write_json
 from semalign.run.folder import save_result
 from semalign.steps import train
 
@@ -398,6 +399,61 @@ def test_a_change_runs_again_what_depends_on_it_and_no_more(
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {name for name in before if touched and re.search(touched, name)}
     assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"sees": "shots", "shots": 2},
+        {"sees": "answer"},
+        {"tokenizer": "own"},
+        {"server": {"url": "http://localhost:1", "model": "m"}},
+        {"signals": "signals.parquet"},
+    ],
+    ids=lambda teacher: next(iter(teacher)),
+)
+def test_what_a_teacher_sees_and_how_it_tells_are_part_of_what_a_cell_is_made_from(
+    tmp_path: Path, teacher: dict[str, Any]
+) -> None:
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan/signals.parquet").write_bytes(b"1")
+
+    def prints() -> list[Any]:
+        base = {f"teacher.{k}": v for k, v in teacher.items()}
+        methods = METHODS | {"other": {"recipe.name": "aligned_output"} | base}
+        found = read_comparison(write(tmp_path / "plan", methods=methods))
+        jobs = jobs_of(found, labels(found))
+        return [jobs[f"knowledge/{name}/rows-0"].fingerprint for name in ("aligned", "other")]
+
+    plain, first = prints()
+    if "shots" in teacher:
+        teacher = teacher | {"shots": 3}
+    elif "signals" in teacher:
+        (tmp_path / "plan/signals.parquet").write_bytes(b"2")
+    elif "sees" in teacher:
+        teacher = {"sees": "shots"}
+    elif "server" in teacher:
+        teacher = {"server": {"url": "http://localhost:2", "model": "n"}}
+    else:
+        teacher = {}
+    assert prints()[0] == plain and prints()[1] != first
+
+
+def test_rows_to_train_on_are_not_among_those_that_students_are_measured_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_jobs", lambda *_: pytest.fail("nothing is prepared"))
+    rows = embedded.rows("transfer")[:30]
+    for name, kept in (("few", rows[:20]), ("more", [*rows[:20], *rows[20:]])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(map(json_line, kept)))
+    path = write(tmp_path / "plan", methods={"aligned": {}, "more": {"recipe.name": "aligned", "data.dataset_name": str(tmp_path / "more.jsonl")}},
+                 tasks={t: {"data.dataset_name": str(tmp_path / "few.jsonl"), "data.max_rows": 30} for t in TASKS})  # fmt: skip
+    found = read_comparison(path)
+    # The last four of the twenty rows are held out; among thirty they are trained on.
+    with pytest.raises(
+        DataError, match=r"methods\.more: 4 held-out rows of task 'knowledge'.*take them out of .*more\.jsonl"
+    ):
+        run_comparison(found, labels(found))
 
 
 def test_more_seeds_add_cells_and_touch_none(tmp_path: Path) -> None:

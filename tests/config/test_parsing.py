@@ -19,6 +19,7 @@ from semalign.config.parsing import (
     Parser,
     Root,
     UsageError,
+    beside,
     build_config,
     check_arguments,
     hint,
@@ -116,9 +117,10 @@ def test_a_file_s_values_become_those_of_the_fields(tmp_path: Path) -> None:
 def test_models_and_rows_that_lie_beside_the_file_are_taken_from_there(tmp_path: Path) -> None:
     for name in ("teacher", "student"):
         (tmp_path / name).mkdir()
-    for name in ("a.jsonl", "held.jsonl"):
+    for name in ("a.jsonl", "held.jsonl", "items.jsonl"):
         (tmp_path / name).write_text("")
     values = {
+        "evaluation": {"tasks": "items.jsonl", "harness_path": "teacher"},
         "teacher": {"model_name_or_path": "teacher"},
         "student": {"model_name_or_path": "student"},
         "data": {"dataset_name": {"a.jsonl": 2.0, "org/rows": 1.0}, "heldout_name": "held.jsonl"},
@@ -129,12 +131,46 @@ def test_models_and_rows_that_lie_beside_the_file_are_taken_from_there(tmp_path:
     assert config.student.model_name_or_path == str(tmp_path / "student")
     assert config.data.dataset_name == {str(tmp_path / "a.jsonl"): 2.0, "org/rows": 1.0}
     assert config.data.heldout_name == str(tmp_path / "held.jsonl")
+    assert config.evaluation.tasks == str(tmp_path / "items.jsonl")
+    assert config.evaluation.harness_path == str(tmp_path / "teacher")
     assert config.output_dir == "run", "the run folder counts from where the command runs"
     elsewhere = build_config(values, tmp_path / "elsewhere")
     assert elsewhere.teacher.model_name_or_path == "teacher" and elsewhere.data.heldout_name == "held.jsonl"
     single = build_config({**values, "data": {"dataset_name": "a.jsonl"}}, tmp_path)
     assert single.data.dataset_name == str(tmp_path / "a.jsonl") and single.data.heldout_name is None
     assert build_config(plain(single), tmp_path) == single, "a resolved path stays"
+
+
+def test_the_copy_of_a_config_that_a_run_keeps_means_what_the_config_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs/mine"
+    (run / "student").mkdir(parents=True)
+    for path in ("rows.jsonl", "runs/mine/rows.jsonl", "runs/mine/environment.json"):
+        (tmp_path / path).write_text("{}")
+    values = {
+        "teacher": {"model_name_or_path": "teacher"},
+        "student": {"model_name_or_path": "student"},
+        "data": {"dataset_name": "rows.jsonl"},
+        "output_dir": "runs/mine",
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    config = load_config("runs/mine/config.yaml")
+    # Not the rows that the run has written, nor the student that it has trained.
+    assert (config.data.dataset_name, config.student.model_name_or_path) == ("rows.jsonl", "student")
+    (run / "environment.json").unlink()
+    assert load_config(run / "config.yaml").data.dataset_name == str(run / "rows.jsonl"), "any other config"
+
+
+def test_what_a_file_does_not_say_does_not_count_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("")
+    said = {"data": {"dataset_name": "others.jsonl"}, "teacher": {"model_name_or_path": "rows.jsonl"}}
+    given = {"data": {"dataset_name": "rows.jsonl"}, "teacher": {"model_name_or_path": "rows.jsonl"}}
+    found = beside(given, tmp_path, said)
+    assert found["data"]["dataset_name"] == "rows.jsonl"
+    assert found["teacher"]["model_name_or_path"] == str(tmp_path / "rows.jsonl")
+    assert given["teacher"]["model_name_or_path"] == "rows.jsonl", "a copy"
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,8 @@ def test_a_bad_item_is_one_sentence_with_its_place(changes: dict[str, Any], said
 def test_prompt_and_completion_as_message_lists_become_messages() -> None:
     given = item(messages="absent", prompt=TURNS[:1], completion=TURNS[1:])
     assert as_item(given, "x") == item()
+
+
+def test_a_null_id_is_none() -> None:
+    assert "id" not in as_item(item(id=None), "items: item 1")
+    assert as_item(item(id=0), "items: item 1")["id"] == 0

@@ -116,3 +116,14 @@ def test_a_run_takes_a_mixture_from_file_or_command_line_and_writes_its_counts(
     given = json.dumps({str(tmp_path / "a.jsonl"): 1, str(tmp_path / "b.jsonl"): 1})
     assert main(["check", str(config), "--json", "--quiet", f"--data.dataset_name={given}"]) == 0
     assert [s["train"] for s in json.loads(capsys.readouterr().out)["sources"].values()] == [12, 12]
+
+
+def test_another_draw_of_the_rows_leaves_the_held_out_ones_as_they_are() -> None:
+    weights = {"a": 1.0, "b": 2.0}
+    drawn = [mix(DATASETS, weights, total=6, heldout=3, seed=5, rows_seed=seed) for seed in (None, 0, 1)]
+    assert drawn[0].heldout == drawn[1].heldout == drawn[2].heldout
+    trained = [sorted(row["prompt"] for row in one.train) for one in drawn]
+    assert trained[1] != trained[2] and len(trained[1]) == len(trained[2]) == 6
+    held = {row["prompt"] for row in drawn[0].heldout}
+    assert all(held.isdisjoint(prompts) for prompts in trained)
+    assert mix(DATASETS, weights, total=6, heldout=3, seed=5, rows_seed=1) == drawn[2]

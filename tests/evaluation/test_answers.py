@@ -11,6 +11,7 @@ import pytest
 from tiny import config_of
 
 from semalign.config import EvaluationConfig, SamplingConfig, ServerConfig, TransferConfig
+from semalign.errors import DataError
 from semalign.evaluation import answers as module
 from semalign.evaluation import decoding
 from semalign.evaluation.answers import answer_items, by_item, gold_of, graded_again
@@ -94,7 +95,8 @@ def test_several_drawn_answers_an_item_go_on_after_a_stop_with_the_same_draws(
         answer_items(decoder, config, part=part)
     assert answer_items(decoder, config, part=part) == straight and calls == [2, 2, 2, 1]
     assert graded_again(config, straight) == straight
-    assert graded_again(config, straight[:6]) == straight[:6]
+    with pytest.raises(DataError, match="expected the items that the 6 stored answers were given to"):
+        graded_again(config, straight[:6])
     other = answer_items(decoder, replace(config, seed=config.seed + 1))
     assert [a["text"] for a in other] != [a["text"] for a in straight]
 
@@ -121,6 +123,23 @@ def test_a_server_s_answers_are_kept_too(
         answer_items(None, config, part=part)
     texts = [a["text"] for a in answer_items(None, config, part=part)]
     assert texts == ["10000 1"] * 2 + ["10000 3"] * 2 + ["10000 4"] and asked == [2, 2, 2, 1]
+
+
+def test_kept_answers_of_one_engine_are_not_taken_for_another_s(
+    config: TransferConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The padded engine answers short prompts first, others in the order of the items."""
+
+    def in_order(model: Any, tokenizer: Any, rows: list[list[int]], settings: Any) -> list[tuple[str, bool]]:
+        return [(f"{len(row)} tokens", True) for row in rows]
+
+    monkeypatch.setattr(decoding, "_generate_continuously", in_order)
+    decoder, part = load(config.student), tmp_path / "answers.part"
+    answer_items(decoder, config, part=part, wanted={"a": 1})
+    other = replace(config, evaluation=replace(config.evaluation, engine="continuous"))
+    found = answer_items(decoder, other, part=part, wanted={"a": 1})
+    lengths = [int(a["text"].split()[0]) for a in found]
+    assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) == ITEMS
 
 
 def test_the_right_answer_in_words() -> None:

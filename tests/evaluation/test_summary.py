@@ -12,7 +12,7 @@ from in_memory import HEADS, cached, config_of, prepared
 
 from semalign.config import DataConfig, EvaluationConfig, ModelConfig, RecipeConfig
 from semalign.errors import CacheError
-from semalign.evaluation.statistics import interval_of_shares, wilson_interval
+from semalign.evaluation.statistics import interval_of_shares, mean_change, wilson_interval
 from semalign.evaluation.summary import SAMPLES_SHOWN, add_costs, summarise, trained_model, trainings
 from semalign.run.files import read_json, write_json
 from semalign.run.folder import RunFolder, is_done
@@ -88,7 +88,7 @@ def test_the_share_of_the_accuracy_gap_is_from_before_to_the_teacher(tmp_path: P
     assert found["recipe"] == "aligned" and found["train_seconds"] == 10.0 and found["movement"] == MOVED
 
 
-@pytest.mark.parametrize("before", ["rrww", "rrrw"])
+@pytest.mark.parametrize("before", ["rrww", "rrrw", "rwww"], ids=["level", "ahead", "behind by chance"])
 def test_there_is_no_gap_to_close_where_the_teacher_is_not_ahead(tmp_path: Path, before: str) -> None:
     found = summarise(unmeasured(tmp_path), of_answers("rrww", before, "rrrr"))
     assert found["accuracy_gap_closed"] is None and found["accuracy"]["after"] == 1.0
@@ -361,3 +361,14 @@ def test_answers_to_one_item_count_as_many_as_they_are_worth(
 
 def test_without_items_nothing_is_known() -> None:
     assert interval_of_shares([], 0) == (0.0, 1.0)
+
+
+def test_a_mean_change_over_tasks_has_the_interval_of_independent_items() -> None:
+    sums = ([0.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0])
+    middle, low, high = mean_change([sums])
+    assert middle == 0.5 and high - middle == pytest.approx(1.96 * math.sqrt(1 / 3 / 4), rel=1e-3)
+    assert (middle - low) == pytest.approx(high - middle)
+    # A second task in which nothing changes halves the change and its error.
+    two = mean_change([sums, ([1.0] * 5, [1.0] * 5)])
+    assert two == pytest.approx((0.25, (low - middle) / 2 + 0.25, (high - middle) / 2 + 0.25))
+    assert mean_change([([0.0], [1.0])]) == (1.0, -math.inf, math.inf)

@@ -8,6 +8,7 @@ seconds.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -232,8 +233,24 @@ def _save(job: CellJob, result: dict[str, Any], answered: Answers) -> None:
     save_result(job.folder / "cell.json", job.fingerprint, result, kept)
 
 
+def needs_grading(job: CellJob) -> bool:
+    """Whether nothing that a cell was made from has changed but its items, so that its answers may be graded by their present checks."""
+    try:
+        known = read_json(job.folder / "cell.json", "compare", results.Cell).get("fingerprint")
+    except CacheError:
+        return False
+    return known != job.fingerprint and _without_items(known) == _without_items(job.fingerprint)
+
+
+def _without_items(known: Any) -> Any:
+    """A fingerprint without the digests of items, which stand beside what else students are measured with."""
+    if not isinstance(known, Mapping):
+        return known
+    return {k: _without_items(v) for k, v in known.items() if k != "items" or isinstance(v, Mapping)}
+
+
 def regrade_cell(job: CellJob) -> int:
-    """Grade the stored answers of a cell that is done again; how many verdicts changed.
+    """Grade a cell's stored answers by the present items and checkers; how many verdicts changed.
 
     Raises:
         CacheError: a file of the cell is damaged, or it was measured before answers were stored.
@@ -246,10 +263,8 @@ def regrade_cell(job: CellJob) -> int:
         for task, given in stored_answers(job.folder / ANSWERS).items()
     }
     items = verdicts(job, answered)
-    changed = sum(a["correct"] != b["correct"] for a, b in zip(cell["items"], items, strict=True))
-    if changed:
-        _save(job, {"cell": cell["cell"], "items": items, "rows": cell["rows"]}, answered)
-    return changed
+    _save(job, {"cell": cell["cell"], "items": items, "rows": cell["rows"]}, answered)
+    return sum(a["correct"] != b["correct"] for a, b in zip(cell["items"], items, strict=True))
 
 
 def measuring(job: CellJob, task: str) -> TransferConfig:
@@ -293,12 +308,20 @@ def items_of(config: TransferConfig, task: str) -> list[Line]:
     """Items of one task.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or two have one id.
     """
     rows = [row for row in task_rows(config) if row["task"] == task]
     if not rows:
         raise DataError(
             f"tasks.{task}: {config.evaluation.tasks} has no items of task {task!r}; give the task the name that its items carry."
+        )
+    # Cells are compared item by item.
+    ids = Counter(row.get("id", number) for number, row in enumerate(rows))
+    name, times = ids.most_common(1)[0]
+    if times > 1:
+        raise DataError(
+            f"{config.evaluation.tasks}: expected items of task {task!r} with an id each of its own, got {name!r} {times} times; "
+            "number them, or take the ids out."
         )
     return rows
 

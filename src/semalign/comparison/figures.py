@@ -1,7 +1,7 @@
 """Figures of a comparison from the lines of results.jsonl alone, with 95% bootstrap intervals.
 
 Shares of the teacher-student gap, averaged over tasks t:
-    accuracy: (a_m - a_untouched) / (a_teacher - a_untouched), over tasks where the teacher is ahead;
+    accuracy: (a_m - a_untouched) / (a_teacher - a_untouched), over tasks where the teacher is ahead by more than chance explains;
     KL:       1 - kl_m / kl_untouched, kl averaged over the supervised tokens of the held-out rows.
 The gain on a student's own task t, averaged over tasks: 100 (a_m - a_untouched), in points.
 What becomes of the tasks t' that a student was not trained on, averaged over pairs of tasks:
@@ -114,11 +114,12 @@ def accuracy_share(
     subset: Array | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Array | None:
-    """Draws of the share of a task's accuracy gap; None where the teacher is not ahead."""
+    """Draws of the share of a task's accuracy gap; None where the 95% interval of the gap holds 0, which could make any share of it."""
     before, teacher = (
         boot.mean(m, None, None, "correct", measured, subset=subset) for m in (UNTOUCHED, TEACHER)
     )
-    if not teacher[0] > before[0]:
+    ends = interval(teacher - before)
+    if ends is None or not ends[0] > 0:
         return None
     after = boot.mean(name, budget, trained, "correct", measured, subset=subset, seeds=seeds)
     gap = np.where(teacher > before, teacher - before, np.nan)  # a draw without a gap has no share of it

@@ -77,7 +77,8 @@ def redrawn(config: TransferConfig, seed: int) -> TransferConfig:
     if not is_drawn:
         return config
     if data.max_rows is not None:
-        data = replace(data, rows_seed=(data.rows_seed or 0) + seed, mixture_seed=data.mixture_seed + seed)
+        # Not the mixture's seed, which also says what is held out.
+        data = replace(data, rows_seed=(data.rows_seed or 0) + seed)
     return replace(config, seed=config.seed + seed, data=data)
 
 

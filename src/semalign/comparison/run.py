@@ -12,12 +12,22 @@ from typing import Any
 
 import torch
 
-from semalign.comparison.cells import CellJob, costs_of, items_of, key_of, regrade_cell, run_cell
+from semalign.comparison.cells import (
+    CellJob,
+    costs_of,
+    items_of,
+    key_of,
+    needs_grading,
+    regrade_cell,
+    run_cell,
+)
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
 from semalign.comparison.sources import make_random_teacher, prepare
 from semalign.config import EvaluationConfig, ModelConfig, decisive, to_dict, without_names
+from semalign.data import disjoint
 from semalign.data.drawing import split_rows
+from semalign.errors import CacheError, DataError
 from semalign.models.finding import identity
 from semalign.run import results
 from semalign.run.environment import environment
@@ -38,27 +48,63 @@ def run_comparison(
 ) -> list[Line]:
     """Prepare, train and measure what is not done yet; the lines of results.jsonl, which is written.
 
+    Cells whose items have other checks than before, and the same prompts, are graded again and not trained.
+
     Args:
         labels: methods to compare, the default among them.
-        say: called with the sentence of each piece that fails.
-        is_regraded: give the verdicts on the answers of cells that are done again, by the present checkers.
+        say: called with the sentence of each piece that fails, and of each cell whose verdicts change.
+        is_regraded: grade the answers of all cells that are done again, by the present checkers, and train nothing.
     """
     with RunFolder(comparison.root).lock():
         environment_of(comparison)
         write_yaml(comparison.root / "compare.yaml", json.loads(json.dumps(vars(comparison.options))))
+        check_apart(comparison)
         jobs = jobs_of(comparison, labels)
-        open_cells = {name: job for name, job in jobs.items() if not _is_done(job)}
-        for name, job in jobs.items() if is_regraded else ():
-            if name not in open_cells and (changed := regrade_cell(job)):
-                say(f"{name}: {changed} verdicts changed")
-        failures = _run(comparison, open_cells, say)
+        for name, job in jobs.items():
+            if needs_grading(job) or (is_regraded and _is_done(job, doing=None)):
+                _grade(name, job, say)
+        if is_regraded:
+            failures = {name: NOT_GRADED for name, job in jobs.items() if not _is_done(job, doing=NOT_GRADED)}
+        else:
+            failures = _run(comparison, {n: job for n, job in jobs.items() if not _is_done(job)}, say)
         lines = list(result_lines(comparison, labels, jobs, failures))
         write_atomic(comparison.root / "results.jsonl", "".join(map(json_line, lines)))
     return lines
 
 
-def _is_done(job: CellJob) -> bool:
-    return is_done(job.folder / "cell.json", job.fingerprint, ())
+def check_apart(comparison: Comparison) -> None:
+    """Refuse rows to train on that are among the held-out rows which students are measured with.
+
+    Raises:
+        DataError: some are; each method's own held-out rows are not looked at, for nothing is measured with them.
+    """
+    split = functools.cache(split_rows)
+    heldout = {task: split(comparison.reference(task).config.data)[1] for task in comparison.options.tasks}
+    sources = {source.run.root: (label, source) for (_, label, _), source in comparison.sources.items()}
+    for label, source in sources.values():
+        for task, rows in heldout.items():
+            if shared := disjoint(split(source.config.data)[0], rows):
+                raise DataError(
+                    f"methods.{label}: {shared} held-out rows of task {task!r}, which all students are measured with, are among the rows that "
+                    f"it trains on for {source.task!r}; take them out of {', '.join(source.config.data.weights)}."
+                )
+
+
+def _grade(name: str, job: CellJob, say: Say) -> None:
+    """Grade a cell again; one whose answers are gone, or are to other items, stays as it is."""
+    try:
+        changed = regrade_cell(job)
+    except (CacheError, DataError):
+        return
+    if changed:
+        say(f"{name}: {changed} verdicts changed")
+
+
+NOT_GRADED = "it is not graded, since nobody has answered these items; run without --regrade"
+
+
+def _is_done(job: CellJob, doing: str | None = "it is made again") -> bool:
+    return is_done(job.folder / "cell.json", job.fingerprint, (), doing=doing)
 
 
 def _run(comparison: Comparison, cells: Mapping[str, CellJob], say: Say) -> dict[str, str]:
@@ -203,6 +249,12 @@ class _Fingerprints:
                 name: decisive(getattr(config, name)) for name in ("attribution", "pairing", "cache", "train")
             },
             data=without_names(source.config.data),
+            # Named only where it is used, so that cells from before it stay valid.
+            **(
+                {"sees": [config.teacher.sees, config.teacher.shots]}
+                if config.teacher.sees != "nothing"
+                else {}
+            ),
             recipe=decisive(comparison.recipes[key]),
             seed=[config.seed, cell.seed],
             # At equal time the default's seconds decide.
@@ -243,7 +295,7 @@ def result_lines(
         "equal_time": [m for m in labels if m in options.equal_time],
     }
     for name, job in jobs.items():
-        if not _is_done(job):
+        if not _is_done(job, doing=None):
             yield {"kind": "failed", **key_of(job.cell), "error": failures.get(name, "was not run")}
             continue
         result = read_json(job.folder / "cell.json", "compare", results.Cell)

@@ -35,7 +35,8 @@ class DataConfig:
     max_rows: int | None = None
     """Train on at most this many rows: the first ones of the dataset, or the total drawn from a mixture."""
     rows_seed: int | None = None
-    """For one dataset: draw the max_rows rows at random with this seed, in the dataset's order, instead of taking the first ones."""
+    """Draw the max_rows rows at random with this seed, in the dataset's order, instead of taking the first ones; of a mixture other rows
+    beside the same held-out ones."""
     completions: Literal["given", "teacher", "student", "speculative"] = "given"
     """Whose answers are trained on. given keeps the answers in the rows; teacher or student lets that model answer the same prompts;
     with speculative the student answers, and the teacher replaces what it would not say. Rows may then be prompts without answers; the

@@ -15,7 +15,7 @@ from semalign.config import TransferConfig
 from semalign.config.parsing import Parser, Root
 
 STEP_HELP = {
-    "generate": "let the teacher answer the prompts, if the config asks for it",
+    "generate": "let teacher or student answer the prompts, if the config asks for it",
     "attribute": "score the teacher's layers on a few rows",
     "pair": "choose layers and pair them; writes a plan that you may edit",
     "cache": "run both models once and store what training needs",
@@ -38,7 +38,9 @@ HELP = {
     "completion": "print a script that completes commands and options in your shell",
 }
 REGRADE = "grade the stored answers again, by the present items and checkers, without a model"
-DESCRIPTION = "Move knowledge from a larger language model into a smaller one by aligning layer outputs."
+DESCRIPTION = (
+    "Move knowledge from a larger language model into a smaller one through signals that are stored once."
+)
 DEMO = Path(__file__).parents[1] / "embedded" / "demo.yaml"
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import re
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -23,6 +23,17 @@ EPILOG = """\
 Config commands take a YAML file and dotted overrides (transfer run.yaml --train.lora_r 16).
 All take --help, --json, --quiet, --verbose. A stopped command continues when you run it again.
 Exit codes: 0 done, 1 other, 2 usage, 3 config, 4 data, 5 model, 6 cache, 130 Ctrl-C, 143 SIGTERM."""
+
+PATHS = (
+    ("teacher", "model_name_or_path"),
+    ("teacher", "signals"),
+    ("student", "model_name_or_path"),
+    ("data", "dataset_name"),
+    ("data", "heldout_name"),
+    ("evaluation", "tasks"),
+    ("evaluation", "harness_path"),
+)
+"""Fields that may be paths of what is read."""
 
 
 class UsageError(Exception):
@@ -87,7 +98,16 @@ def load_config(path: str | Path, **changes: Any) -> TransferConfig:
         ConfigError: the file does not parse, or a value is not what its field expects.
     """
     path = Path(path)
-    return build_config({**read_yaml(path), **changes}, path.parent)
+    return build_config({**read_yaml(path), **changes}, folder_of(path))
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that paths in a config file count from: its own.
+
+    The copy that a run keeps lies beside what the run has made, and its paths count from where the run was started.
+    """
+    is_copy = path.name == "config.yaml" and (path.parent / "environment.json").exists()
+    return Path() if is_copy else path.parent
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -218,24 +238,30 @@ def parse_config(values: Mapping[str, Any]) -> TransferConfig:
 
 def build_config(values: Mapping[str, Any], base: Path) -> TransferConfig:
     """A TransferConfig from nested plain values; paths that exist in the folder `base` are taken from there."""
-    config = parse_config(values)
-    teacher, student, data = config.teacher, config.student, config.data
-    return replace(
-        config,
-        teacher=replace(
-            teacher,
-            model_name_or_path=resolve_path(teacher.model_name_or_path, base),
-            signals=teacher.signals and resolve_path(teacher.signals, base),
-        ),
-        student=replace(student, model_name_or_path=resolve_path(student.model_name_or_path, base)),
-        data=replace(
-            data,
-            dataset_name=resolve_path(data.dataset_name, base)
-            if isinstance(data.dataset_name, str)
-            else {resolve_path(name, base): weight for name, weight in data.dataset_name.items()},
-            heldout_name=data.heldout_name and resolve_path(data.heldout_name, base),
-        ),
-    )
+    return parse_config(beside(values, base))
+
+
+def beside(values: Mapping[str, Any], base: Path, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Nested plain values of a config in which paths that exist in the folder `base` are taken from there.
+
+    Args:
+        said: what a config file in that folder says; paths that it does not say stay.
+    """
+    found = copy.deepcopy(dict(values))
+    for group, name in PATHS:
+        value = _within(found, group, name)
+        if said is not None and value != _within(said, group, name):
+            continue
+        if isinstance(value, str):
+            found[group][name] = resolve_path(value, base)
+        elif isinstance(value, dict):
+            found[group][name] = {resolve_path(str(k), base): weight for k, weight in value.items()}
+    return found
+
+
+def _within(values: Mapping[str, Any], group: str, name: str) -> Any:
+    inner = values.get(group)
+    return inner.get(name) if isinstance(inner, Mapping) else None
 
 
 @cache

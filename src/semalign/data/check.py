@@ -20,7 +20,7 @@ from semalign.data import effective_max_length
 from semalign.data.drawing import embedded_rows
 from semalign.data.kinds import ACCEPTED, TRAINED, Kind, Row, checked_kind, row_kind, without_nulls
 from semalign.data.marking import Drop, cut_to, drop_of, mark_row, rendered_ahead
-from semalign.data.overlap import prompt_of
+from semalign.data.overlap import Prompts, prompt_of
 from semalign.data.rows import entries
 from semalign.data.samples import Sample, render_example, unseen_counts
 from semalign.errors import DataError
@@ -155,15 +155,15 @@ def duplicates(placed: Sequence[Placed]) -> dict[str, list[dict[str, str]]]:
 
 def overlap(placed: Sequence[Placed], evaluation: Sequence[Placed]) -> dict[str, Any]:
     """Rows whose prompt is an evaluation item's, exactly or nearly."""
-    exact = {prompt_of(row): place for place, row in reversed(evaluation)}
-    near = {loosely(prompt): place for prompt, place in exact.items()}
+    exact = Prompts(evaluation)
+    near = {loosely(prompt_of(row)): place for place, row in reversed(evaluation)}
     found: dict[str, Any] = {"items": len(evaluation), "prompts": [], "near": []}
     for place, row in placed:
-        prompt = prompt_of(row)
-        if prompt in exact:
-            found["prompts"].append({"place": place, "first": exact[prompt]})
-        elif loosely(prompt) in near:
-            found["near"].append({"place": place, "first": near[loosely(prompt)]})
+        loose = loosely(prompt_of(row))
+        if (first := exact.find(row)) is not None:
+            found["prompts"].append({"place": place, "first": first})
+        elif loose in near:
+            found["near"].append({"place": place, "first": near[loose]})
     return found
 
 

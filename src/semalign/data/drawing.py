@@ -130,6 +130,7 @@ def _mixed(data: DataConfig, heldout: int) -> Drawn:
         heldout=heldout,
         stopping=data.stopping_strategy,
         seed=data.mixture_seed,
+        rows_seed=data.rows_seed,
     )
 
 

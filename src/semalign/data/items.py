@@ -88,4 +88,6 @@ def as_item(row: Row, place: str) -> Row:
         raise DataError(
             f"{place}: expected an item with task, messages and check, but {error}; mend it, see the docs on tasks."
         ) from None
-    return {k: v for k, v in row.items() if k not in ("prompt", "completion")} | {"messages": messages}
+    # Parquet has a null where a row lacks what others have.
+    left_out = {"prompt", "completion", *(["id"] if row.get("id") is None else [])}
+    return {k: v for k, v in row.items() if k not in left_out} | {"messages": messages}

@@ -50,8 +50,11 @@ def mix(
     heldout: int = 0,
     stopping: Stopping = "first_exhausted",
     seed: int = 0,
+    rows_seed: int | None = None,
 ) -> Drawn:
     """Draws rows at random; the same seed draws the same rows, wherever the files lie.
+
+    With a `rows_seed` other training rows are drawn beside the same held-out ones.
 
     `heldout` rows are drawn first, in the same proportions; rows that share a prompt with one of them are not trained
     on. With first_exhausted no row is drawn twice, and the shortest dataset decides how many rows there are in all: the
@@ -78,6 +81,8 @@ def mix(
         without_prompts_of(rows[count:], out) if out else rows
         for rows, count in zip(shuffled, held_counts, strict=True)
     ]
+    if rows_seed is not None:
+        pools = [_shuffled(pool, f"{seed}/{i}/{rows_seed}") for i, pool in enumerate(pools)]
     counts = apportion(shares, _size(names, shares, pools, total, stopping))
     train = [pool[i % len(pool)] for pool, count in zip(pools, counts, strict=True) for i in range(count)]
     if not train:

@@ -4,25 +4,63 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Generic, TypeVar
 
 from semalign.data.chat import Message, conversation
-from semalign.data.kinds import Kind, Row, row_kind, supervised_ids, tools_of, without_nulls
+from semalign.data.kinds import CONVERSATIONS, Kind, Row, row_kind, supervised_ids, tools_of, without_nulls
+
+Place = TypeVar("Place", bound=Hashable)
+
+
+class Prompts(Generic[Place]):
+    """Where prompts stand that are known.
+
+    They are compared as `prompt_of` gives them, letter case kept; roles do not count. A row without a prompt is compared as a whole. A
+    prompt with a system turn is also the same without it, but not the same with another one.
+    """
+
+    def __init__(self, placed: Iterable[tuple[Place, Row]] = ()) -> None:
+        self._whole: dict[str, Place] = {}
+        self._with_system: dict[str, Place] = {}
+        self._without: dict[str, Place] = {}
+        for place, row in placed:
+            self.add(place, row)
+
+    def add(self, place: Place, row: Row) -> None:
+        """Know a row's prompt too; the first place stays."""
+        rest = _without_system(row)
+        self._whole.setdefault(prompt_of(row), place)
+        (self._without if rest is None else self._with_system).setdefault(prompt_of(rest or row), place)
+
+    def find(self, row: Row) -> Place | None:
+        """Where a row's prompt stands; None where it is not known."""
+        rest, whole = _without_system(row), prompt_of(row)
+        if whole in self._whole:
+            return self._whole[whole]
+        return self._with_system.get(whole) if rest is None else self._without.get(prompt_of(rest))
 
 
 def disjoint(train_rows: Sequence[Row], heldout_rows: Sequence[Row]) -> int:
-    """How many held-out rows have a prompt that is in the training rows too; 0 means disjoint.
-
-    Prompts are compared as `prompt_of` gives them, letter case kept; roles do not count. A row without a prompt is compared as a whole.
-    """
-    seen = {prompt_of(row) for row in train_rows}
-    return sum(prompt_of(row) in seen for row in heldout_rows)
+    """How many held-out rows have a prompt that is in the training rows too, compared as `Prompts` does; 0 means disjoint."""
+    seen = Prompts(enumerate(train_rows))
+    return sum(seen.find(row) is not None for row in heldout_rows)
 
 
 def without_prompts_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
-    """The rows whose prompt, compared as `disjoint` does, no other row has."""
-    known = {prompt_of(row) for row in others}
-    return [row for row in rows if prompt_of(row) not in known]
+    """The rows whose prompt, compared likewise, no other row has."""
+    known = Prompts(enumerate(others))
+    return [row for row in rows if known.find(row) is None]
+
+
+def _without_system(row: Row) -> Row | None:
+    """A conversation without its system turns; None where it has none, or the row is something else."""
+    kind = row_kind(row)
+    turns = conversation(row, kind) if kind in CONVERSATIONS else []
+    kept = [turn for turn in turns if turn["role"] not in ("system", "developer")]
+    if len(kept) == len(turns):
+        return None
+    return {k: v for k, v in row.items() if k not in ("prompt", "completion")} | {"messages": kept}
 
 
 def prompt_of(row: Row) -> str:

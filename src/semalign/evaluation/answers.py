@@ -41,7 +41,11 @@ def answer_items(
     """
     rows, options = _rows(config, task), config.evaluation
     prompts = [prompt_row(row) for row in rows]
-    journal = None if part is None else Journal(part, wanted or {}, list[list[str | bool]])
+    # Engines ask in orders of their own.
+    asked_by = "server" if decoder is None else options.engine
+    journal = (
+        None if part is None else Journal(part, {**(wanted or {}), "by": asked_by}, list[list[str | bool]])
+    )
     if decoder is None:
         tokenizer = load_tokenizer(config.teacher)
 
@@ -98,7 +102,7 @@ def graded_again(config: TransferConfig, given: Sequence[Answer], task: str | No
         DataError: the answers are not to these items, in this order.
     """
     items = by_item(given)
-    rows = _rows(config, task)[: len(items)]
+    rows = _rows(config, task)
     asked = [prompt_row(row)["messages"][-1]["content"] for row in rows]
     if asked != [answers[0]["prompt"] for answers in items]:
         raise DataError(

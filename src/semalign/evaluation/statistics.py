@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import mean, pvariance
+from statistics import mean, pvariance, variance
 
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
 
@@ -32,3 +32,18 @@ def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_change(tasks: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float, float]:
+    """Mean over tasks of the mean change of items' shares of right answers, and the ends of its 95% interval.
+
+    The normal interval for independent items; a task with one item says nothing of chance, so that the interval has no ends.
+
+    Args:
+        tasks: for each the shares before and after, of the same items.
+    """
+    changes = [[b - a for a, b in zip(before, after, strict=True)] for before, after in tasks]
+    middle = mean(mean(c) for c in changes)
+    spread = sum(variance(c) / len(c) if len(c) > 1 else math.inf for c in changes)
+    half = Z95 * math.sqrt(spread) / len(changes)
+    return middle, middle - half, middle + half

@@ -10,7 +10,7 @@ from typing import Any
 
 from semalign.config import ModelConfig, TransferConfig
 from semalign.evaluation.answers import Answer, by_item
-from semalign.evaluation.statistics import interval_of_shares
+from semalign.evaluation.statistics import interval_of_shares, mean_change
 from semalign.evaluation.tokens import teacher_view
 from semalign.maths.similarity import LEAST_KL, gap_closed, kl_gap_closed
 from semalign.run import results
@@ -74,12 +74,11 @@ def add_answers(summary: dict[str, Any], answers: Mapping[str, Sequence[Answer]]
     """Put what models' answers say into metrics: accuracy by model and task, shares of the gap closed, samples."""
     tasks = _tasks(answers)
     accuracy = {name: sum(task[name]["accuracy"] for task in tasks.values()) / len(tasks) for name in answers}
+    # Where the teacher may be ahead by chance alone, any change could be any share of the gap.
+    has_gap = bool(accuracy) and mean_change(_shares(answers["before"], answers["teacher"]))[1] > 0
     for name, entry in {"after": summary, **summary["baselines"]}.items():
-        # Where the teacher is not ahead there is no gap to close.
         entry["accuracy_gap_closed"] = (
-            gap_closed(accuracy["before"], accuracy[name], accuracy["teacher"])
-            if accuracy and accuracy["before"] < accuracy["teacher"]
-            else None
+            gap_closed(accuracy["before"], accuracy[name], accuracy["teacher"]) if has_gap else None
         )
     summary |= {"accuracy": accuracy, "tasks": tasks, "samples": _samples(answers)}
 
@@ -112,11 +111,24 @@ def _no_gap(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, s
     return {}
 
 
+def _shares(*models: Sequence[Answer]) -> list[list[list[float]]]:
+    """For each task the models' shares of right answers, item by item."""
+    tasks = sorted({answer["task"] for answer in models[0]})
+    return [
+        [[fmean(a["correct"] for a in several) for several in by_item(_of(given, task))] for given in models]
+        for task in tasks
+    ]
+
+
+def _of(given: Sequence[Answer], task: str) -> list[Answer]:
+    return [answer for answer in given if answer["task"] == task]
+
+
 def _tasks(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     tasks: dict[str, Any] = {}
     for name, items in answers.items():
         for task in sorted({i["task"] for i in items}):
-            chosen = [i for i in items if i["task"] == task]
+            chosen = _of(items, task)
             shares = [fmean(i["correct"] for i in several) for several in by_item(chosen)]
             low, high = interval_of_shares(shares, len(chosen))
             entry = tasks.setdefault(task, {"n": len(shares)})

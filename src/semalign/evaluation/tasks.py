@@ -6,24 +6,14 @@ A row's ``check`` holds what is needed: ``{"kind": "letter", "answer": "B", "opt
 another process, and what the prefix defines (`semalign.jail.programs`).
 """
 
-import ast
-import re
-import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from semalign.errors import ConfigError, DataError
+from semalign.evaluation.extraction import extract_code, extract_letter, extract_number
 from semalign.jail.process import Backend, Permission, require_backend
 from semalign.jail.programs import Program, run_programs
-
-_NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
-_FINAL_NUMBER = re.compile(rf"(?:answer is:?|####|=>)\s*\$?({_NUMBER})", re.IGNORECASE)
-_ANY_NUMBER = re.compile(rf"(?<![\w.])({_NUMBER})")
-_FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
-_FUTURE = re.compile(r"^from __future__ import .*\n", re.MULTILINE)
-_CODE_START = re.compile(r"^(?:def |async def |class |import |from |@)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -123,85 +113,3 @@ def _check_text(check: Mapping[str, Any], completion: str) -> Verdict:
         return Verdict(False, False, f"no {check['kind']} found")
     right = found == wanted
     return Verdict(right, True, "right" if right else f"expected {wanted}, found {found}")
-
-
-def extract_letter(completion: str, options: int) -> str | None:
-    """The chosen letter: after the last "answer is", else a completion that is or starts with a bare letter."""
-    last = chr(ord("A") + options - 1)
-    stated = re.findall(rf"(?i:answer(?:\s+is)?)\s*:?\s*[\(\*\"']*([A-{last}])(?![A-Za-z0-9'])", completion)
-    if stated:
-        return str(stated[-1])
-    bare = re.match(rf"\s*[\(\*\"']*([A-{last}])(?:[\)\.\:,\*\"']|\s*$|\s*\n)", completion)
-    return bare.group(1) if bare else None
-
-
-def extract_number(completion: str) -> float | None:
-    """The final number: after the last "answer is" or "####", else the last number of all."""
-    found = _FINAL_NUMBER.findall(completion) or _ANY_NUMBER.findall(completion)
-    return float(found[-1].replace(",", "")) if found else None
-
-
-def extract_code(completion: str, entry: str, prefix: str = "") -> str | None:
-    """Python source that defines ``entry``, from a completion with or without fences; None when nothing compiles.
-
-    An answer may be the whole of a module, begin at its definition, or be the body alone, which then continues ``prefix``. It has
-    the prompt's imports, helpers and constants in every case, as it was written below them: those of ``prefix`` stand before it, and
-    what the answer defines anew replaces them. Lines after the code that are no Python are dropped.
-    """
-    text, prefix = plain_lines(completion), plain_lines(prefix)
-    defines = re.compile(rf"^(?:async )?def {re.escape(entry)}\s*\(", re.MULTILINE)
-    blocks = _FENCE.findall(text)
-    # A text with a fence that closes and none that opens is code up to there.
-    open_text = text.partition("\n```")[0]
-    for source in map(textwrap.dedent, (*blocks, open_text, text)):
-        if definition := defines.search(source):
-            # Prose may begin as code does: "from here on".
-            starts = [m.start() for m in _CODE_START.finditer(source) if m.start() <= definition.start()]
-            codes = (_compilable(source[start:], defines) for start in starts)
-            code = next((code for code in codes if code is not None), None)
-            return code and _below(_context(prefix, entry), code)
-    if not defines.search(prefix):
-        return None
-    body = (blocks[0] if blocks else open_text).strip("\n")
-    if body and not body[0].isspace():
-        body = textwrap.indent(body, "    ")
-    return _compilable(prefix + body, defines)
-
-
-def plain_lines(text: str) -> str:
-    """The text with line feeds alone at the ends of its lines."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _context(prefix: str, entry: str) -> str:
-    """What a prompt defines beside the function that it asks for."""
-    for text in (prefix, f"{prefix.rstrip()}\n    pass"):
-        try:
-            tree = ast.parse(text)
-        except (SyntaxError, ValueError):
-            continue
-        nodes = [node for node in tree.body if getattr(node, "name", None) != entry]
-        return "\n".join(map(ast.unparse, nodes))
-    return ""
-
-
-def _below(context: str, code: str) -> str:
-    """Code below other code; imports from __future__ may only stand at the top of both."""
-    if not context.strip():
-        return code
-    return "".join(_FUTURE.findall(code)) + f"{context}\n\n{_FUTURE.sub('', code)}"
-
-
-def _compilable(source: str, defines: re.Pattern[str]) -> str | None:
-    """The longest run of whole lines from the start that compiles and still defines the function."""
-    lines = source.rstrip().split("\n")
-    while lines and defines.search(text := "\n".join(lines)):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # odd code of a model is no news to the user
-                compile(text, "completion", "exec")
-        except (SyntaxError, ValueError):
-            lines.pop()
-        else:
-            return text + "\n"
-    return None

@@ -21,6 +21,7 @@ from semalign.errors import ModelError, SemAlignError, require
 from semalign.models.dequantised import kept_at
 from semalign.models.layouts import WHOLE, WRAPPERS, Shape, check_allocation, layout_of, layouts, shape_of
 from semalign.models.variables import give_variables
+from semalign.run.files import parquet_files
 from semalign.run.sums import digests
 
 KINDS = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
@@ -134,7 +135,13 @@ def identity(config: ModelConfig, memory: Path | None = None) -> dict[str, Any]:
         "load_in_4bit": "nf4" if config.load_in_4bit else False,
         # Named only where it is used, so that folders from before it stay valid.
         **({"chat_template_kwargs": config.chat_template_kwargs} if config.chat_template_kwargs else {}),
+        # A server's address may change from run to run; what answers there is the same model.
+        **({"served": [config.server.engine, config.server.model]} if config.server.url else {}),
+        **({"tokenizer": config.tokenizer} if config.tokenizer == "own" else {}),
     }
+    if config.signals is not None:
+        told = [path for path in parquet_files(config.signals) if path.is_file()]
+        known |= {"signals": [sha[:16] for sha in digests(told, memory)]}
     folder, files = Path(where), []
     if "gguf_file" in extra:
         files = [Path(config.model_name_or_path).expanduser()]

@@ -36,8 +36,6 @@ from semalign.models.layouts import WRAPPERS, Shape
 from semalign.models.placing import device_map
 from semalign.models.soundness import CHECKED_AT_ONCE, check_complete, check_finite
 from semalign.models.wrappers import loads_whole, say_what_is_left_out, text_of
-from semalign.run.files import parquet_files
-from semalign.run.sums import digests
 
 
 def random_model(config: ModelConfig) -> PreTrainedModel:
@@ -65,14 +63,6 @@ def named(
     """
     known = identity(config, memory) if identified else {}
     if config.only_tells:
-        if config.server.url:
-            # Its address may change from run to run; what answers there is the same model.
-            known |= {"served": [config.server.engine, config.server.model]}
-        if config.signals is not None:
-            told = [path for path in parquet_files(config.signals) if path.is_file()]
-            known |= {"signals": [sha[:16] for sha in digests(told, memory)]}
-        if config.tokenizer == "own":
-            known |= {"tokenizer": "own"}
         shape = replace(load_shape(config, needs_layers=False), has_layers=False)
         return Checkpoint(shape, load_tokenizer(config), known, partial(load, config, needs_layers=False))
     # A model whose layers lie in several places is placed layer by layer.

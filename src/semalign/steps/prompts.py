@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from semalign.config import DataConfig, TransferConfig
-from semalign.data import prompt_of, variants
+from semalign.data import variants
 from semalign.data.chat import encode_next_turn
 from semalign.data.kinds import Row
+from semalign.data.overlap import Prompts
 from semalign.embedded.keys import is_apart
 from semalign.embedded.splits import Split
 from semalign.errors import DataError
@@ -137,14 +138,13 @@ def _context_ids(teacher: Decoder, shown: Sequence[Chat], config: TransferConfig
 
 def _novelty(data: DataConfig, known_rows: Sequence[Row]) -> Callable[[Chat], bool]:
     """Whether a prompt is neither known nor told before, nor states a problem kept for validation or test."""
-    known = {prompt_of(row) for row in known_rows}
+    known = Prompts(enumerate(known_rows))
     is_kept_apart = _kept_apart(data)
 
     def is_new(chat: Chat) -> bool:
-        prompt = prompt_of(chat)
-        if prompt in known or is_kept_apart(chat["messages"][-1]["content"]):
+        if known.find(chat) is not None or is_kept_apart(chat["messages"][-1]["content"]):
             return False
-        known.add(prompt)
+        known.add(-1, chat)
         return True
 
     return is_new
