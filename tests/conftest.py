@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -19,8 +20,10 @@ import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, settings
-from tiny import save_model, tiny_model, tiny_tokenizer
+from tiny import save_model, save_with_own_code, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from semalign.models import layouts
 
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -105,6 +108,22 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": messages}) + "\n")
     return path
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A model that only the code in its folder can load, of an architecture whose layout is known."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    found = layouts.gathered
+    monkeypatch.setattr(
+        layouts,
+        "gathered",
+        lambda name: {"own_llama": layouts.Layout()} if name == "LAYOUTS" else found(name),
+    )
+    layouts.layouts.cache_clear()
+    yield save_with_own_code(tmp_path / "own")
+    layouts.layouts.cache_clear()
 
 
 @pytest.fixture

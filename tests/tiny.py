@@ -178,6 +178,31 @@ def save_model(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def save_with_own_code(folder: Path, *, layers: int = 2) -> Path:
+    """A folder with a Llama under a type that only the code in the folder knows."""
+    save_model(tiny_model("llama", layers=layers, wide=False), folder)
+    (folder / "modeling_own.py").write_text(OWN_CODE)
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "OwnConfig", "AutoModelForCausalLM": "OwnForCausalLM"}
+    config |= {"model_type": "own_llama", "architectures": ["OwnForCausalLM"]}
+    config["auto_map"] = {auto: f"modeling_own.{own}" for auto, own in classes.items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 STEPS = ("attribute", "pair", "cache", "train")
 
 

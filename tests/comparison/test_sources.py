@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from semalign.comparison.plan import read_comparison
+from semalign.comparison.plan import CompareConfig, random_teacher, read_comparison
 from semalign.comparison.sources import inputs_of, make_random_teacher
 from semalign.config import ModelConfig
 from semalign.models.loading import load
@@ -41,3 +41,19 @@ def test_a_random_teacher_has_the_sizes_and_fresh_weights_that_are_always_the_sa
     written = (first / "model.safetensors").stat().st_mtime_ns
     make_random_teacher(original, first)
     assert (first / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_random_teacher_takes_over_the_code_that_its_original_comes_with(
+    own_code: Path, tmp_path: Path
+) -> None:
+    original = ModelConfig(str(own_code), trust_remote_code=True)
+    given = {
+        "base": {"seed": 0},
+        "methods": {"aligned": {}},
+        "tasks": {"knowledge": {}},
+        "default": "aligned",
+    }
+    options = CompareConfig(str(tmp_path / "compared"), **given)
+    made = random_teacher(options, original)
+    make_random_teacher(original, Path(made.model_name_or_path))
+    assert type(load(made).model).__name__ == "OwnForCausalLM"

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semalign.data import Sample, effective_max_length, prepare, render_example
+from semalign.data.samples import prepare_each
 from semalign.errors import DataError
 
 from .marked import answers, chat, only, supervised_text, texts
@@ -79,6 +80,19 @@ def test_dropped_rows_are_counted_by_reason(tokenizer, caplog):
         prepare(bad, tokenizer("chatml"), max_length=99, max_dropped=1.0)
     with pytest.raises(DataError, match=r"0 usable samples of 0 rows .there are no rows"):
         prepare([], tokenizer("chatml"), max_length=99)
+
+
+def test_each_row_has_its_sample_or_none_be_it_every_one(tokenizer):
+    good = {"id": "g", "prompt": "1 + 1 =", "completion": " 2"}
+    long = {"id": "l", "prompt": "1 + 1 = " * 40, "completion": " 2"}
+    options = {"thinking": None, "source": "mine", "max_length": 20}
+    tokens = tokenizer("chatml")
+    both = prepare_each([long, good], tokens, **options)
+    assert both[0] is None and both[1] == prepare([good], tokens, max_length=20, source="mine")[0]
+    assert prepare_each([long, long | {"completion": ""}], tokens, **options) == [None, None]
+    assert prepare_each([long], tokens, thinking=None, source="mine")[0].input_ids, (
+        "without a limit it is whole"
+    )
 
 
 def test_ids_and_tasks(tokenizer):

@@ -275,6 +275,11 @@ def test_a_plan_that_is_there_is_obeyed(tmp_path: Path) -> None:
     found, is_provisional = planned(tmp_path, selection="attribution", num_layers=1)
     assert [p.as_json() for p in found.pairs] == pairs and found.trained_layers == (1, 2)
     assert is_provisional is False
+    run.pairs.write_text(json.dumps(plan | {"student_layers": 4}))
+    with pytest.raises(
+        ConfigError, match="a plan for 5 teacher and 4 student layers, where the models have 5 and 3"
+    ):
+        planned(tmp_path)
 
 
 def test_what_is_provisional_says_so(plain: Looked) -> None:

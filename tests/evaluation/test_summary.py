@@ -76,6 +76,7 @@ def test_a_trained_student_is_loaded_as_the_untouched_one_is(tmp_path: Path) -> 
     )
     found = trained_model(given, tmp_path)
     assert found == ModelConfig(str(tmp_path / "student"), dtype="bfloat16", attn_implementation="eager")
+    assert trained_model(replace(given, trust_remote_code=True), tmp_path).trust_remote_code
 
 
 def test_the_share_of_the_accuracy_gap_is_from_before_to_the_teacher(tmp_path: Path) -> None:

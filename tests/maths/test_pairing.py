@@ -169,6 +169,34 @@ def test_critical_layers_follow_the_match() -> None:
     assert pair_critical(scores, 3, count=2, teachers=[2, 2, 4]) == [LayerPair(2, 1), LayerPair(4, 3)]
 
 
+def test_student_layers_of_one_teacher_layer_fill_up_what_was_asked_for() -> None:
+    # The walk reaches student layers 3 and 1 alone. Of the free ones 4 looks at teacher layer 4 and 2 at layer 2.
+    teachers = [2, 2, 4, 4]
+    three = [LayerPair(2, 1), LayerPair(4, 3), LayerPair(4, 4)]
+    assert pair_critical([1, 2, 3, 4], 4, count=3, teachers=teachers) == three
+    assert pair_critical([1, 4, 3, 2], 4, count=3, teachers=teachers) == [
+        LayerPair(2, 1),
+        LayerPair(2, 2),
+        LayerPair(4, 3),
+    ]
+    assert pair_critical([1, 2, 3, 4], 4, count=2, teachers=teachers) == [three[0], three[1]]
+    # Of equals the shallower one.
+    assert [p.student for p in pair_critical([0, 5, 0], 4, count=3, teachers=[2, 2, 2, 3])] == [1, 2, 4]
+
+
+@given(st.data())
+def test_as_many_layers_are_paired_as_were_asked_for(data: st.DataObject) -> None:
+    depth, student_layers = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    scores = data.draw(st.lists(st.floats(-1, 1), min_size=depth, max_size=depth))
+    teachers = data.draw(st.lists(st.integers(1, depth), min_size=student_layers, max_size=student_layers))
+    found: list[set[int]] = []
+    for count in range(1, min(depth, student_layers) + 1):
+        pairs = pair_critical(scores, student_layers, count=count, teachers=teachers)
+        assert len(pairs) == count and all(p.teacher == teachers[p.student - 1] for p in pairs)
+        found.append({p.student for p in pairs})
+    assert all(fewer < more for fewer, more in itertools.pairwise(found)), "more layers keep those of fewer"
+
+
 def test_figures_must_be_finite() -> None:
     with pytest.raises(ConfigError, match="finite matrix"):
         best_path(torch.tensor([[1.0, float("nan")]]))

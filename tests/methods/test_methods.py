@@ -19,9 +19,9 @@ from semalign.config import (
     RecipeConfig,
     TransferConfig,
 )
-from semalign.errors import ConfigError
-from semalign.maths.topk import mix_labels
-from semalign.methods import method, methods, named, resolve
+from semalign.errors import ConfigError, ModelError
+from semalign.maths.topk import mix_labels, topk_divergence
+from semalign.methods import method, methods, named, output_losses, resolve
 from semalign.run.files import read_json
 from semalign.run.folder import RunFolder
 from semalign.steps.pipeline import transfer
@@ -138,6 +138,71 @@ def test_a_mixture_of_teacher_and_label_is_that_mixture() -> None:
 def test_recipes_that_make_no_sense_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve(RecipeConfig(**given))
+
+
+REFUSED = [
+    (
+        "generalised_jsd",
+        "beta",
+        (0.0, 1.0),
+        "a number from 0 to 1 other than 0 and 1, where topk_jsd is constant",
+    ),
+    ("generalised_jsd", "beta", (-0.1, 1.5, float("nan")), "a number from 0 to 1"),
+    ("skewed", "beta", (1.0,), "a number from 0 to 1 other than 1, where topk_skewed is constant"),
+    ("skewed", "beta", (-0.1, 1.1), "a number from 0 to 1"),
+    ("bridge", "beta", (-0.1, 1.1), "a number from 0 to 1"),
+    ("aligned_output", "label_weight", (-0.1, 1.0, 1.5), "a share of at least 0 and below 1"),
+    ("aligned_output", "temperature", (0.0, -1.0, float("inf"), float("nan")), "a number above 0"),
+    ("kl", "temperature", (0.0,), "a number above 0"),
+    ("cross_entropy", "label_smoothing", (-0.1, 1.0), "a share of at least 0 and below 1"),
+    ("cosine", "label_smoothing", (1.0,), "a share of at least 0 and below 1"),
+    ("aligned", "layer_weight", (float("nan"), float("inf")), "a finite number"),
+    ("aligned", "learning_rate", (0.0, -1e-3), "a rate above 0, or null"),
+    ("aligned", "lora_r", (-1,), "0, a rank or null"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "expected"),
+    [(name, field, value, words) for name, field, values, words in REFUSED for value in values],
+)
+def test_numbers_with_which_nothing_can_be_learnt_are_refused(
+    name: str, field: str, value: float, expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"recipe\.{field}: expected {expected}.*got {value!r}; change it"):
+        resolve(RecipeConfig(name, **{field: value}))
+    with pytest.raises(ConfigError, match=rf"recipe\.{field}: expected {expected}"):
+        named("mine", {"name": name, field: value}, "evaluation.baselines")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("generalised_jsd", {"beta": 0.01}),
+        ("skewed", {"beta": 0.0}),
+        ("bridge", {"beta": 1.0}),
+        ("bridge", {"beta": 0.0}),
+        ("reverse", {"temperature": 0.1, "label_weight": 0.99}),
+        ("cross_entropy", {"label_smoothing": 0.99}),
+        ("aligned", {"layer_weight": 0.0, "output_weight": 0.0, "lora_r": 0, "learning_rate": 1e-9}),
+    ],
+)
+def test_the_ends_of_what_a_loss_allows_are_taken(name: str, fields: dict[str, Any]) -> None:
+    recipe = resolve(RecipeConfig(name, **fields))
+    assert {field: getattr(recipe, field) for field in fields} == fields
+
+
+@pytest.mark.parametrize("kind", ["reverse", "jsd", "skewed", "bridge"])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_divergence_is_constant_just_where_it_says_so(kind: Any, beta: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    slots = [torch.randn(4, 6, generator=draw) for _ in range(3)]
+    mask, teacher = torch.ones(4, 6, dtype=torch.bool), slots[0].log_softmax(1)
+    try:
+        losses = [float(topk_divergence(logits, teacher, mask, kind, beta=beta)) for logits in slots[1:]]
+    except ModelError:
+        losses = [0.0, 0.0]
+    assert (losses[0] == losses[1]) is (beta in output_losses()[f"topk_{kind}"].constant_at)
 
 
 def test_a_baseline_may_have_a_name_and_fields_of_its_own() -> None:

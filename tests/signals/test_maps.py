@@ -11,7 +11,7 @@ from in_memory import HEADS, PAIRS, prepared
 from torch import Tensor
 
 from semalign.config import EvaluationConfig, RecipeConfig
-from semalign.errors import CacheError
+from semalign.errors import CacheError, ModelError
 from semalign.maths.head import HeadOptions
 from semalign.models.head import Head
 from semalign.run.files import Record, write_tensors
@@ -232,6 +232,22 @@ def test_targets_replace_raw_activations_and_the_rest_stays() -> None:
         expected = raw[teacher_name("block", k)].float() @ drawn(E, D, seed=n).T
         assert target.dtype == torch.float16
         torch.testing.assert_close(target.float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_targets_that_the_stored_type_cannot_hold_are_refused() -> None:
+    request, wanted = Request(pairs=PAIRS.pairs[:1]), [("ridge", "block")]
+    raw = {teacher_name("block", "2"): torch.full((4, D), 100.0).half()}
+    large = Maps({"ridge.block.2": torch.full((E, D), 100.0)})
+    with pytest.raises(
+        ModelError,
+        match=r"positions\.target\.ridge\.block\.2 holds values up to 7e\+04, too large for cache\.dtype: float16",
+    ):
+        to_targets(raw, large, wanted, request)
+    whole = {key: value.bfloat16() for key, value in raw.items()}
+    assert torch.isfinite(to_targets(whole, large, wanted, request)[target_name("ridge", "block", "2")]).all()
+    broken = Maps({"ridge.block.2": torch.full((E, D), torch.nan)})
+    with pytest.raises(ModelError, match=r"target\.ridge\.block\.2 holds NaN .*; choose another recipe\.map"):
+        to_targets(raw, broken, wanted, request)
 
 
 def test_a_run_with_baselines_has_a_target_for_every_map_and_interface(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -127,12 +128,100 @@ def test_the_likeliest_are_kept_and_a_row_s_own_token_is_as_likely_as_it_can_be(
     for sample, one in zip(inputs.train, told, strict=False):
         assert one.ids_NK.tolist() == [[6, 5]] * sample.supervised
         assert one.logp_NK.tolist() == [pytest.approx([-1.0, -2.0])] * sample.supervised
+        # No likelier than the least of all that is told, kept or not; the rest of 0.22 would allow more.
         for label, logp in zip(labels_of(sample).tolist(), one.label_logp_N.tolist(), strict=True):
-            assert logp == pytest.approx(said[label] if label in (5, 6) else -2.0)
+            assert logp == pytest.approx(said.get(label, -3.0))
     sure = stored(written(tmp_path, entries_of(inputs, {319: -0.01})), inputs).tell(inputs.train[:1])
     assert sure[0].label_logp_N.exp().tolist() == pytest.approx(
         [1 - torch.tensor(-0.01).exp().item()] * len(sure[0].ids_NK), abs=1e-4
     )
+
+
+def test_what_vllm_tells_of_a_prompt_has_one_width(
+    exported: tuple[TransferConfig, Path], tmp_path: Path
+) -> None:
+    inputs = load_inputs(exported[0])
+    first, second = inputs.train[:2]
+    # The first row's own tokens are among its two likeliest everywhere; the second's come as a third, as vLLM adds them.
+    told: list[list[tuple[list[int], list[float]] | None]] = [
+        [None, *(([n, (n + 1) % 320], [-0.5, -2.0]) for n in first.input_ids[1:])],
+        [None, *(([(n + 1) % 320, n, (n + 2) % 320], [-0.5, -7.0, -2.0]) for n in second.input_ids[1:])],
+    ]
+    rows = [
+        {
+            "input_ids": sample.input_ids,
+            "target_token_ids": [e and e[0] for e in entries],
+            "target_logprobs": [e and e[1] for e in entries],
+        }
+        for sample, entries in zip((first, second), told, strict=True)
+    ]
+    path = written(tmp_path, rows)
+    for k in (2, 3, 6):
+        both = stored(path, inputs, k).tell([first, second])
+        assert torch.cat([one.ids_NK for one in both]).shape == (first.supervised + second.supervised, k)
+        padding = [0] * max(0, k - 3), [-torch.inf] * max(0, k - 3)
+        for n, label in enumerate(labels_of(second).tolist()):
+            ids = [(label + 1) % 320, (label + 2) % 320, label, *padding[0]][:k]
+            assert both[1].ids_NK[n].tolist() == ids, "the likeliest first, and no more than top_k"
+            assert both[1].logp_NK[n].tolist() == pytest.approx([-0.5, -2.0, -7.0, *padding[1]][:k])
+        assert both[0].logp_NK.exp().sum(1).tolist() == pytest.approx(
+            [math.exp(-0.5) + math.exp(-2.0)] * first.supervised
+        )
+        assert [one.label_logp_N.unique().tolist() for one in both] == [[-0.5], [-7.0]], (
+            "what is told of the row's own token is known, whether top_k has room for it or not"
+        )
+
+
+def test_ids_that_no_head_has_are_masked_with_one_that_every_head_has(
+    exported: tuple[TransferConfig, Path], tmp_path: Path
+) -> None:
+    inputs = load_inputs(exported[0])
+    for said, kept in (({5: -2.0, 9999: -1.5}, [5, 0, 0, 0]), ({9999: -0.5}, [0, 0, 0, 0])):
+        for sample, one in zip(
+            inputs.train,
+            stored(written(tmp_path, entries_of(inputs, said)), inputs).tell(inputs.train[:2]),
+            strict=False,
+        ):
+            assert one.ids_NK.tolist() == [kept] * sample.supervised
+            assert (one.logp_NK > -torch.inf).sum(1).tolist() == [kept.count(5)] * sample.supervised
+            assert float(one.label_logp_N.max()) < -0.49, "something else was told to be likely"
+
+
+def silent(inputs: Inputs, entry: Any) -> list[dict[str, Any]]:
+    """Two rows, of the second of which one supervised token, the last, has this for its log-probabilities."""
+    rows = entries_of(inputs, {5: -1.0, 6: -2.0})
+    rows[1]["target_logprobs"][-1] = entry
+    return rows
+
+
+@pytest.mark.parametrize("entry", [None, [], [None, None], [-float("inf")] * 2], ids=str)
+def test_a_supervised_token_of_which_nothing_is_told_is_refused(
+    entry: Any, exported: tuple[TransferConfig, Path], tmp_path: Path
+) -> None:
+    inputs = load_inputs(exported[0])
+    last = len(inputs.train[1].input_ids)
+    assert inputs.train[1].mask[-1]
+    with pytest.raises(
+        DataError,
+        match=rf"some\.parquet: row 2: expected log-probabilities at every supervised token, got none at token {last} of the row; export with "
+        r"the same data\.supervise, or drop the row",
+    ):
+        stored(written(tmp_path, silent(inputs, entry)), inputs)
+
+
+def test_tokens_that_are_not_supervised_need_no_entry(
+    exported: tuple[TransferConfig, Path], tmp_path: Path
+) -> None:
+    inputs = load_inputs(exported[0])
+    rows = entries_of(inputs, {5: -1.0})
+    for row, sample in zip(rows, inputs.train, strict=False):
+        for n, is_supervised in enumerate(sample.mask):
+            if not is_supervised:
+                row["target_token_ids"][n] = row["target_logprobs"][n] = None
+    assert not all(inputs.train[0].mask[1:])
+    assert stored(written(tmp_path, rows), inputs).tell(inputs.train[:1])[0].ids_NK[
+        :, 0
+    ].unique().tolist() == [5]
 
 
 def test_distillkit_s_files_tell_of_the_next_token(
@@ -160,6 +249,24 @@ def test_distillkit_s_files_tell_of_the_next_token(
         assert one.label_logp_N.tolist() == pytest.approx([-0.5] * sample.supervised)
 
 
+def test_a_position_of_distillkit_s_without_bytes_is_refused(
+    exported: tuple[TransferConfig, Path], tmp_path: Path
+) -> None:
+    inputs = load_inputs(exported[0])
+    rows = [
+        {
+            "input_ids": [*sample.input_ids, 0],
+            "bytepacked_indices": [[0, 128]] * (len(sample.input_ids) - 2) + [None],
+            "compressed_logprobs": [list(struct.pack("<f", -0.5))] * (len(sample.input_ids) - 2) + [None],
+        }
+        for sample in inputs.train[:2]
+    ]
+    config = {"d": 512, "k": 1, "exact_k": 1, "delta_encoding": False, "residual_bins": []}
+    (tmp_path / "compression_config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(DataError, match="got none at token"):
+        stored(written(tmp_path, rows), inputs)
+
+
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
@@ -179,6 +286,18 @@ def test_distillkit_s_files_tell_of_the_next_token(
             ],
             "every token once a position",
         ),
+        (
+            lambda inputs: [row | {"target_token_ids": [[5]] * len(row["input_ids"])} for row in entries_of(inputs, {5: -1.0, 6: -1.0})],
+            "as many ids as log-probabilities",
+        ),
+        (
+            lambda inputs: [
+                row | {"target_token_ids": [[5, 6], *row["target_token_ids"][1:-1], [5]]} for row in entries_of(inputs, {5: -1.0, 6: -1.0})
+            ],
+            "a token's id beside each log-probability",
+        ),
+        (lambda inputs: [*entries_of(inputs, {5: -1.0})[:1], entries_of(inputs, {5: -1.0})[1] | {"target_logprobs": None}], "entries for"),
+        (lambda inputs: [*entries_of(inputs, {5: -1.0})[:1], entries_of(inputs, {5: -1.0})[1] | {"input_ids": None}], "found none of 1"),
     ],
 )  # fmt: skip
 def test_files_that_tell_no_distribution_are_refused(

@@ -254,8 +254,34 @@ def test_values_too_large_for_the_stored_type_are_found_too() -> None:
     own = student()
     with torch.no_grad():
         own.layers[2].mlp.down_proj.weight.mul_(1e6)
+    sentence = (
+        r"sample row-0: {} holds values up to .*e\+\d+, too large for cache\.dtype: float16, whose largest is 6\.55e\+04; "
+        r"set cache\.dtype: bfloat16 or float32\."
+    )
     request = Request(pairs=PAIRS, interfaces=("block",), dtype=torch.float16)
-    with pytest.raises(ModelError, match=r"sample row-0: positions\.own\.block\.3"):
+    with pytest.raises(ModelError, match=sentence.format(r"positions\.own\.block\.3")):
+        student_signals(own, ROWS, request)
+    # The model is fine, and so is a larger type.
+    student_signals(own, ROWS, replace(request, dtype=torch.bfloat16))
+    prefix = Request(pairs=(), cut=3, dtype=torch.float16)
+    with pytest.raises(ModelError, match=sentence.format(r"tokens\.prefix")):
+        student_signals(own, ROWS, prefix)
+    with pytest.raises(ModelError, match=sentence.format(r"tokens\.prefix")):
+        extended_prefix(own, ROWS, None, (0, 3), prefix)
+    student_signals(own, ROWS, replace(prefix, prefix_dtype="int8"))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
+def test_a_stream_that_is_not_finite_names_the_sample_and_the_model(bad: float, kind: Any) -> None:
+    own = student()
+    with torch.no_grad():
+        own.layers[0].mlp.down_proj.weight[0, 0] = bad
+    request = Request(pairs=(), cut=1, prefix_dtype=kind)
+    with pytest.raises(
+        ModelError,
+        match=r"sample row-0: tokens\.prefix holds NaN or infinite values; load the model in float32 or",
+    ):
         student_signals(own, ROWS, request)
 
 

@@ -154,3 +154,45 @@ def test_heads_without_pairs_of_heads_name_the_option() -> None:
     with pytest.raises(ConfigError, match=r"set pairing\.heads"):
         given = {"heads": {"name": "aligned", "interface": "head"}}
         requested("aligned", evaluation=EvaluationConfig(baselines=given))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "plan", "label"),
+    [
+        ("aligned", Plan(PAIRS.pairs, (3,)), "T3.5 → S2"),
+        ("acl", Plan(PAIRS.pairs, (3,)), "T3.5 → S2"),
+        (RecipeConfig("aligned", interface="head"), Plan(PAIRS.pairs[1:], (3,), HEADS.heads), "T3h2 → S2h1"),
+    ],
+)
+@pytest.mark.parametrize("cache_prefix", [True, False])
+def test_a_pair_below_all_that_is_trained_is_refused(
+    recipe: str | RecipeConfig, plan: Plan, label: str, cache_prefix: bool
+) -> None:
+    train = full_weights(cache_prefix=cache_prefix)
+    sentence = rf"at or above the lowest trained layer, 3,.*got {label}; add layer 2 to trained_layers or delete the pair"
+    with pytest.raises(ConfigError, match=sentence):
+        requested(recipe, plan, train=train)
+    baseline = recipe if isinstance(recipe, str) else recipe.name
+    if plan.pairs == PAIRS.pairs:
+        with pytest.raises(ConfigError, match=sentence):
+            requested("cross_entropy", plan, evaluation=baselines(baseline))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "aligned_output",
+        "kl",
+        RecipeConfig("aligned", trained="all"),
+        RecipeConfig("aligned", interface="output"),
+    ],
+    ids=str,
+)
+def test_a_pair_below_does_no_harm_where_nothing_is_read_of_its_layer_or_all_are_trained(
+    recipe: str | RecipeConfig,
+) -> None:
+    assert requested(recipe, Plan(PAIRS.pairs, (3,)))[0].pairs == PAIRS.pairs
+
+
+def test_a_paired_layer_above_a_trained_one_need_not_be_trained() -> None:
+    assert requested("aligned", Plan(PAIRS.pairs, (2,)))[0].cut == 1

@@ -56,7 +56,7 @@ def test_rows_are_stored_only_of_a_model_that_runs_over_them(tmp_path: Path) -> 
     [
         ({"rows": samples(5)}, "rows"),
         ({"plan": Plan(PAIRS.pairs[1:], (2, 3))}, "plan"),
-        ({"plan": Plan(PAIRS.pairs, (3,))}, "plan"),
+        ({"plan": Plan(PAIRS.pairs, (2,))}, "plan"),
         ({"recipe": RecipeConfig("aligned", map="procrustes")}, "targets"),
         ({"recipe": "kl"}, "teacher_output"),
         ({"cache": replace(CACHE, top_k=4)}, "top_k"),

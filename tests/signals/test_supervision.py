@@ -11,6 +11,7 @@ from in_memory import HEADS, cached
 from tiny import full_weights
 
 from semalign.config import EvaluationConfig, RecipeConfig
+from semalign.data.inputs import Inputs
 from semalign.errors import ConfigError
 from semalign.methods import method, resolve
 from semalign.methods.loss import TEACHER_OUTPUT, TOPK
@@ -121,6 +122,26 @@ def test_a_live_teacher_gives_the_targets_of_heads_too(tmp_path: Path) -> None:
     stored = CachedSupervision(prepared.stores.teacher, prepared.recipe, places).signals([0, 3])
     assert {"target.2h1", "target.3h3"} <= stored.keys()
     assert_near(live(prepared, prepared.recipe).signals([0, 3]), stored)
+
+
+@pytest.mark.parametrize("recipe", ["aligned_output", "kl", "self"])
+def test_a_live_teacher_gives_a_recipe_alone_in_its_run_what_the_cache_holds(
+    tmp_path: Path, recipe: str
+) -> None:
+    # Nothing is captured for another recipe's layers.
+    prepared = cached(tmp_path, recipe=recipe)
+    supervision = supervision_of(with_live_teacher(prepared), prepared.recipe)
+    assert isinstance(supervision, LiveSupervision)
+    assert_near(supervision.signals([1, 4]), cached_supervision(prepared, prepared.recipe).signals([1, 4]))
+
+
+def test_a_recipe_that_reads_nothing_runs_no_model_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = cached(tmp_path, recipe="cross_entropy")
+    assert live(prepared, prepared.recipe).signals([0, 1]) == {}
+    monkeypatch.setattr(Inputs, "load_teacher", lambda _: pytest.fail("the teacher was loaded"))
+    assert supervision_of(with_live_teacher(prepared), prepared.recipe).signals([0, 1]) == {}
 
 
 def test_a_live_student_that_is_trained_is_refused(prepared: Prepared) -> None:

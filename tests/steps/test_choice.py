@@ -73,6 +73,23 @@ def test_the_best_is_the_one_of_least_loss_a_token(tmp_path: Path) -> None:
     assert dropped["less_likely"] == 2
 
 
+def test_a_prompt_that_fills_max_length_stops_nothing(tmp_path: Path) -> None:
+    teacher = Decoder(tiny_model("llama", layers=2, wide=False, seed=3), tiny_tokenizer(), "teacher")
+    rows = [ROWS[0] | {"messages": [{"role": "user", "content": "add two and three " * 20}]}, *ROWS[1:]]
+    prompts = [{"messages": row["messages"]} for row in rows]
+    config = config_of(
+        (tmp_path, tmp_path), tmp_path / "rows.jsonl", tmp_path, keep="best", **SAMPLED | {"max_length": 24}
+    )
+    texts = [["It is 2.", "2", "9"], *TEXTS[1:]]
+    chats, dropped = choose(config, rows, prompts, texts, lambda: teacher)
+    kept = [(c["messages"][0]["content"][:3], c["messages"][-1]["content"]) for c in chats]
+    assert kept[0] == ("add", "It is 2."), (
+        "of answers that nobody can weigh the first, as of any that are equal"
+    )
+    assert len(kept) == 2 and kept[1][1] in ("So 3", "3", "The answer is 3.")
+    assert dropped["less_likely"] == 3
+
+
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     config = config_of((tmp_path, tmp_path), tmp_path / "rows.jsonl", tmp_path)
     with pytest.raises(

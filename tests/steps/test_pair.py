@@ -10,14 +10,25 @@ from typing import Any
 
 import pytest
 import torch
+from in_memory import config_of as in_memory_config
+from in_memory import inputs_of, samples
 
-from semalign.config import AttributionConfig, DataConfig, ModelConfig, PairingConfig, TransferConfig
+from semalign.config import (
+    AttributionConfig,
+    DataConfig,
+    ModelConfig,
+    PairingConfig,
+    RecipeConfig,
+    TransferConfig,
+)
 from semalign.config.parsing import load_config
+from semalign.data.inputs import Inputs
 from semalign.errors import CacheError, ConfigError, SemAlignError
 from semalign.maths.pairing import best_path
+from semalign.run.files import write_json
 from semalign.run.folder import RunFolder
 from semalign.signals.plan import read_plan
-from semalign.steps.pair import pair_layers
+from semalign.steps.pair import pair, pair_layers
 from semalign.steps.pipeline import transfer
 
 SCORES = [5.0, 1.0, 9.0, 2.0, 3.0, 4.0, 0.5]
@@ -141,6 +152,69 @@ def test_an_edit_is_followed_for_the_same_scores_and_never_written_over(
     run.pairs.unlink()
     transfer(config, ("attribute", "pair"))
     assert read_plan(run).trained_layers == (3,)
+
+
+def of_depths(inputs: Inputs, teacher: int, student: int) -> Inputs:
+    return replace(
+        inputs,
+        teacher=replace(inputs.teacher, layers=teacher),
+        student=replace(inputs.student, layers=student),
+    )
+
+
+@pytest.mark.parametrize("depths", [(24, 12), (12, 24)], ids=["another teacher", "another student"])
+@pytest.mark.parametrize("selection", ["last", "all"])
+def test_a_plan_is_made_anew_for_models_of_other_depths(
+    tmp_path: Path, depths: tuple[int, int], selection: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = in_memory_config(tmp_path, pairing=PairingConfig(selection=selection))
+    inputs, run = of_depths(inputs_of(samples(2)), 12, 12), RunFolder(tmp_path)
+    write_json(run.scores, {"layers": []})
+    pair(config, run, inputs)
+    first = run.pairs.read_bytes()
+    pair(config, run, inputs)
+    assert run.pairs.read_bytes() == first and "stale" not in caplog.text, (
+        "the plan of the same models is kept"
+    )
+    others = of_depths(inputs, *depths)
+    with pytest.raises(
+        ConfigError, match=r"12 teacher and 12 student layers, where the models have .*delete it"
+    ):
+        read_plan(run, depths)
+    pair(config, run, others)
+    wanted = [p.as_json() for p in pair_layers([], *depths, config.pairing)]
+    plan = json.loads(run.pairs.read_text())
+    assert plan["pairs"] == wanted and (plan["teacher_layers"], plan["student_layers"]) == depths
+    assert read_plan(run, depths).trained_layers == tuple(p["student"] for p in wanted)
+
+
+def test_an_edited_plan_for_models_of_other_depths_is_refused_and_kept(tmp_path: Path) -> None:
+    config, run = in_memory_config(tmp_path), RunFolder(tmp_path)
+    inputs = of_depths(inputs_of(samples(2)), 12, 12)
+    write_json(run.scores, {"layers": []})
+    pair(config, run, inputs)
+    edited = run.pairs.read_text().replace('"teacher": 12', '"teacher": 11')
+    run.pairs.write_text(edited)
+    pair(config, run, inputs)
+    with pytest.raises(
+        ConfigError,
+        match=r"pairs\.json: a plan for 12 teacher and 12 student layers, where the models have 12 and 24; delete it and run `semalign pair`",
+    ):
+        pair(config, run, of_depths(inputs, 12, 24))
+    assert run.pairs.read_text() == edited
+
+
+def test_a_pair_left_below_the_trained_layers_stops_before_the_cache(config_file: Path) -> None:
+    config = load_config(config_file)
+    config = replace(config, recipe=RecipeConfig("aligned"), pairing=PairingConfig(num_layers=2))
+    run = transfer(config, ("attribute", "pair"))
+    plan = json.loads(run.pairs.read_text()) | {"trained_layers": [3]}
+    run.pairs.write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match=r"got T3 → S2; add layer 2 to trained_layers or delete the pair"):
+        transfer(config, ("cache", "train"))
+    assert not run.manifest.exists()
+    run.pairs.write_text(json.dumps(plan | {"pairs": plan["pairs"][1:]}))
+    assert (transfer(config, ("cache", "train")).root / "student").is_dir()
 
 
 def test_a_missing_plan_names_the_step(tmp_path: Path) -> None:

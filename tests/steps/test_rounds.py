@@ -16,7 +16,9 @@ from semalign.config import RecipeConfig, SamplingConfig, TransferConfig
 from semalign.errors import ConfigError
 from semalign.run.folder import RunFolder
 from semalign.steps import rounds as module
+from semalign.steps import train as train_module
 from semalign.steps.pipeline import transfer
+from semalign.training.stages import fit
 
 from .talking import config_of as talking
 from .talking import written
@@ -54,6 +56,32 @@ def test_rounds_on_given_rows_are_one_long_training(
     kept = {p.name for p in (thrice.root / "rounds").rglob("*") if p.is_file()}
     assert not any(name.endswith(".safetensors") for name in kept), "what only the training needed is gone"
     assert not list(thrice.root.glob("checkpoint-*"))
+
+
+def test_the_seconds_of_training_are_those_of_all_rounds(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasted = iter((100.0, 20.0, 3.0, 0.5))
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        # The folder of a round is its number; this one is stopped once, so that the first round's seconds are another command's.
+        if arguments[3].name in stopped:
+            stopped.clear()
+            raise KeyboardInterrupt
+        result, merged = fit(*arguments, **options)
+        return result | {"train_seconds": next(lasted)}, merged
+
+    stopped = {"2"}
+    for place in (module, train_module):
+        monkeypatch.setattr(place, "fit", timed)
+    train = full_weights(num_train_epochs=1, per_device_train_batch_size=4, rounds=3)
+    config = config_of(
+        tiny_pair, rows_file, tmp_path / "run", train=train, recipe=RecipeConfig("cross_entropy")
+    )
+    with pytest.raises(KeyboardInterrupt):
+        transfer(config, STEPS)
+    found = json.loads((transfer(config, STEPS).root / "train.json").read_text())
+    assert found["train_seconds"] == 123.0 and found["steps"] == 12
 
 
 def own_rows(folder: Path, pair: tuple[Path, Path], rows: Path, **train: Any) -> TransferConfig:

@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM
 from semalign.config import EvaluationConfig, ModelConfig, RecipeConfig, TransferConfig
 from semalign.data.inputs import load_inputs
 from semalign.errors import ConfigError, ModelError
+from semalign.evaluation.summary import trained_model
 from semalign.models.decoder import Decoder
 from semalign.models.layouts import PROJECTIONS
+from semalign.models.loading import load
 from semalign.run.files import Record
 from semalign.signals.plan import Plan
 from semalign.steps.pipeline import transfer
@@ -406,3 +408,15 @@ def test_a_student_is_reloaded_with_its_own_kernel(tmp_path: Path, monkeypatch: 
     save_student(student().model, inputs_of(samples(1)), eager, tmp_path / "student")
     saved(student().model, tmp_path / "other")
     assert asked == ["eager", None]
+
+
+def test_a_student_with_code_of_its_own_is_reloaded_with_it_and_not_without_leave(
+    own_code: Path, tmp_path: Path
+) -> None:
+    model = load(ModelConfig(str(own_code), trust_remote_code=True)).model
+    trusted = replace(config(), student=ModelConfig(str(own_code), trust_remote_code=True))
+    save_student(model, inputs_of(samples(1)), trusted, tmp_path / "run" / "student")
+    again = load(trained_model(trusted.student, tmp_path / "run")).model
+    assert type(again).__name__ == "OwnForCausalLM" and torch.equal(logits(again), logits(model))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        saved(model, tmp_path / "other")

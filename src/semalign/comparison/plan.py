@@ -318,7 +318,7 @@ def _random_parts(options: CompareConfig, label: str) -> set[str]:
 
 def random_teacher(options: CompareConfig, teacher: ModelConfig) -> ModelConfig:
     """Where the teacher with fresh weights lies once it is made."""
-    names = ("dtype", "attn_implementation", "chat_template_kwargs", "tokenizer")
+    names = ("dtype", "attn_implementation", "trust_remote_code", "chat_template_kwargs", "tokenizer")
     kept: dict[str, Any] = {n: getattr(teacher, n) for n in names}
     name = f"random-teacher-{hash_of(to_dict(teacher))}"
     return ModelConfig(str(Path(options.output_dir) / name), **kept)

@@ -89,8 +89,34 @@ def prepare(
         DataError: a row is of no known kind, the template is missing or refuses a role, too many rows were
             dropped, or none is left.
     """
-    samples: list[Sample] = []
-    drops: Counter[Drop] = Counter()
+    found, cut = _each(rows, tokenizer, max_length, supervise, thinking, source)
+    _report(Counter(one for one in found if isinstance(one, Drop)), cut, len(rows), max_dropped, source)
+    return [one for one in found if isinstance(one, Sample)]
+
+
+def prepare_each(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    thinking: Thinking,
+    source: str,
+    max_length: int = NO_LIMIT,
+) -> list[Sample | None]:
+    """As `prepare` with None in the place of a row that has to be dropped, be it every one."""
+    found, _ = _each(rows, tokenizer, max_length, "completion", thinking, source)
+    return [one if isinstance(one, Sample) else None for one in found]
+
+
+def _each(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    supervise: Supervise,
+    thinking: Thinking,
+    source: str,
+) -> tuple[list[Sample | Drop], int]:
+    """Of every row its sample or why it has none; and how many were cut."""
+    found: list[Sample | Drop] = []
     cut = 0
     ahead = rendered_ahead(rows, tokenizer, supervise, thinking)
     for number, (row, texts) in enumerate(zip(rows, ahead, strict=True), start=1):
@@ -98,15 +124,15 @@ def prepare(
         name = f"{source}:{number}" + ("" if own is None else f" (id {own})")
         marked = mark_row(row, tokenizer, supervise, name, thinking, texts)
         if isinstance(marked, Drop):
-            drops[marked] += 1
+            found.append(marked)
             continue
         kept = cut_to(marked, max_length)
         if isinstance(kept, Drop):
-            drops[kept] += 1
+            found.append(kept)
             continue
         cut += len(kept.input_ids) < len(marked.input_ids)
         task = row.get("task", row.get("dataset"))
-        samples.append(
+        found.append(
             Sample(
                 kept.input_ids,
                 kept.mask,
@@ -117,20 +143,9 @@ def prepare(
                 kept.lacks_thinking,
             )
         )
-    for line in lines_of(unseen_counts(samples)):
+    for line in lines_of(unseen_counts([one for one in found if isinstance(one, Sample)])):
         log.warning("%s: %s", source, line)
-    _report(drops, cut, len(rows), max_dropped, source)
-    return samples
-
-
-def prepare_each(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, thinking: Thinking, source: str
-) -> list[Sample | None]:
-    """As `prepare`, of any length, with None in the place of a row that has to be dropped."""
-    numbered = [row | {"id": n} for n, row in enumerate(rows)]
-    options: dict[str, Any] = {"max_length": NO_LIMIT, "thinking": thinking, "max_dropped": 1.0}
-    found = {sample.id: sample for sample in prepare(numbered, tokenizer, source=source, **options)}
-    return [found.get(str(n)) for n in range(len(rows))]
+    return found, cut
 
 
 def unseen_counts(samples: Sequence[Sample]) -> dict[str, int]:

@@ -140,7 +140,7 @@ def _print_sources(sources: dict[str, dict[str, Any]], console: Console) -> None
 def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
     run = RunFolder(Path(config.output_dir))
     if run.pairs.exists():
-        return read_plan(run), False
+        return read_plan(run, (inputs.teacher.layers, inputs.student.layers)), False
     # Attribution and matching have not run: any layer may win, so the deepest stand for the chosen.
     options = replace(
         config.pairing, match="depth", selection="all" if config.pairing.selection == "all" else "last"

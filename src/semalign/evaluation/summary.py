@@ -33,6 +33,7 @@ def trained_model(student: ModelConfig, folder: Path) -> ModelConfig:
         str(folder / "student"),
         dtype=student.dtype,
         attn_implementation=student.attn_implementation,
+        trust_remote_code=student.trust_remote_code,
         chat_template_kwargs=student.chat_template_kwargs,
     )
 

@@ -167,9 +167,10 @@ def pair_critical(
     """Pairs for the highest-scoring teacher layers, sorted by student layer.
 
     Walks the teacher layers in descending score (ties: shallower first), maps each layer l to the student layer
-    k' = min{k : l(k) >= l}, or L_S if there is none, and stops at `count` distinct student layers. Each pair is
-    (l(k'), k'), or the interpolated pair of k'. `scores[0]` belongs to layer 1. `teachers` is l(1), l(2), ... where
-    depth does not say it.
+    k' = min{k : l(k) >= l}, or L_S if there is none, and stops at `count` distinct student layers. Where several student layers
+    have one teacher layer, the walk may end before: then the free ones whose own teacher layer has the highest score follow (ties:
+    shallower first). Each pair is (l(k'), k'), or the interpolated pair of k'. `scores[0]` belongs to layer 1. `teachers` is
+    l(1), l(2), ... where depth does not say it.
     """
     L_T = len(scores)
     _check_depths(L_T, L_S)
@@ -187,8 +188,9 @@ def pair_critical(
         student = next((k for k, seen in enumerate(look, 1) if seen >= layer), L_S)
         if student not in students:
             students.append(student)
-        if len(students) == count:
-            break
+    free = [k for k in range(1, L_S + 1) if k not in students]
+    students += sorted(free, key=lambda k: -scores[look[k - 1] - 1])
+    students = students[:count]
     if teachers is None:
         return depth_pairs(students, L_T, L_S, interpolate=interpolate)
     return [LayerPair(teachers[k - 1], k) for k in sorted(students)]

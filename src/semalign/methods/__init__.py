@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from semalign.config import RecipeConfig, RecipeFields
+from semalign.config.values import expect
 from semalign.errors import ConfigError, suggestion
 from semalign.methods.loss import LayerLoss, OutputLoss
 from semalign.methods.recipe import Recipe
@@ -36,6 +38,18 @@ __all__ = [
 L = TypeVar("L", OutputLoss, LayerLoss)
 OWN_STARTS = ("untouched", "pissa")
 """Starts that need nothing of the teacher."""
+SHARE = ("a share of at least 0 and below 1", lambda x: 0 <= x < 1)
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("a number above 0", lambda x: 0 < x < math.inf),
+    "beta": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
+    "label_weight": SHARE,
+    "label_smoothing": SHARE,
+    "output_weight": ("a finite number", math.isfinite),
+    "layer_weight": ("a finite number", math.isfinite),
+    "learning_rate": ("a rate above 0, or null", lambda x: 0 < x < math.inf),
+    "lora_r": ("0, a rank or null", lambda x: x >= 0),
+}
+"""What a recipe's numbers may be, in words and as a test."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,7 @@ def resolve(config: RecipeConfig, option: str = "recipe.name") -> Recipe:
         _check_no_layer_fields(recipe, given)
         recipe = replace(recipe, layer_weight=0.0)
     _check_losses(recipe)
+    _check_numbers(recipe)
     is_whole = recipe.start in starts() and starts()[recipe.start].is_whole
     if is_whole and recipe.trained == "pairs":
         raise ConfigError(
@@ -179,4 +194,20 @@ def _check_losses(recipe: Recipe) -> None:
         raise ConfigError(
             f"recipe.map: none (the teacher's own activations) goes with layer_loss {raw} and only with it, got "
             f"map {recipe.map} and layer_loss {layer.name}; change one of them."
+        )
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    """Refuse what a loss would refuse in its first step, or not at all."""
+    for name, (what, holds) in RANGES.items():
+        value = getattr(recipe, name)
+        expect(value is None or holds(value), f"recipe.{name}", what, value)
+    output = recipe.output
+    if output is not None and output.constant_at:
+        others = f"{RANGES['beta'][0]} other than {' and '.join(f'{x:g}' for x in output.constant_at)}"
+        expect(
+            recipe.beta not in output.constant_at,
+            "recipe.beta",
+            f"{others}, where {output.name} is constant",
+            recipe.beta,
         )

@@ -29,20 +29,26 @@ def _divergence(setting: Setting, kind: Divergence) -> OutputTerm:
     return term
 
 
-def _loss(kind: Divergence, formula: str, *options: str) -> OutputLoss:
+def _loss(kind: Divergence, formula: str, *options: str, constant_at: tuple[float, ...] = ()) -> OutputLoss:
     return OutputLoss(
         f"topk_{kind}",
         f"{formula} over both models' top-k tokens and the rest as one token",
         partial(_divergence, kind=kind),
         reads=TOPK,
         options=("temperature", "label_weight", *options),
+        constant_at=constant_at,
     )
 
 
 LOSSES = (
     _loss("reverse", "KL(p_S || p_T)"),
-    _loss("jsd", "beta KL(p_T || m) + (1 - beta) KL(p_S || m), m = beta p_T + (1 - beta) p_S,", "beta"),
-    _loss("skewed", "KL(p_T || beta p_T + (1 - beta) p_S)", "beta"),
+    _loss(
+        "jsd",
+        "beta KL(p_T || m) + (1 - beta) KL(p_S || m), m = beta p_T + (1 - beta) p_S,",
+        "beta",
+        constant_at=(0.0, 1.0),
+    ),
+    _loss("skewed", "KL(p_T || beta p_T + (1 - beta) p_S)", "beta", constant_at=(1.0,)),
     _loss("bridge", "KL(r || p_S), r proportional to p_T p_S^b, b from beta to 0,", "beta"),
 )
 METHODS = (

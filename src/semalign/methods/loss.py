@@ -68,6 +68,8 @@ class OutputLoss:
     """Signals that it needs of a batch: TOPK, TEACHER_OUTPUT."""
     options: tuple[str, ...] = ()
     """Fields of the recipe that change it: temperature, beta, label_weight, label_smoothing."""
+    constant_at: tuple[float, ...] = ()
+    """Values of beta with which it is the same whatever the student says, so that they are refused."""
     needs_teacher_head: bool = False
     is_full_vocabulary: bool = False
     """Whether it forms logits over the whole vocabulary, as the distillation and fine-tuning controls do."""

@@ -40,7 +40,11 @@ from semalign.models.wrappers import loads_whole, say_what_is_left_out, text_of
 
 def random_model(config: ModelConfig) -> PreTrainedModel:
     """A model of the checkpoint's architecture and sizes with fresh weights in float32, as transformers draws them."""
-    return AutoModelForCausalLM.from_config(load_config_of(config)[0], dtype=torch.float32)
+    text, _ = load_config_of(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        text, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+    )
+    return model
 
 
 @dataclass(frozen=True)

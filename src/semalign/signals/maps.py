@@ -15,6 +15,7 @@ from semalign.methods.maps import MAPS
 from semalign.models.head import Head
 from semalign.run import ranks
 from semalign.run.files import Record, read_tensors
+from semalign.signals.finite import check_finite
 from semalign.signals.request import (
     Request,
     is_of_teacher,
@@ -129,6 +130,8 @@ def to_targets(record: Record, maps: Maps, wanted: Sequence[tuple[str, str]], re
             continue
         for place in (p.place for p in request.at(interface)):
             raw = record[teacher_name(interface, place)]
-            target = maps.apply(raw, name, interface, place).to(raw.dtype)
-            kept[target_name(name, interface, place)] = target
+            key, target = target_name(name, interface, place), maps.apply(raw, name, interface, place)
+            stored = target.to(raw.dtype)
+            check_finite(key, stored, target, "choose another recipe.map, or raise cache.ridge_penalty")
+            kept[key] = stored
     return kept

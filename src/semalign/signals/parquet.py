@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import pad
 
 from semalign.data import Sample
 from semalign.data.batches import labels_of
@@ -35,6 +36,8 @@ from semalign.signals.served import Told
 PLAIN = ("target_token_ids", "target_logprobs")
 PACKED = ("bytepacked_indices", "compressed_logprobs")
 ROWS_AT_ONCE = 256
+MISSING = -1
+"""In the place of an id that is not there."""
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
@@ -79,42 +82,58 @@ class StoredTeacher:
         return 0.0
 
     def _of(self, name: str, sample: Sample, read: Callable[[], tuple[Ids, Floats, int]]) -> Told:
-        """The entries of the supervised tokens of a row.
+        """The entries of the supervised tokens of a row, the likeliest top_k of them; fewer are filled up with id 0 at -inf.
 
         The row's own token may be none of them: then it is as likely as it can be, no likelier than the least of them and no more than what
         they leave.
         """
         ids_TK, logp_TK, shift = read()
         places = [n for n, is_supervised in enumerate(sample.mask) if is_supervised]
-        if places[-1] - shift >= len(ids_TK):
+        if places[-1] - shift >= len(ids_TK) or ids_TK.shape != logp_TK.shape:
             raise DataError(
-                f"{name}: expected entries for {len(sample.input_ids)} tokens, got {len(ids_TK)}; write the file again."
+                f"{name}: expected entries for {len(sample.input_ids)} tokens, as many ids as log-probabilities, got {ids_TK.shape} and "
+                f"{logp_TK.shape}; write the file again."
             )
         at = np.array(places) - shift
         ids_NK, logp_NK = torch.from_numpy(ids_TK[at]), torch.from_numpy(logp_TK[at])
-        _check(name, ids_NK, logp_NK)
-        logp_NK = logp_NK.masked_fill(ids_NK >= self.vocabulary, -torch.inf)
-        order = logp_NK.sort(dim=1, descending=True, stable=True)
-        ids_NK, logp_NK = ids_NK.gather(1, order.indices)[:, : self.top_k], order.values[:, : self.top_k]
+        _check(name, ids_NK, logp_NK, places)
+        # Of all that is told: of a row's own token vLLM tells beside the K likeliest too.
         left_N = (1 - logp_NK.exp().sum(1)).clamp_min(torch.finfo(torch.float32).tiny).log()
         least_N = logp_NK.masked_fill(logp_NK == -torch.inf, 0.0).min(1).values
         is_own_NK = ids_NK == labels_of(sample)[:, None]
         own_N = logp_NK.masked_fill(~is_own_NK, -torch.inf).max(1).values
         label_N = torch.where(own_N > -torch.inf, own_N, torch.minimum(left_N, least_N))
-        return Told(ids_NK, logp_NK, label_N)
+        logp_NK = logp_NK.masked_fill(ids_NK >= self.vocabulary, -torch.inf)
+        order = logp_NK.sort(dim=1, descending=True, stable=True)
+        ids_NK, logp_NK = ids_NK.gather(1, order.indices)[:, : self.top_k], order.values[:, : self.top_k]
+        # All rows get one width, and what is masked an id that every head has.
+        lacking = (0, self.top_k - ids_NK.shape[1])
+        ids_NK, logp_NK = pad(ids_NK, lacking), pad(logp_NK, lacking, value=-torch.inf)
+        return Told(ids_NK.masked_fill(logp_NK == -torch.inf, 0), logp_NK, label_N)
 
 
 def _key(ids: Sequence[int] | Ids) -> bytes:
     return np.asarray(ids, dtype=np.int64).tobytes()
 
 
-def _check(name: str, ids_NK: torch.Tensor, logp_NK: torch.Tensor) -> None:
+def _check(name: str, ids_NK: torch.Tensor, logp_NK: torch.Tensor, places: Sequence[int]) -> None:
+    """Refuse what is no distribution, or none at all, at the supervised tokens in these places of a row."""
     is_told = logp_NK > -torch.inf
     total = float(logp_NK.exp().sum(1).max())
     if logp_NK.isnan().any() or bool((logp_NK > 1e-4).any()) or total > 1.001:
         raise DataError(
             f"{name}: expected log-probabilities whose probabilities sum to at most 1, got a sum of {total:.4g}; write raw log-probabilities at "
             "temperature 1."
+        )
+    if not is_told.any(1).all():
+        silent = places[int((~is_told.any(1)).nonzero()[0])]
+        raise DataError(
+            f"{name}: expected log-probabilities at every supervised token, got none at token {silent + 1} of the row; export with the same "
+            "data.supervise, or drop the row."
+        )
+    if bool((is_told & (ids_NK < 0)).any()):
+        raise DataError(
+            f"{name}: expected a token's id beside each log-probability, got none; write the file again."
         )
     ordered = ids_NK.masked_fill(~is_told, -1).sort(1).values
     if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
@@ -145,6 +164,8 @@ def _rows(place: str) -> Iterator[tuple[str, Ids, Callable[[], tuple[Ids, Floats
                 for row in range(batch.num_rows):
                     number += 1
                     cells = [batch.column(c)[row] for c in ("input_ids", *columns)]
+                    if not cells[0].is_valid:
+                        continue
                     ids = np.asarray(cells[0].values.to_numpy(zero_copy_only=False), dtype=np.int64)
                     read = _reader(cells[1], cells[2], packing if columns is PACKED else None)
                     yield f"{path}: row {number}", ids, read
@@ -152,21 +173,30 @@ def _rows(place: str) -> Iterator[tuple[str, Ids, Callable[[], tuple[Ids, Floats
 
 def _reader(ids: Any, logp: Any, packing: Packing | None) -> Callable[[], tuple[Ids, Floats, int]]:
     def read() -> tuple[Ids, Floats, int]:
-        if packing is not None:
-            found = packing.unpack(_matrix(ids, 0, np.uint8), _matrix(logp, 0, np.uint8))
-            return found[0], found[1], 1
-        return _matrix(ids, 0, np.int64), _matrix(logp, -np.inf, np.float32), 0
+        if packing is None:
+            return _matrix(ids, MISSING, np.int64), _matrix(logp, -np.inf, np.float32), 0
+        found = packing.unpack(_matrix(ids, 0, np.uint8), _matrix(logp, 0, np.uint8))
+        # Of a position without bytes nothing is told.
+        found[1][_lengths(logp) == 0] = -np.inf
+        return found[0], found[1], 1
 
     return read
 
 
+def _lengths(cell: Any) -> NDArray[Any]:
+    """How long each of a list of lists is; one that is null counts as empty."""
+    if not cell.is_valid:
+        return np.zeros(0, dtype=np.int64)
+    return np.asarray(cell.values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+
+
 def _matrix(cell: Any, fill: float, dtype: Any) -> NDArray[Any]:
     """A list of lists as rows of one length; what is missing, or a whole list that is null, is filled."""
-    rows = cell.values
-    lengths = rows.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    lengths = _lengths(cell)
     found = np.full((len(lengths), max(1, lengths.max(initial=0))), fill, dtype=dtype)
-    flat = rows.flatten().fill_null(fill).to_numpy(zero_copy_only=False)
-    found[np.arange(found.shape[1]) < lengths[:, None]] = flat
+    if cell.is_valid:
+        flat = cell.values.flatten().fill_null(fill).to_numpy(zero_copy_only=False)
+        found[np.arange(found.shape[1]) < lengths[:, None]] = flat
     return found
 
 

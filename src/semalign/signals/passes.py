@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from semalign.data import Sample
 from semalign.data.batches import batch_inputs, labels_of
-from semalign.errors import ModelError
 from semalign.maths.pairing import blend
 from semalign.maths.quantise import dequantise_rows, quantise_rows, relative_error
 from semalign.maths.topk import followed_logit, outside_of, rest_of, union_topk, with_labels
@@ -21,6 +20,7 @@ from semalign.models.capture import Point, capture
 from semalign.models.decoder import Decoder
 from semalign.models.head import Head
 from semalign.run.files import Record
+from semalign.signals.finite import check_finite
 from semalign.signals.request import (
     PREFIX,
     PREFIX_ERROR,
@@ -37,24 +37,14 @@ LOGIT_CHUNK = 128  # positions whose full logits are live at once
 STATES = 512  # positions that layers are compared on
 
 
-def _split(rows_XD: Tensor, samples: Sequence[Sample], dtype: torch.dtype | None) -> list[Tensor]:
-    rows = rows_XD if dtype is None else rows_XD.to(dtype)
-    # clone: a view would keep the whole batch alive
-    return [part.clone() for part in rows.cpu().split([s.supervised for s in samples])]
-
-
-def _check_finite(what: str, parts: Sequence[Tensor], samples: Sequence[Sample]) -> None:
-    for sample, part in zip(samples, parts, strict=True):
-        if not torch.isfinite(part.float()).all():
-            raise ModelError(
-                f"sample {sample.id}: {what} holds NaN or infinite values; load the model in float32 or bfloat16, or drop the sample."
-            )
-
-
-def prefix_record(stream_TE: Tensor, request: Request) -> Record:
-    """PREFIX (T, E); in eight bits also PREFIX_SCALE (T,) and the relative error PREFIX_ERROR (T,)."""
+def prefix_record(stream_TE: Tensor, request: Request, whose: str = "a row") -> Record:
+    """PREFIX (T, E); in eight bits also PREFIX_SCALE (T,) and the relative error PREFIX_ERROR (T,); `whose` begins a message."""
     if request.prefix_dtype is None:
-        return {PREFIX: stream_TE.to(request.dtype).cpu().clone()}
+        stored_TE = stream_TE.to(request.dtype).cpu().clone()
+        check_finite(f"{whose}: {PREFIX}", stored_TE, stream_TE)
+        return {PREFIX: stored_TE}
+    # In codes it would not show.
+    check_finite(f"{whose}: {PREFIX}", stream_TE, stream_TE)
     codes_TE, scale_T = quantise_rows(stream_TE.float(), request.prefix_dtype)
     error_T = relative_error(stream_TE, dequantise_rows(codes_TE, scale_T))
     record = {PREFIX: codes_TE, PREFIX_SCALE: scale_T, PREFIX_ERROR: error_T.half()}
@@ -108,7 +98,7 @@ def student_signals(student: Decoder, samples: Sequence[Sample], request: Reques
     records: list[Record] = [{} for _ in samples]
     if request.cut is not None:
         for record, row, sample in zip(records, found[Point(request.cut, "block")], samples, strict=True):
-            record |= prefix_record(row[: len(sample.input_ids)], request)
+            record |= prefix_record(row[: len(sample.input_ids)], request, f"sample {sample.id}")
     for interface in request.interfaces:
         for pair in request.at(interface):
             name = own_name(interface, pair.place)
@@ -139,7 +129,7 @@ def extended_prefix(
     with student.span(*span, norm=False):
         stream_BTE = student.forward(inputs)
     return [
-        prefix_record(row[: len(sample.input_ids)], request)
+        prefix_record(row[: len(sample.input_ids)], request, f"sample {sample.id}")
         for row, sample in zip(stream_BTE, samples, strict=True)
     ]
 
@@ -343,8 +333,11 @@ def _with_one(request: Request) -> tuple[float, ...]:
 def _put(
     records: Sequence[Record], name: str, rows: Tensor, samples: Sequence[Sample], dtype: torch.dtype | None
 ) -> None:
-    parts = _split(rows, samples, dtype)
-    if parts[0].is_floating_point():
-        _check_finite(name, parts, samples)
-    for record, part in zip(records, parts, strict=True):
-        record[name] = part
+    stored = (rows if dtype is None else rows.to(dtype)).cpu()
+    counts = [sample.supervised for sample in samples]
+    parts = zip(records, samples, stored.split(counts), rows.split(counts), strict=True)
+    for record, sample, part, computed in parts:
+        if part.is_floating_point():
+            check_finite(f"sample {sample.id}: {name}", part, computed)
+        # clone: a view would keep the whole batch alive
+        record[name] = part.clone()

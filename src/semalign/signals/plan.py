@@ -31,8 +31,20 @@ class Plan:
         return min(self.trained_layers) - 1
 
 
-def read_plan(run: RunFolder) -> Plan:
-    """The plan as it stands in the file, checked like any user's input."""
+def other_layers(found: tuple[int, int], layers: tuple[int, int]) -> str:
+    """How the layers of teacher and student that a plan counts differ from those of the models."""
+    return f"a plan for {found[0]} teacher and {found[1]} student layers, where the models have {layers[0]} and {layers[1]}"
+
+
+def read_plan(run: RunFolder, layers: tuple[int, int] | None = None) -> Plan:
+    """The plan as it stands in the file, checked like any user's input.
+
+    Args:
+        layers: how many the teacher and the student have; None: whatever the file says.
+
+    Raises:
+        ConfigError: it is a plan for models of other depths, or no plan that can be followed.
+    """
     plan = read_json(run.pairs, "pair", may_be_edited=True)
     try:
         check_shape(results.Plan, plan)
@@ -43,7 +55,18 @@ def read_plan(run: RunFolder) -> Plan:
     pairs, heads = (tuple(LayerPair(**p) for p in plan.get(key, ())) for key in ("pairs", "heads"))
     trained = tuple(sorted(set(plan["trained_layers"])))
     depths = plan["teacher_layers"], plan["student_layers"]
-    for p in (*pairs, *heads):
+    if layers is not None and depths != layers:
+        raise ConfigError(
+            f"{run.pairs}: {other_layers(depths, layers)}; delete it and run `semalign pair` to have it made again."
+        )
+    found = Plan(pairs, trained, heads)
+    _check(run, found, depths)
+    return found
+
+
+def _check(run: RunFolder, plan: Plan, depths: tuple[int, int]) -> None:
+    """Refuse a plan that models of these depths cannot follow."""
+    for p in (*plan.pairs, *plan.heads):
         if not (
             1 <= p.student <= depths[1]
             and 1 <= p.teacher <= depths[0]
@@ -52,16 +75,15 @@ def read_plan(run: RunFolder) -> Plan:
             raise ConfigError(
                 f"{run.pairs}: pair {p.label} is out of range; student layers are 1 to {depths[1]}, teacher layers 1 to {depths[0]}."
             )
-    if not trained or max(trained) > depths[1]:
+    if not plan.trained_layers or max(plan.trained_layers) > depths[1]:
         raise ConfigError(
-            f"{run.pairs}: trained_layers {list(trained)} must name layers between 1 and {depths[1]}; mend the list."
+            f"{run.pairs}: trained_layers {list(plan.trained_layers)} must name layers between 1 and {depths[1]}; mend the list."
         )
-    if len({p.student for p in pairs}) != len(pairs):
+    if len({p.student for p in plan.pairs}) != len(plan.pairs):
         raise ConfigError(f"{run.pairs}: a student layer is paired twice; keep one pair per student layer.")
-    if not all(p.teacher_head and p.student_head for p in heads) or len({p.place for p in heads}) != len(
-        heads
-    ):
+    if not all(p.teacher_head and p.student_head for p in plan.heads) or len(
+        {p.place for p in plan.heads}
+    ) != len(plan.heads):
         raise ConfigError(
             f"{run.pairs}: expected heads with teacher_head and student_head, a student's head once; mend the list heads."
         )
-    return Plan(pairs, trained, heads)

@@ -35,7 +35,8 @@ class Prepared:
     @classmethod
     def read(cls, config: TransferConfig, run: RunFolder, inputs: Inputs) -> Prepared:
         """From a run folder that has a plan."""
-        plan, recipes = read_plan(run), recipes_of(config)
+        plan = read_plan(run, (inputs.teacher.layers, inputs.student.layers))
+        recipes = recipes_of(config)
         return cls(config, run, inputs, plan, recipes, Stores(config, run, inputs, plan))
 
     @property

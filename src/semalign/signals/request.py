@@ -136,6 +136,8 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
         raise ConfigError(
             "recipe.interface: head supervises the plan's pairs of heads, and the plan has none; set pairing.heads."
         )
+    for recipe in recipes:
+        _check_trained(recipe, plan)
     request = Request(
         pairs=plan.pairs,
         heads=plan.heads,
@@ -148,6 +150,21 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
         prefix_dtype=config.cache.prefix_dtype,
     )
     return request, wanted
+
+
+def _check_trained(recipe: Recipe, plan: Plan) -> None:
+    """Refuse a plan, as only an edit makes it, with a pair on whose layer no trained one has any influence.
+
+    Where a recipe has no layer loss, trains all layers or supervises the end of the student, such a pair does no harm.
+    """
+    if recipe.layer is None or recipe.trained != "pairs" or recipe.interface == "output":
+        return
+    below = next((p for p in plan.at(recipe.interface) if p.student <= plan.cut), None)
+    if below is not None:
+        raise ConfigError(
+            f"pairs.json: expected pairs at or above the lowest trained layer, {plan.cut + 1}, for the layer loss of {recipe.name}, got "
+            f"{below.label}; add layer {below.student} to trained_layers or delete the pair."
+        )
 
 
 def asks_for_layers(config: TransferConfig) -> list[str]:

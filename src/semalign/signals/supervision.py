@@ -121,16 +121,21 @@ class LiveSupervision:
 
     def signals(self, samples: Sequence[int]) -> Record:
         """See `Supervision`."""
+        recipe = self.recipe
+        keys = wanted_keys(recipe, [p.place for p in self.request.at(recipe.interface)])
+        if not keys:
+            return {}
         batch = [self.samples[i] for i in samples]
         own = student_signals(self.student, batch, self.request)
         records = teacher_signals(
             self.teacher, batch, self.request, own, self.student_head, self.candidates_C
         )
+        # A recipe without a layer loss names a map and an interface too, and nothing is captured there.
+        wanted = [(recipe.map, recipe.interface)] if recipe.layer is not None else []
         records = [
-            theirs | to_targets(r, self.maps, [(self.recipe.map, self.recipe.interface)], self.request)
+            theirs | to_targets(r, self.maps, wanted, self.request)
             for r, theirs in zip(records, own, strict=True)
         ]
-        keys = wanted_keys(self.recipe, [p.place for p in self.request.at(self.recipe.interface)])
         return {new: torch.cat([r[old] for r in records]) for old, new in keys.items()}
 
 
@@ -145,8 +150,9 @@ def cached_supervision(prepared: Prepared, recipe: Recipe) -> Supervision:
 
 
 def supervision_of(prepared: Prepared, recipe: Recipe) -> Supervision:
-    """The cached signals, or those of a live teacher where the config asks for one."""
-    if recipe.signals != "teacher" or not prepared.config.train.live_teacher:
+    """The cached signals, or those of a live teacher where the config asks for one and the recipe reads any."""
+    reads_any = bool(recipe.reads) or recipe.layer is not None
+    if recipe.signals != "teacher" or not prepared.config.train.live_teacher or not reads_any:
         return cached_supervision(prepared, recipe)
     inputs = prepared.inputs
     teacher, untouched = inputs.load_teacher(), inputs.load_student()

@@ -10,7 +10,7 @@ from semalign.config import TransferConfig
 from semalign.data.batches import batch_inputs
 from semalign.data.chat import answered
 from semalign.data.kinds import Row
-from semalign.data.samples import prepare
+from semalign.data.samples import prepare_each
 from semalign.evaluation.tasks import check_answers
 from semalign.methods.objective import sum_of_row_means
 from semalign.models.decoder import Decoder
@@ -84,12 +84,13 @@ def _likeliest(
 @torch.inference_mode()
 def _mean_loss(teacher: Decoder, chat: Chat, config: TransferConfig) -> float:
     assert teacher.tokenizer is not None
-    samples = prepare(
-        [chat], teacher.tokenizer, max_length=config.data.max_length, source="an answer", max_dropped=1.0
+    [sample] = prepare_each(
+        [chat], teacher.tokenizer, thinking=None, source="an answer", max_length=config.data.max_length
     )
-    if not samples:
+    # A prompt may fill max_length; training drops such a row, and here it stops nothing.
+    if sample is None:
         return float("inf")
-    tokens, states = batch_inputs(teacher, samples)
+    tokens, states = batch_inputs(teacher, [sample])
     with teacher.span(0, teacher.num_layers, norm=True):
         output = teacher.forward(tokens)
-    return float(sum_of_row_means(output, states, samples, teacher.head()))
+    return float(sum_of_row_means(output, states, [sample], teacher.head()))

@@ -26,10 +26,11 @@ from semalign.models.capture import Point
 from semalign.models.decoder import Decoder
 from semalign.run import results
 from semalign.run.digests import seal_of
-from semalign.run.files import read_json
+from semalign.run.files import read_json, say_once
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
 from semalign.signals.passes import layer_states, states_at
+from semalign.signals.plan import other_layers, read_plan
 
 T = TypeVar("T")
 
@@ -155,11 +156,11 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         inputs=inputs.fingerprint if is_measured else None,
         heads=heads if config.pairing.heads else None,
     )
-    if _is_planned(run, wanted):
+    depth = inputs.student.layers
+    if _is_planned(run, wanted, (inputs.teacher.layers, depth)):
         return
     result: dict[str, Any] = {}
     with measured(result):
-        depth = inputs.student.layers
         teachers = None
         if config.pairing.match != "depth":
             figures = layer_figures(config, inputs)
@@ -183,16 +184,27 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     save_result(run.pairs, wanted, result)
 
 
-def _is_planned(run: RunFolder, wanted: dict[str, Any]) -> bool:
+def _is_planned(run: RunFolder, wanted: dict[str, Any], layers: tuple[int, int]) -> bool:
     """Whether the plan is there for the same scores and options, as it was written or as somebody edited it.
+
+    The fingerprint names no model where none is read; the layers of teacher and student that the file counts tell others apart.
 
     Raises:
         ConfigError: it was edited, and is not for these; writing it again would lose the edit.
     """
-    if not run.pairs.exists() or seal_of(run.pairs.read_bytes(), ".json") == "whole":
-        return is_done(run.pairs, wanted)
+    if not run.pairs.exists():
+        return False
+    is_whole = seal_of(run.pairs.read_bytes(), ".json") == "whole"
+    if is_whole and not is_done(run.pairs, wanted):
+        return False
     plan = read_json(run.pairs, "pair", results.Plan, may_be_edited=True)
+    if is_whole:
+        found = plan["teacher_layers"], plan["student_layers"]
+        if found != layers:
+            say_once(f"{run.pairs}: stale ({other_layers(found, layers)}); it is made again")
+        return found == layers
     if plan.get("fingerprint") == wanted:
+        read_plan(run, layers)
         return True
     raise ConfigError(
         f"{run.pairs}: edited or damaged, and not a plan for the present models, rows and options; "

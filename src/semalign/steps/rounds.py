@@ -19,7 +19,8 @@ from semalign.config import TransferConfig
 from semalign.data.inputs import load_inputs
 from semalign.errors import ConfigError
 from semalign.methods.recipe import Recipe
-from semalign.run import ranks
+from semalign.run import ranks, results
+from semalign.run.files import read_json
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory
 from semalign.signals.prepared import Prepared
@@ -87,6 +88,12 @@ class Rounds:
             prepared = self._prepare(number + 1)
         cache(prepared)
         return prepared, self._span(self.count)
+
+    @property
+    def seconds_before(self) -> float:
+        """Seconds of training in all rounds but the last, whichever command made them."""
+        done = [self._place(number) / "round.json" for number in range(1, self.count)]
+        return sum(read_json(path, "train", results.Stage)["train_seconds"] for path in done)
 
     def _span(self, number: int) -> Span:
         before = self._place(number - 1) / CHECKPOINT.format(self._end(number - 1)) if number > 1 else None

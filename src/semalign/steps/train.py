@@ -70,7 +70,8 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path, *, in_rounds
             result |= made | {"trained_parameters": 0, "train_seconds": 0.0}
         else:
             totals, merged = fit(last, recipe, student, folder, made_from, span, start)
-            result |= made | totals
+            seconds = round(rounds.seconds_before + totals["train_seconds"], 3)
+            result |= made | totals | {"train_seconds": seconds}
         if ranks.is_main():
             result["movement"] = movement(student, before)
             save_student(merged, inputs, config, folder / "student")

@@ -164,7 +164,9 @@ def save_student(model: Any, inputs: Inputs, config: TransferConfig, target: Pat
             model.save_pretrained(temporary)
             inputs.tokenizer.save_pretrained(temporary)
         kernel = config.student.attn_implementation
-        options = {"attn_implementation": kernel} if kernel else {}
+        options: dict[str, Any] = {"attn_implementation": kernel} if kernel else {}
+        # Its own code is saved beside it.
+        options["trust_remote_code"] = config.student.trust_remote_code
         reloaded: Any = AutoModelForCausalLM.from_pretrained(temporary, dtype=model.dtype, **options)
         probe, _ = batch_inputs(Decoder(model, None), inputs.train[:1])
         with torch.no_grad():
