@@ -18,7 +18,8 @@ from torch.nn.functional import cosine_similarity
 from semalign.config import CacheConfig, EvaluationConfig, PairingConfig, RecipeConfig
 from semalign.errors import CacheError
 from semalign.maths.similarity import linear_cka
-from semalign.run.files import read_tensors
+from semalign.run.files import read_json, read_tensors
+from semalign.run.folder import save_result
 from semalign.signals import passes
 from semalign.signals.passes import layer_states, stream_of
 from semalign.signals.prepared import Prepared
@@ -211,7 +212,10 @@ def test_a_step_that_was_cut_off_goes_on_to_the_same_records(
     assert not (tmp_path / "targets" / "manifest.json").exists()
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("shard-*.safetensors")}
     assert len(kept) == shards
+    taken = tmp_path / "targets" / "seconds.part"
+    save_result(taken, read_json(taken, "cache")["fingerprint"], {"seconds": 1000.0})
     of = cached(tmp_path, **options)
+    assert read_json(of.run.manifest, "cache")["seconds"] > 1000 and not taken.exists(), "both tries count"
     assert all(p.stat().st_mtime_ns == date for p, date in kept.items() if p.exists())
     for name in ("student", "teacher", "heldout"):
         ours, expected = getattr(of.stores, name), getattr(made.stores, name)

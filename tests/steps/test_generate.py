@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semalign.data.inputs import load_inputs
 from semalign.errors import CacheError, DataError
+from semalign.run.files import read_json
+from semalign.run.folder import save_result
 from semalign.steps import prompts as new_prompts
 from semalign.steps import writers
 from semalign.steps.pipeline import transfer
@@ -146,8 +148,12 @@ def test_a_stopped_step_keeps_its_answers(
         transfer(config, ("generate",))
     part = tmp_path / "b" / "rows.part"
     part.write_text(part.read_text() + '"cut o')
+    taken = tmp_path / "b" / "seconds.part"
+    kept = read_json(taken, "generate")
+    save_result(taken, kept["fingerprint"], {"seconds": kept["seconds"] + 1000})
     run = transfer(config, ("generate",))
-    assert written(run) == written(straight) and not part.exists()
+    assert written(run) == written(straight) and not part.exists() and not taken.exists()
+    assert read_json(run.generated, "generate")["seconds"] > 1000, "both tries count"
     asked = len(calls) - 1
     transfer(config, ("generate",))
     assert len(calls) - 1 == asked == -(-32 // 4), "every batch is asked once, a finished step not at all"

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from semalign.run.files import read_json
+from semalign.run.folder import is_done, save_result
 from semalign.run.pages import give_back
+
+KEPT_EVERY = 10.0  # seconds; a try that is killed loses as much of its time
 
 
 def free_memory(*, collect: bool = True) -> None:
@@ -22,14 +28,63 @@ def free_memory(*, collect: bool = True) -> None:
     give_back()
 
 
+@dataclass(frozen=True)
+class Tries:
+    """A file that keeps the seconds of tries which were stopped, for the one that goes on with the same work."""
+
+    path: Path
+    wanted: Mapping[str, Any]
+    """What the work is; of other work nothing is taken over."""
+
+
 @contextmanager
-def measured(result: dict[str, Any]) -> Iterator[None]:
-    """Put `seconds`, `peak_rss_bytes` and, on a GPU, `peak_gpu_bytes` of the block into a result; an interrupted block leaves none."""
+def timed(tries: Tries | None = None) -> Iterator[Callable[[], float]]:
+    """Yields a function that tells the seconds of the block so far, those of earlier tries included."""
+    start = time.perf_counter()
+    if tries is None:
+        yield lambda: time.perf_counter() - start
+        return
+    before = 0.0
+    if is_done(tries.path, tries.wanted, doing=None):
+        before = float(read_json(tries.path, "transfer")["seconds"])
+    has_ended = threading.Event()
+
+    def seconds() -> float:
+        return before + time.perf_counter() - start
+
+    def keep() -> None:
+        save_result(tries.path, tries.wanted, {"seconds": seconds()})
+
+    def keep_on() -> None:
+        while not has_ended.wait(KEPT_EVERY):
+            keep()
+
+    keeper = threading.Thread(target=keep_on, daemon=True)
+    keeper.start()
+    try:
+        yield seconds
+    except BaseException:
+        has_ended.set()
+        keeper.join()
+        keep()
+        raise
+    has_ended.set()
+    keeper.join()
+    tries.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def measured(result: dict[str, Any], tries: Tries | None = None) -> Iterator[None]:
+    """Put `seconds`, `peak_rss_bytes` and, on a GPU, `peak_gpu_bytes` of the block into a result; an interrupted block leaves none.
+
+    Args:
+        tries: the seconds are those of all tries; the memory is the last one's.
+    """
     free_memory()
     reset_peak()
-    start = time.perf_counter()
-    yield
-    result["seconds"] = round(time.perf_counter() - start, 3)
+    with timed(tries) as seconds:
+        yield
+        result["seconds"] = round(seconds(), 3)
     result["peak_rss_bytes"] = peak_rss()
     if (gpu := peak_gpu()) is not None:
         result["peak_gpu_bytes"] = gpu

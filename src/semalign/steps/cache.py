@@ -24,7 +24,7 @@ from semalign.models.head import Head
 from semalign.run import ranks
 from semalign.run.files import Record, write_tensors
 from semalign.run.folder import RunFolder, is_done, save_result
-from semalign.run.meter import free_memory, measured
+from semalign.run.meter import Tries, free_memory, measured
 from semalign.signals.maps import Maps, fit_maps, head_maps, to_targets
 from semalign.signals.passes import layer_states, student_signals, teacher_signals, told_heldout, told_signals
 from semalign.signals.prepared import Prepared
@@ -53,7 +53,8 @@ def _fill(prepared: Prepared) -> None:
         logger.warning("cached activations are stale (%s); they are computed again", "; ".join(changed[:3]))
     result: dict[str, Any] = {}
     own: dict[str, Any] = {}
-    with measured(result):
+    tries = Tries(run.targets / "seconds.part", stores.fingerprint) if ranks.is_main() else None
+    with measured(result, tries):
         with measured(own):
             head, norm = _student_pass(prepared)
         free_memory()

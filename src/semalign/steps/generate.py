@@ -23,7 +23,7 @@ from semalign.models.finding import identity, load_tokenizer
 from semalign.models.loading import load
 from semalign.run.files import hash_of, json_line, write_atomic
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
-from semalign.run.meter import free_memory, measured
+from semalign.run.meter import Tries, free_memory, measured
 from semalign.steps.choice import choose
 from semalign.steps.prompts import Chat, by_teacher, by_words
 from semalign.steps.writers import Asking, Writer, alone, served, together
@@ -74,7 +74,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         return asking(models.writer, prompts, _part(run.rows), wanted)
 
     result: dict[str, Any] = {}
-    with measured(result):
+    with measured(result, Tries(run.root / "seconds.part", wanted)):
         asked_for = [*own, *_new_prompts(config, run, chats, measured_on, models.teacher, answer, wanted)]
         if options.completions == "student":
             models.leave("teacher")

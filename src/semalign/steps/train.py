@@ -12,7 +12,7 @@ from semalign.methods.recipe import Recipe
 from semalign.run import ranks, results
 from semalign.run.files import read_json, say_once
 from semalign.run.folder import fingerprint, is_done, save_result
-from semalign.run.meter import free_memory, measured
+from semalign.run.meter import Tries, free_memory, measured
 from semalign.run.sums import SUMS, read_sums, write_sums
 from semalign.signals.prepared import Prepared
 from semalign.steps.rounds import Rounds
@@ -57,7 +57,7 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path, *, in_rounds
     ranks.wait()
     rounds = Rounds(prepared, recipe, folder, made_from, config.train.rounds if in_rounds else 1)
     result: dict[str, Any] = {}
-    with measured(result):
+    with measured(result, Tries(folder / "seconds.part", made_from) if ranks.is_main() else None):
         last, span = rounds.last()
         made_from = rounds.wanted(rounds.count, last)
         student = inputs.load_student()

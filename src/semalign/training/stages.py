@@ -20,6 +20,7 @@ from semalign.models.decoder import Decoder
 from semalign.run import ranks, results
 from semalign.run.files import Record, read_json, read_tensors, write_tensors
 from semalign.run.folder import is_done, save_result
+from semalign.run.meter import Tries, timed
 from semalign.run.progress import LossProgress
 from semalign.signals.passes import extended_prefix, stream_of
 from semalign.signals.plan import Plan
@@ -221,14 +222,16 @@ class Training:
         trainer.remove_callback(ProgressCallback)
         if ranks.is_main() and logging.getLogger("semalign").isEnabledFor(logging.INFO):
             trainer.add_callback(LossProgress)
-        output = trainer.train(resume_from_checkpoint=newest)
-        last = self.span.until or trainer.state.max_steps
-        if self.stopper.must_stop and trainer.state.global_step < last:
-            raise self.stopper.interrupted(steps + trainer.state.global_step)
+        tries = Tries(self.folder / "fit-seconds.part", {"made_from": self.made_from, "stage": len(done)})
+        with timed(tries if ranks.is_main() else None) as seconds:
+            output = trainer.train(resume_from_checkpoint=newest)
+            last = self.span.until or trainer.state.max_steps
+            if self.stopper.must_stop and trainer.state.global_step < last:
+                raise self.stopper.interrupted(steps + trainer.state.global_step)
         return {
             "steps": trainer.state.global_step,
             "loss": mean_loss(trainer.state.log_history, output.training_loss),
-            "train_seconds": round(output.metrics["train_runtime"], 3),
+            "train_seconds": round(seconds(), 3),
             "log": log.lines[sum(len(stage["log"]) for stage in done) :],
         }
 
