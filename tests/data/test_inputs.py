@@ -262,3 +262,13 @@ def test_a_template_that_reads_the_clock_is_warned_of(
     student = replace(config.student, model_name_or_path=str(tmp_path / "student"))
     load_inputs(replace(config, student=student))
     assert "rows change with the clock" in caplog.text
+
+
+@pytest.mark.parametrize("identified", [True, False], ids=["hashed", "estimated"])
+def test_a_teacher_that_is_the_student_is_warned_of_and_no_other(
+    config: TransferConfig, caplog: pytest.LogCaptureFixture, identified: bool
+) -> None:
+    load_inputs(config, identified=identified)
+    assert "the teacher is the student" not in caplog.text
+    load_inputs(replace(config, teacher=config.student), identified=identified)
+    assert "the teacher is the student" in caplog.text

@@ -224,7 +224,8 @@ def inputs_of(
 
 def _warn(config: TransferConfig, teacher: Checkpoint, student: Checkpoint) -> None:
     """Say what is likely not to be meant."""
-    if teacher.identity == student.identity:
+    # An estimate does not hash the models.
+    if teacher.identity == student.identity and (teacher.identity or config.teacher == config.student):
         logger.warning("the teacher is the student: there is no gap to close, and its figures are left empty")
     if "strftime_now" in str(student.tokenizer.chat_template):
         logger.warning(
