@@ -30,7 +30,7 @@ from semalign.comparison.cells import (
 from semalign.comparison.plan import Cell, Source, read_comparison
 from semalign.config import DataConfig, EvaluationConfig, ModelConfig, PairingConfig
 from semalign.data.inputs import load_inputs
-from semalign.errors import ConfigError, DataError
+from semalign.errors import CacheError, ConfigError, DataError
 from semalign.evaluation import answers as answering
 from semalign.evaluation import tasks
 from semalign.evaluation.extraction import extract_letter
@@ -405,6 +405,9 @@ def test_answers_of_cells_are_graded_again_without_training(
     assert main(["compare", str(path), "--regrade", "--quiet", "--json"]) == 0
     assert all(x["correct"] for x in results(out) if x["kind"] == "item" and x["measured"] == "knowledge")
     assert (cell / "train.json").read_bytes() == trained and verify(out).is_sound
+    (cell / "answers.jsonl").unlink()
+    assert main(["compare", str(path), "--regrade", "--quiet"]) == CacheError.exit_code
+    assert "answers.jsonl" in capsys.readouterr().err
 
 
 def test_items_of_a_task_are_its_own_and_a_task_without_any_is_named(

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from semalign.run.progress import bar
 
 Line = dict[str, Any]
 Say = Callable[[str], None]
+NOT_GRADED = "it is not graded, since nobody has answered these items; run without --regrade"
+RANDOM_TEACHER = "random weights, seed 0"
 
 
 def run_comparison(
@@ -61,7 +64,12 @@ def run_comparison(
         check_apart(comparison)
         jobs = jobs_of(comparison, labels)
         for name, job in jobs.items():
-            if needs_grading(job) or (is_regraded and _is_done(job, doing=None)):
+            if needs_grading(job):
+                with suppress(
+                    CacheError, DataError
+                ):  # its answers are gone, or to other prompts: it is not done
+                    _grade(name, job, say)
+            elif is_regraded and _is_done(job, doing=None):
                 _grade(name, job, say)
         if is_regraded:
             failures = {name: NOT_GRADED for name, job in jobs.items() if not _is_done(job, doing=NOT_GRADED)}
@@ -91,16 +99,8 @@ def check_apart(comparison: Comparison) -> None:
 
 
 def _grade(name: str, job: CellJob, say: Say) -> None:
-    """Grade a cell again; one whose answers are gone, or are to other items, stays as it is."""
-    try:
-        changed = regrade_cell(job)
-    except (CacheError, DataError):
-        return
-    if changed:
+    if changed := regrade_cell(job):
         say(f"{name}: {changed} verdicts changed")
-
-
-NOT_GRADED = "it is not graded, since nobody has answered these items; run without --regrade"
 
 
 def _is_done(job: CellJob, doing: str | None = "it is made again") -> bool:
@@ -272,9 +272,6 @@ def _drawn(options: EvaluationConfig) -> dict[str, Any]:
     if options.sampling.is_greedy:
         return {}
     return {"samples": options.samples, "sampling": to_dict(options.sampling)}
-
-
-RANDOM_TEACHER = "random weights, seed 0"
 
 
 def result_lines(
