@@ -11,7 +11,7 @@ import pytest
 from semalign.config import EvaluationConfig, by_name
 from semalign.errors import ConfigError, SemAlignError
 from semalign.evaluation.answers import answer_items
-from semalign.evaluation.harness import harness_figures
+from semalign.evaluation.harness import check_harness, harness_figures
 from semalign.models.loading import load
 
 CONFIG = EvaluationConfig(harness=("semalign_arithmetic",), max_items=12, batch_size=12)
@@ -73,3 +73,17 @@ def test_unknown_tasks_and_code_without_permission_are_refused() -> None:
         harness_figures(student, replace(CONFIG, harness={"mmlu": {"dataset_path": "json"}}))
     with pytest.raises(ConfigError, match="allow_code_execution"):
         harness_figures(student, replace(CONFIG, harness=("semalign_code_write",)))
+
+
+@pytest.mark.parametrize("task", ["semalign_code_write", "humaneval_instruct", "code", "tagged"])
+def test_a_task_that_runs_code_is_found_out_before_anything_is_trained(tmp_path: Path, task: str) -> None:
+    pytest.importorskip("lm_eval")
+    (tmp_path / "group.yaml").write_text("group: code\ntask: [semalign_arithmetic, semalign_code_write]\n")
+    (tmp_path / "tagged.yaml").write_text("task: mine\ntag: tagged\nunsafe_code: true\ndataset_path: json\n")
+    options = replace(CONFIG, harness=(task,), harness_path=str(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"runs generated code, which is off; set evaluation\.allow_code_execution"
+    ):
+        check_harness(options)
+    check_harness(replace(options, allow_code_execution="unsafe"))
+    check_harness(replace(options, harness=("semalign_arithmetic", "mmlu")))

@@ -98,6 +98,10 @@ def _free_names(code: str) -> set[str]:
     return {name.id for name in names} - given
 
 
+METRIC = CodeEval(False)
+"""One for all evaluations of this process: the harness imports a task's functions once, and they keep the metric that they were given."""
+
+
 @contextmanager
 def graded_in_jail(permission: Permission) -> Iterator[None]:
     """While this is open, the harness' tasks that run code have it graded in the jail.
@@ -108,27 +112,27 @@ def graded_in_jail(permission: Permission) -> Iterator[None]:
     import evaluate
     from lm_eval.api.task import ConfigurableTask
 
-    metric = CodeEval(permission)
     load, start, process = evaluate.load, ConfigurableTask.__init__, ConfigurableTask.process_results
 
     def load_metric(path: str, *args: Any, **kwargs: Any) -> Any:
-        return metric if path == "code_eval" else load(path, *args, **kwargs)
+        return METRIC if path == "code_eval" else load(path, *args, **kwargs)
 
     def start_task(self: Any, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **kwargs)
         if not getattr(self, "UNSAFE_CODE", False):
             return
-        metric.require()
-        if not _is_jailed(self, metric):
+        METRIC.require()
+        if not _is_jailed(self):
             raise ConfigError(
                 f"evaluation.harness: {self.config.task} runs generated code by itself, outside the sandbox; leave it out."
             )
 
     def process_item(self: Any, doc: dict[str, Any], results: Any) -> Any:
-        metric.doc = doc
+        METRIC.doc = doc
         return process(self, doc, results)
 
     with (
+        patch.object(METRIC, "permission", permission),
         patch.object(evaluate, "load", load_metric),
         patch.object(ConfigurableTask, "__init__", start_task),
         patch.object(ConfigurableTask, "process_results", process_item),
@@ -137,13 +141,13 @@ def graded_in_jail(permission: Permission) -> Iterator[None]:
         yield
 
 
-def _is_jailed(task: Any, metric: CodeEval) -> bool:
-    """Whether a task's code runs in the jail: by way of this metric, or because the task is one of SemAlign's own."""
+def _is_jailed(task: Any) -> bool:
+    """Whether a task's code runs in the jail: by way of our metric, or because the task is one of SemAlign's own."""
     own = getattr(task.config.process_results, "__code__", None)
     if own is not None:
         return Path(own.co_filename).is_relative_to(TASKS)
     functions = [getattr(found, "__self__", found) for found in task._metric_fn_list.values()]
     return bool(functions) and all(
-        any(value is metric for value in getattr(function, "__globals__", {}).values())
+        any(value is METRIC for value in getattr(function, "__globals__", {}).values())
         for function in functions
     )

@@ -21,7 +21,7 @@ import yaml
 from semalign.config import EvaluationConfig, by_name
 from semalign.data import encode_prompt
 from semalign.errors import CacheError, ConfigError, require, suggestion
-from semalign.evaluation.code_eval import TASKS, graded_in_jail
+from semalign.evaluation.code_eval import TASKS, CodeEval, graded_in_jail
 from semalign.evaluation.statistics import Z95
 from semalign.models.decoder import Decoder
 from semalign.models.variables import variables_of
@@ -91,7 +91,7 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
 
 
 def check_harness(options: EvaluationConfig) -> Any:
-    """The harness's own list of tasks, which has every wanted one; raises as `harness_figures`."""
+    """The harness's own list of tasks, which has every wanted one, and their code may run; raises as `harness_figures`."""
     require("lm_eval", "harness")
     from lm_eval.tasks import TaskManager
 
@@ -101,7 +101,22 @@ def check_harness(options: EvaluationConfig) -> Any:
         if name not in manager.all_tasks:
             advice = suggestion(name, manager.all_tasks, otherwise="see `lm_eval ls tasks`;")[:200]
             raise ConfigError(f"evaluation.harness: expected tasks of lm-eval, got {name!r}; {advice}")
+        if _runs_code(name, manager.task_index):
+            CodeEval(options.allow_code_execution).require()
     return manager
+
+
+def _runs_code(name: str, index: Mapping[str, Any]) -> bool:
+    """Whether a task, or one of a group or with a tag of this name, runs generated code."""
+    entry = index.get(name)
+    if entry is None:
+        return False
+    fields = entry.cfg or {}
+    members = fields.get("task") if fields else entry.tags
+    inner = members if isinstance(members, list | set) else ()
+    return bool(fields.get("unsafe_code")) or any(
+        _runs_code(member, index) for member in inner if isinstance(member, str) and member != name
+    )
 
 
 @contextmanager
