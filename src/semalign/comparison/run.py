@@ -25,9 +25,11 @@ from semalign.comparison.cells import (
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
 from semalign.comparison.sources import make_random_teacher, prepare
-from semalign.config import EvaluationConfig, ModelConfig, decisive, to_dict, without_names
-from semalign.data import disjoint
+from semalign.config import DataConfig, EvaluationConfig, ModelConfig, decisive, to_dict, without_names
 from semalign.data.drawing import split_rows
+from semalign.data.kinds import Row
+from semalign.data.overlap import Prompts
+from semalign.data.shown import known_view
 from semalign.errors import CacheError, DataError
 from semalign.models.finding import identity
 from semalign.run import results
@@ -61,41 +63,47 @@ def run_comparison(
     with RunFolder(comparison.root).lock():
         environment_of(comparison)
         write_yaml(comparison.root / "compare.yaml", json.loads(json.dumps(vars(comparison.options))))
-        check_apart(comparison)
         jobs = jobs_of(comparison, labels)
-        for name, job in jobs.items():
-            if needs_grading(job):
-                with suppress(
-                    CacheError, DataError
-                ):  # its answers are gone, or to other prompts: it is not done
-                    _grade(name, job, say)
-            elif is_regraded and _is_done(job, doing=None):
-                _grade(name, job, say)
-        if is_regraded:
-            failures = {name: NOT_GRADED for name, job in jobs.items() if not _is_done(job, doing=NOT_GRADED)}
-        else:
-            failures = _run(comparison, {n: job for n, job in jobs.items() if not _is_done(job)}, say)
+        open_cells = {n: job for n, job in jobs.items() if not _is_settled(n, job, say, is_regraded)}
+        failures = dict.fromkeys(open_cells, NOT_GRADED) if is_regraded else _run(comparison, open_cells, say)
         lines = list(result_lines(comparison, labels, jobs, failures))
         write_atomic(comparison.root / "results.jsonl", "".join(map(json_line, lines)))
     return lines
 
 
-def check_apart(comparison: Comparison) -> None:
+def _check_apart(comparison: Comparison, split: Callable[[DataConfig], tuple[list[Row], list[Row]]]) -> None:
     """Refuse rows to train on that are among the held-out rows which students are measured with.
+
+    Args:
+        split: the training and held-out rows of a source.
 
     Raises:
         DataError: some are; each method's own held-out rows are not looked at, for nothing is measured with them.
     """
-    split = functools.cache(split_rows)
+    trained = functools.cache(lambda data: Prompts(enumerate(split(data)[0])))
     heldout = {task: split(comparison.reference(task).config.data)[1] for task in comparison.options.tasks}
     sources = {source.run.root: (label, source) for (_, label, _), source in comparison.sources.items()}
     for label, source in sources.values():
         for task, rows in heldout.items():
-            if shared := disjoint(split(source.config.data)[0], rows):
+            if shared := trained(source.config.data).shared(rows):
                 raise DataError(
                     f"methods.{label}: {shared} held-out rows of task {task!r}, which all students are measured with, are among the rows that "
                     f"it trains on for {source.task!r}; take them out of {', '.join(source.config.data.weights)}."
                 )
+
+
+def _is_settled(name: str, job: CellJob, say: Say, is_regraded: bool) -> bool:
+    """Whether a cell is done, its answers graded again where that is asked for, or where its items' checks have changed."""
+    if _is_done(job, doing=None):
+        if is_regraded:
+            _grade(name, job, say)
+        return True
+    if needs_grading(job):
+        # Its answers may be gone, or to other prompts: then it is not done.
+        with suppress(CacheError, DataError):
+            _grade(name, job, say)
+            return True
+    return _is_done(job, doing=NOT_GRADED if is_regraded else "it is made again")
 
 
 def _grade(name: str, job: CellJob, say: Say) -> None:
@@ -103,7 +111,7 @@ def _grade(name: str, job: CellJob, say: Say) -> None:
         say(f"{name}: {changed} verdicts changed")
 
 
-def _is_done(job: CellJob, doing: str | None = "it is made again") -> bool:
+def _is_done(job: CellJob, doing: str | None) -> bool:
     return is_done(job.folder / "cell.json", job.fingerprint, (), doing=doing)
 
 
@@ -167,6 +175,7 @@ def jobs_of(comparison: Comparison, labels: Sequence[str]) -> dict[str, CellJob]
         *comparison.cells(timed, "time"),
     ]
     known = _Fingerprints(comparison)
+    _check_apart(comparison, known.split)
     return {cell.place: _job(comparison, cell, known) for cell in cells}
 
 
@@ -208,7 +217,8 @@ class _Fingerprints:
         self.comparison = comparison
         memory = RunFolder(comparison.root).digests
         self.identity = functools.cache(lambda model: identity(model, memory))
-        self.rows = functools.cache(lambda data: hash_of([list(part) for part in split_rows(data)]))
+        self.split = functools.cache(split_rows)
+        self.rows = functools.cache(lambda data: hash_of([list(part) for part in self.split(data)]))
         references = {t: comparison.reference(t).config for t in comparison.options.tasks}
         self.measured = {
             task: {
@@ -249,12 +259,7 @@ class _Fingerprints:
                 name: decisive(getattr(config, name)) for name in ("attribution", "pairing", "cache", "train")
             },
             data=without_names(source.config.data),
-            # Named only where it is used, so that cells from before it stay valid.
-            **(
-                {"sees": [config.teacher.sees, config.teacher.shots]}
-                if config.teacher.sees != "nothing"
-                else {}
-            ),
+            **known_view(config.teacher),
             recipe=decisive(comparison.recipes[key]),
             seed=[config.seed, cell.seed],
             # At equal time the default's seconds decide.

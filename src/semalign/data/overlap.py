@@ -29,9 +29,12 @@ class Prompts(Generic[Place]):
 
     def add(self, place: Place, row: Row) -> None:
         """Know a row's prompt too; the first place stays."""
-        rest = _without_system(row)
-        self._whole.setdefault(prompt_of(row), place)
-        (self._without if rest is None else self._with_system).setdefault(prompt_of(rest or row), place)
+        rest, whole = _without_system(row), prompt_of(row)
+        self._whole.setdefault(whole, place)
+        if rest is None:
+            self._without.setdefault(whole, place)
+        else:
+            self._with_system.setdefault(prompt_of(rest), place)
 
     def find(self, row: Row) -> Place | None:
         """Where a row's prompt stands; None where it is not known."""
@@ -40,11 +43,14 @@ class Prompts(Generic[Place]):
             return self._whole[whole]
         return self._with_system.get(whole) if rest is None else self._without.get(prompt_of(rest))
 
+    def shared(self, rows: Sequence[Row]) -> int:
+        """How many rows have a prompt that is known."""
+        return sum(self.find(row) is not None for row in rows)
+
 
 def disjoint(train_rows: Sequence[Row], heldout_rows: Sequence[Row]) -> int:
     """How many held-out rows have a prompt that is in the training rows too, compared as `Prompts` does; 0 means disjoint."""
-    seen = Prompts(enumerate(train_rows))
-    return sum(seen.find(row) is not None for row in heldout_rows)
+    return Prompts(enumerate(train_rows)).shared(heldout_rows)
 
 
 def without_prompts_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +23,11 @@ from semalign.data.overlap import prompt_of
 from semalign.data.samples import Sample, prepare_each
 from semalign.data.seen import Message
 from semalign.errors import DataError
+
+
+def known_view(model: ModelConfig) -> dict[str, Any]:
+    """What a model sees beside the rows, for fingerprints; named only where it is something, so that what is older stays valid."""
+    return {"sees": [model.sees, model.shots]} if model.sees != "nothing" else {}
 
 
 @dataclass(frozen=True)

@@ -115,14 +115,16 @@ def _no_gap(prepared: Prepared, found: dict[str, dict[str, Any]]) -> dict[str, s
 def _shares(*models: Sequence[Answer]) -> list[list[list[float]]]:
     """For each task the models' shares of right answers, item by item."""
     tasks = sorted({answer["task"] for answer in models[0]})
-    return [
-        [[fmean(a["correct"] for a in several) for several in by_item(_of(given, task))] for given in models]
-        for task in tasks
-    ]
+    return [[_item_shares(_of(given, task)) for given in models] for task in tasks]
 
 
 def _of(given: Sequence[Answer], task: str) -> list[Answer]:
     return [answer for answer in given if answer["task"] == task]
+
+
+def _item_shares(given: Sequence[Answer]) -> list[float]:
+    """Of the answers to each item the share that is right."""
+    return [fmean(answer["correct"] for answer in several) for several in by_item(given)]
 
 
 def _tasks(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def _tasks(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     for name, items in answers.items():
         for task in sorted({i["task"] for i in items}):
             chosen = _of(items, task)
-            shares = [fmean(i["correct"] for i in several) for several in by_item(chosen)]
+            shares = _item_shares(chosen)
             low, high = interval_of_shares(shares, len(chosen))
             entry = tasks.setdefault(task, {"n": len(shares)})
             if len(chosen) > len(shares):

@@ -62,14 +62,14 @@ def timed(tries: Tries | None = None) -> Iterator[Callable[[], float]]:
     keeper = threading.Thread(target=keep_on, daemon=True)
     keeper.start()
     try:
-        yield seconds
+        try:
+            yield seconds
+        finally:
+            has_ended.set()
+            keeper.join()
     except BaseException:
-        has_ended.set()
-        keeper.join()
         keep()
         raise
-    has_ended.set()
-    keeper.join()
     tries.path.unlink(missing_ok=True)
 
 

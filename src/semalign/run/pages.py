@@ -37,10 +37,8 @@ def keep_pages() -> None:
     """
     if not _unset():
         return
-    with (
-        started_keep_pages(),
-        suppress(OSError),
-    ):  # a system that lets no program start: slower, and all the same
+    # A system may let no program start: slower, and all the same.
+    with started_keep_pages(), suppress(OSError):
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -15,7 +15,7 @@ from semalign.data.chat import answered, conversation, lacks_answer, prompt_row
 from semalign.data.drawing import split_rows, task_rows
 from semalign.data.inputs import check_unedited, is_to_answer
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind, tools_of
-from semalign.data.shown import Shown
+from semalign.data.shown import Shown, known_view
 from semalign.errors import DataError
 from semalign.evaluation.tasks import check_items
 from semalign.models.decoder import Decoder
@@ -53,8 +53,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     wanted = fingerprint(
         teacher=identity(config.teacher, run.digests),
         **({"student": identity(config.student, run.digests)} if has_student else {}),
-        # Named only where it is used, so that folders from before it stay valid.
-        **({"sees": [shown.model.sees, shown.model.shots]} if shown.model.sees != "nothing" else {}),
+        **known_view(shown.model),
         rows=hash_of(rows),
         measured=hash_of(measured_on),
         data=without_names(options),
