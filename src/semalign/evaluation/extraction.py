@@ -53,10 +53,11 @@ def _without_marks(text: str) -> str:
 
 def _value(sign: str, digits: str, exponent: str, under: str, above: str, under_that: str) -> float:
     value = float(digits.replace(",", "") + exponent)
-    if under and int(under):
-        value /= int(under)
-    elif above and int(under_that):
-        value += int(above) / int(under_that)
+    # As floats: Python reads no integer of thousands of digits, and a model may write one.
+    if under and float(under):
+        value /= float(under)
+    elif above and float(under_that):
+        value += float(above) / float(under_that)
     return -value if "-" in sign else value
 
 
