@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from claims import FULL, QUICK, TIMED, Claim, Result
+from claims import BESIDE, FULL, QUICK, TIMED, Claim, Result
 from common import machine
 
 HERE = Path(__file__).parent
@@ -59,7 +59,9 @@ def run(claim: Claim, options: argparse.Namespace) -> Result:
 
 def code_of(script: str, root: Path = HERE.parent) -> str:
     """What tells one state of a script and of the sources that it times from another."""
-    hashed = hashlib.sha256((root / "benchmarks" / f"{script}.py").read_bytes())
+    hashed = hashlib.sha256()
+    for name in (script, *BESIDE.get(script, ())):
+        hashed.update((root / "benchmarks" / f"{name}.py").read_bytes())
     for folder in TIMED[script]:
         for path in sorted((root / "src" / "semalign" / folder).glob("*.py")):
             hashed.update(path.name.encode() + path.read_bytes())

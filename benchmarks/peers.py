@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from common import Result, Worker, arguments, finish, ratios
-from sides import EMBEDDED, PEERS, SemAlign, Task
+from sides import EMBEDDED, SemAlign, Task
+from trainers import PEERS
 
 
 def task_of(options: argparse.Namespace) -> Task:
@@ -30,6 +31,10 @@ def task_of(options: argparse.Namespace) -> Task:
         layers=options.layers,
         epochs=options.epochs,
         batch=options.batch,
+        recipe=options.recipe,
+        lora_r=options.lora_r,
+        learning_rate=options.learning_rate,
+        peer_learning_rate=options.peer_learning_rate,
     )
 
 
@@ -45,6 +50,10 @@ def add_pair(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", type=int, default=8, help="rows a step, on both sides; the embedded pair has 32"
     )
+    parser.add_argument("--recipe", default="aligned", help="SemAlign's")
+    parser.add_argument("--lora-r", type=int, default=16, help="LoRA's rank on both sides")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--peer-learning-rate", type=float, help="none: SemAlign's")
     parser.add_argument("--repetitions", type=int, default=5)
     return parser
 
@@ -86,6 +95,7 @@ def to_same_kl(task: Task, options: argparse.Namespace) -> Result:
         Worker(PEERS[options.against], task) as theirs,
     ):
         untouched = theirs.call("heldout_kl")
+        theirs.reset_peak()
         if options.to_same_kl == "peer":
             followed = [theirs.call("schedule", options.peer_epochs)]
         spent = ours.call("prepare")
@@ -134,8 +144,8 @@ def reach(kl: float, train: Callable[[int], Result], most_epochs: int) -> list[R
 
 
 def end_to_end(task: Task, options: argparse.Namespace) -> Result:
-    """`to_same_kl`, repeated: the run of the median ratio, with the spread of all."""
-    runs = [to_same_kl(task, options) for _ in range(options.repetitions)]
+    """`to_same_kl`, repeated with one seed after another: the run of the median ratio, with the spread of all."""
+    runs = [to_same_kl(replace(task, seed=seed), options) for seed in range(options.repetitions)]
     each = sorted(run["ratio"] for run in runs)
     middle = min(runs, key=lambda run: abs(run["ratio"] - each[len(each) // 2]))
     return {**middle, "low": each[0], "high": each[-1], "repetitions": len(runs)}
@@ -157,9 +167,8 @@ def main() -> None:
     parser.add_argument(
         "--every", type=int, default=2, help="the peer's steps between measurements of its KL"
     )
-    parser.add_argument("--peer-learning-rate", type=float, help="none: SemAlign's")
     options = parser.parse_args()
-    task = replace(task_of(options), peer_learning_rate=options.peer_learning_rate)
+    task = task_of(options)
     if options.to_same_kl:
         result = end_to_end(task, options)
     else:

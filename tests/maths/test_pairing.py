@@ -169,6 +169,13 @@ def test_critical_layers_follow_the_match() -> None:
     assert pair_critical(scores, 3, count=2, teachers=[2, 2, 4]) == [LayerPair(2, 1), LayerPair(4, 3)]
 
 
+def test_a_critical_layer_finds_its_student_layer_out_of_order() -> None:
+    # `pairing.match: nearest` may fall: here student layer 1 looks at teacher layer 5, and layer 3 at 2 itself.
+    assert pair_critical([0, 9, 0, 0, 1], 3, count=1, teachers=[5, 1, 2]) == [LayerPair(2, 3)]
+    # Nobody looks at layer 5 or deeper: the last student layer of the deepest match takes it.
+    assert pair_critical([0, 0, 0, 1, 9], 3, count=1, teachers=[4, 4, 2]) == [LayerPair(4, 2)]
+
+
 def test_student_layers_of_one_teacher_layer_fill_up_what_was_asked_for() -> None:
     # The walk reaches student layers 3 and 1 alone. Of the free ones 4 looks at teacher layer 4 and 2 at layer 2.
     teachers = [2, 2, 4, 4]

@@ -166,8 +166,9 @@ def pair_critical(
 ) -> list[LayerPair]:
     """Pairs for the highest-scoring teacher layers, sorted by student layer.
 
-    Walks the teacher layers in descending score (ties: shallower first), maps each layer l to the student layer
-    k' = min{k : l(k) >= l}, or L_S if there is none, and stops at `count` distinct student layers. Where several student layers
+    Walks the teacher layers in descending score (ties: shallower first), maps each layer l to the first student layer k' with
+    the smallest l(k') >= l, or to the last one with the largest l(k') if there is none, and stops at `count` distinct student
+    layers. Where l(k) never falls, as by depth, that is k' = min{k : l(k) >= l}, or L_S. Where several student layers
     have one teacher layer, the walk may end before: then the free ones whose own teacher layer has the highest score follow (ties:
     shallower first). Each pair is (l(k'), k'), or the interpolated pair of k'. `scores[0]` belongs to layer 1. `teachers` is
     l(1), l(2), ... where depth does not say it.
@@ -185,7 +186,8 @@ def pair_critical(
     ranked = sorted(range(1, L_T + 1), key=lambda layer: -scores[layer - 1])
     students: list[int] = []
     for layer in ranked:
-        student = next((k for k, seen in enumerate(look, 1) if seen >= layer), L_S)
+        reaching = [(seen, k) for k, seen in enumerate(look, 1) if seen >= layer]
+        student = min(reaching)[1] if reaching else max((seen, k) for k, seen in enumerate(look, 1))[1]
         if student not in students:
             students.append(student)
     free = [k for k in range(1, L_S + 1) if k not in students]
