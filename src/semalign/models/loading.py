@@ -33,7 +33,7 @@ from semalign.models.finding import (
     whole_config,
 )
 from semalign.models.layouts import WRAPPERS, Shape
-from semalign.models.placing import device_map
+from semalign.models.placing import copy_mapped, device_map
 from semalign.models.soundness import CHECKED_AT_ONCE, check_complete, check_finite
 from semalign.models.wrappers import loads_whole, say_what_is_left_out, text_of
 
@@ -157,6 +157,7 @@ def _load(config: ModelConfig, device: str | None, needs_layers: bool) -> Decode
         _keep_backward(model)
     if not (config.load_in_8bit or config.load_in_4bit or config.is_placed):
         model = model.to(target)
+        copy_mapped(model)
     tokenizer, name = load_tokenizer(config), config.model_name_or_path
     decoder = checked(Decoder(model, tokenizer, name, needs_layers=needs_layers))
     if gguf is not None and config.keep_dequantised:
