@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from dataclasses import replace
@@ -17,6 +18,20 @@ from semalign.errors import ConfigError, ModelError
 from semalign.models.finding import identity, load_shape, load_tokenizer
 from semalign.models.loading import load
 from semalign.models.variables import variables_of
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_garbage_is_collected_again_after_a_tokenizer(tmp_path: Path, is_enabled: bool) -> None:
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if is_enabled else gc.disable)()
+        load_tokenizer(ModelConfig("embedded:student"))
+        assert gc.isenabled() is is_enabled
+        with pytest.raises(ModelError):
+            load_tokenizer(ModelConfig(str(tmp_path / "nothing")))
+        assert gc.isenabled() is is_enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
 
 
 def test_a_missing_folder_and_a_folder_without_config(tmp_path: Path) -> None:

@@ -33,6 +33,32 @@ def loads(sizes: list[int], places: list[Place | None]) -> dict[Place | None, in
     return found
 
 
+def mapped(model: torch.nn.Module, file: Path) -> set[str]:
+    """Names of the parameters whose memory is a part of a file."""
+    spans = [
+        [int(end, 16) for end in line.split()[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(file))
+    ]
+    return {n for n, p in model.named_parameters() if any(a <= p.data_ptr() < b for a, b in spans)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what is mapped is read from /proc")
+@pytest.mark.parametrize("has_room", [True, False])
+def test_weights_are_copied_out_of_their_file_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    saved = save_model(
+        tiny_model("llama", layers=2, wide=False, tie_word_embeddings=True), tmp_path / "model"
+    )
+    if not has_room:
+        monkeypatch.setattr("semalign.models.placing.ROOM_FOR_COPY", float("inf"))
+    model = load(str(saved)).model
+    assert bool(mapped(model, tmp_path / "model" / "model.safetensors")) is not has_room
+    # What was one tensor still is: training the one trains the other.
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
 @given(SIZES, ROOMS, st.integers(0, 60))
 def test_layers_lie_in_order_and_no_device_holds_more_than_it_has_room_for(
     sizes: list[int], rooms: list[int], rest: int

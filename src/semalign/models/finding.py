@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,11 +114,23 @@ def load_shape(config: ModelConfig, *, needs_layers: bool = True) -> Shape:
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer."""
     where, extra = opened(config)
-    with reading(config):
+    with reading(config), _uncollected():
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
         tokenizer.decode(tokenizer("0")["input_ids"])  # what is wrong in its files may show here first
         give_variables(tokenizer, config.chat_template_kwargs)
         return tokenizer
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is looked for: a vocabulary is a million objects that all stay, and looking through them took most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def identity(config: ModelConfig, memory: Path | None = None) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def copy_mapped(model: PreTrainedModel) -> None:
     """Copy weights out of the files that they are mapped from, where there is a CPU that computes with them and memory for a copy.
 
     A mapped file has pages of 4 KiB, and a CPU looks up thousands of them for every product; what is copied lies in pages of 2 MiB
-    (`semalign.run.pages`). On two cores with AMX a forward pass of a 0.5B or 1.5B took 25 to 33% longer from mapped files,
-    and a decoding step of 164 rows 40 to 60% longer.
+    (`semalign.run.pages`). On two cores with AMX a forward pass of a 0.5B or 1.5B took 26 to 34% longer from mapped files,
+    and a decoding step of 164 rows 37 to 65%.
     """
     tensors = [t for t in chain(model.parameters(), model.buffers()) if t.device.type == "cpu"]
     size = sum(t.numel() * t.element_size() for t in tensors)
