@@ -10,6 +10,9 @@ the two large sizes it would take hours: it is run with every size divided by `t
 are multiplied by that number, since its cost is cubic.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from common import DEVICE, Result, arguments, finish, peak_growth, ratios, seconds
 
@@ -30,10 +33,11 @@ def heads(size: str, divisor: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Random heads of a teacher and a student, in bfloat16 as they come from a checkpoint."""
     vocabulary, wide, narrow = (n // divisor for n in SIZES[size])
     torch.manual_seed(0)
-    return tuple(
+    teacher_VD, student_VE = (
         torch.empty(vocabulary, n, dtype=torch.bfloat16, device=DEVICE).normal_(std=0.02)
         for n in (wide, narrow)
     )
+    return teacher_VD, student_VE
 
 
 def by_pinv(teacher_VD: torch.Tensor, student_VE: torch.Tensor) -> torch.Tensor:
@@ -42,13 +46,13 @@ def by_pinv(teacher_VD: torch.Tensor, student_VE: torch.Tensor) -> torch.Tensor:
     return narrow.T @ wide
 
 
-def ours_at(size: str) -> object:
+def ours_at(size: str) -> Callable[[], Any]:
     """For `peak_growth`."""
     given = heads(size)
     return lambda: semantic_map(*given)
 
 
-def pinv_at(size: str) -> object:
+def pinv_at(size: str) -> Callable[[], Any]:
     """For `peak_growth`."""
     given = heads(size)
     return lambda: by_pinv(*given)

@@ -70,8 +70,8 @@ END = (
 )
 CURVE = ("epochs", "seconds", "kl")
 TO_PEER = "The baseline trains three epochs, its default. SemAlign trains until its held-out KL is as low."
-QUANTITIES = {"quantities": ("quantity", "estimated", "used", "ratio")}
-CURVES = {"exponents": ("loss", "seconds_exponent", "memory_exponent")}
+QUANTITIES: dict[str, tuple[str, ...]] = {"quantities": ("quantity", "estimated", "used", "ratio")}
+CURVES: dict[str, tuple[str, ...]] = {"exponents": ("loss", "seconds_exponent", "memory_exponent")}
 
 
 def _epoch(name: str, title: str, against: str, layers: int, pair: str, least: float | None = None) -> Claim:
@@ -105,7 +105,10 @@ def _end(name: str, title: str, meaning: str, pair: str, least: float | None, *o
     )
 
 
-REAL_END = ("--layers", "6", "--max-rows", "128", "--peer-learning-rate", "3e-4", "--repetitions", "1")
+REAL_END = (
+    *("--recipe", "aligned_output", "--layers", "24", "--max-rows", "128", "--repetitions", "3"),
+    *("--learning-rate", "3e-4", "--peer-learning-rate", "3e-4"),
+)
 
 FULL = (
     _epoch("gkd-last", "Real pair, last layer, against trl's GKDTrainer", "gkd", 1, "real", 20),

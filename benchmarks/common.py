@@ -126,7 +126,7 @@ def _peak() -> int:
     return peak_rss() if gpu is None else gpu
 
 
-def peak_growth(function: Callable[..., None], *arguments: Any) -> int:
+def peak_growth(function: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
     """Bytes by which a call, `function(*arguments)` in a fresh process, raises that process's peak memory.
 
     The function prepares its inputs and returns the call to measure. A GPU counts its memory exactly, in this process.

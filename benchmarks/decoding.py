@@ -9,6 +9,7 @@ cache, padding and rows that have ended, costs nothing.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import arguments, finish, ratios, seconds
@@ -31,7 +32,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
     decoder = load(options.model, needs_layers=False)
-    model, tokenizer = decoder.model, decoder.tokenizer
+    model: Any = decoder.model
+    tokenizer: Any = decoder.tokenizer
     rows = [prompt_row(row) for row in rows_named(options.rows, DataConfig(options.rows))[: options.prompts]]
     encoded = [encode_prompt(row, tokenizer) for row in rows]
     ids, mask = (part.to(model.device) for part in padded_on_the_left(encoded, ends_of(model, tokenizer)[0]))

@@ -19,7 +19,7 @@ from semalign.data.batches import CANDIDATES
 from semalign.maths.bases import gram
 from semalign.maths.head import gathered_logits
 from semalign.maths.losses import output_cosine_loss
-from semalign.maths.topk import fisher_loss, rest_logit, topk_kl_loss, with_rest
+from semalign.maths.topk import fisher_loss, followed_logit, rest_logit, topk_kl_loss, with_rest
 
 POSITIONS, WIDTH, TOP_K = 1024, 896, 32
 SIZES = (1024, 4096, 16_384, 65_536, 151_936, 262_144)
@@ -44,18 +44,19 @@ def step(kind: str, vocabulary: int) -> Callable[[], Tensor]:
         logp_NJ = torch.randn(POSITIONS, 2 * TOP_K).log_softmax(1)
         valid_NJ = torch.ones_like(ids_NJ, dtype=torch.bool)
         others_C = torch.arange(min(vocabulary, CANDIDATES))
-        outside_N = torch.zeros(POSITIONS)
+        untouched_N = torch.zeros(POSITIONS)
         teacher_NE = torch.randn(POSITIONS, WIDTH)
     others_CE = head_VE[others_C].float()
-    gram_EE = gram(head_VE) if kind == "cosine" else None
+    gram_EE = gram(head_VE if kind == "cosine" else head_VE[:0])
 
     def loss() -> Tensor:
         if kind == "cosine":
             return output_cosine_loss(hidden_NE, head_VE, gram_EE, labels_N)
         if kind in ("topk_kl", "fisher"):
-            rest_N1 = rest_logit(hidden_NE @ others_CE.T, others_C, ids_NJ, valid_NJ, outside_N)
+            followed_N = followed_logit(hidden_NE @ others_CE.T, others_C, ids_NJ, valid_NJ)
+            rest_N1 = rest_logit(followed_N, untouched_N, untouched_N)
             logits_NJ = gathered_logits(hidden_NE, head_VE, ids_NJ)
-            logits, logp, mask = with_rest(logits_NJ, rest_N1, logp_NJ, valid_NJ)
+            logits, logp, mask = with_rest(logits_NJ, rest_N1, logp_NJ, untouched_N[:, None], valid_NJ)
             if kind == "topk_kl":
                 return topk_kl_loss(logits, logp, mask)
             return fisher_loss(logits, logp, logp, mask)

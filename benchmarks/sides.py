@@ -6,16 +6,21 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from semalign.config import TransferConfig
 from semalign.config.parsing import build_config
 from semalign.data.inputs import load_inputs
 from semalign.run.folder import RunFolder
 from semalign.run.meter import free_memory
-from semalign.steps.pipeline import open_run, run_step
+from semalign.signals.prepared import Prepared
+from semalign.steps.attribute import attribute
+from semalign.steps.cache import cache
+from semalign.steps.pair import pair
+from semalign.steps.pipeline import open_run
 from semalign.steps.train import train
 
 
@@ -30,7 +35,7 @@ class Task:
     heldout_rows: int = 0
     max_rows: int | None = None
     max_length: int = 320
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     batch: int = 8
     layers: int = 1
     epochs: int = 3
@@ -104,11 +109,16 @@ class SemAlign:
 
     def prepare(self) -> dict[str, float]:
         """Attribution, pairing and caching; seconds of each, loading included."""
+        steps: dict[str, Callable[[], None]] = {
+            "attribute": lambda: attribute(self.config, self.run, self.inputs),
+            "pair": lambda: pair(self.config, self.run, self.inputs),
+            "cache": lambda: cache(Prepared.read(self.config, self.run, self.inputs)),
+        }
         spent = {}
-        for step in ("attribute", "pair", "cache"):
+        for name, step in steps.items():
             start = time.perf_counter()
-            run_step(step, self.config, self.run, self.inputs)
-            spent[step] = time.perf_counter() - start
+            step()
+            spent[name] = time.perf_counter() - start
         free_memory()
         return spent
 
@@ -118,11 +128,8 @@ class SemAlign:
 
     def _train(self, epochs: float) -> dict[str, Any]:
         (self.folder / "train.json").unlink(missing_ok=True)
-        train(
-            replace(self.config, train=replace(self.config.train, num_train_epochs=epochs)),
-            self.run,
-            self.inputs,
-        )
+        config = replace(self.config, train=replace(self.config.train, num_train_epochs=epochs))
+        train(Prepared.read(config, self.run, self.inputs))
         free_memory()
         return json.loads((self.folder / "train.json").read_text())
 

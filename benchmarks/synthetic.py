@@ -1,6 +1,7 @@
 """Random models of the 0.5B's width, for costs that depend on shapes alone."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from common import DEVICE
@@ -9,6 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from semalign.data import Sample
 from semalign.data.batches import CANDIDATES, candidates_of
 from semalign.methods import methods
+from semalign.methods.loss import REST
 from semalign.models.decoder import Decoder
 from semalign.signals.passes import teacher_signals
 from semalign.signals.request import Request
@@ -28,7 +30,8 @@ def random_decoder(layers: int, vocabulary: int, width: int = WIDTH) -> Decoder:
         num_attention_heads=width // 64,
         num_key_value_heads=2,
     )
-    decoder = Decoder(Qwen2ForCausalLM(config).to(DEVICE), None)
+    model: Any = Qwen2ForCausalLM(config)
+    decoder = Decoder(model.to(DEVICE), None)
     decoder.model.requires_grad_(False)
     return decoder
 
@@ -65,7 +68,7 @@ def suffix_step(
             "valid": torch.ones(positions, 2 * top_k, dtype=torch.bool),
             "teacher_logp": logp,
             "student_logp": logp,
-            "outside": torch.zeros(positions),
+            REST: torch.zeros(positions, 3),
         }
 
     def step() -> None:

@@ -82,7 +82,7 @@ class Peer:
             "seed": self.task.seed,
         } | options
 
-    def trainer(self, model: nn.Module, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
+    def trainer(self, model: Any, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
         """The peer's own trainer on `model`."""
         raise NotImplementedError
 
@@ -123,8 +123,11 @@ class Peer:
         for batch, taught in zip(self._heldout(), self.taught, strict=True):
             output = self._outputs(self.student, batch)
             labels = torch.cat([labels_of(s) for s in batch]).to(output.device)
-            options = {"student": ours.options, "teacher": theirs.options}
-            figures = closeness(output, ours.weight_VD, taught, theirs.weight_VD, labels, **options)
+            figures = closeness(
+                *(output, ours.weight_VD, taught, theirs.weight_VD, labels),
+                student=ours.options,
+                teacher=theirs.options,
+            )
             found.append(figures["kl"])
         return float(torch.cat(found).mean())
 
@@ -174,7 +177,7 @@ def _labelled(features: list[dict[str, Any]]) -> dict[str, Tensor]:
 class TrlGkd(Peer):
     """trl's GKDTrainer, off-policy (lmbda 0), forward KL (beta 0), LoRA on every layer."""
 
-    def trainer(self, model: nn.Module, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
+    def trainer(self, model: Any, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
         """See `Peer`."""
         from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -195,7 +198,7 @@ class TrlSft(Peer):
 
     needs_teacher = False
 
-    def trainer(self, model: nn.Module, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
+    def trainer(self, model: Any, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
         """See `Peer`."""
         from trl import SFTConfig, SFTTrainer
 
@@ -236,7 +239,7 @@ class LiteralV1(Peer):
         )
         return get_peft_model(self.student.model, lora)
 
-    def trainer(self, model: nn.Module, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
+    def trainer(self, model: Any, epochs: float, folder: str, callbacks: list[Any]) -> Trainer:
         """See `Peer`."""
         return _LiteralTrainer(
             self,
@@ -260,7 +263,7 @@ class _LiteralTrainer(Trainer):
         self.peer = peer
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean over pairs of 1 - cos(activation, target), plus 1 - cos(logits, one-hot label)."""
         peer = self.peer

@@ -69,7 +69,8 @@ def train(config: TransferConfig, rows: list[dict[str, Any]], steps: int, parts:
             processing_class=student.tokenizer,
         )
         trainer.train()
-    return trainer.model.merge_and_unload(), student.tokenizer
+        trained: Any = trainer.model
+    return trained.merge_and_unload(), student.tokenizer
 
 
 def main() -> None:

@@ -126,8 +126,9 @@ def new_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",  # at this length faster on a CPU than the fused kernel, backward above all
     )
+    # At this length faster on a CPU than the fused kernel, backward above all.
+    config._attn_implementation = "eager"
     model = LlamaForCausalLM(config)
     match_by_content(model, heads=plan.heads // 2 + 1)
     return model
@@ -176,7 +177,8 @@ def train(plan: Plan, tokenizer: PreTrainedTokenizerFast, scratch: Path) -> Llam
             seed=0,
         )
         Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate).train()
-    return model.to(torch.bfloat16)
+    half: Any = model
+    return half.to(torch.bfloat16)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -196,7 +198,7 @@ def accuracies(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> d
     rows = embedded.rows("test")
     completions = generate(model.float(), tokenizer, [row["messages"][:1] for row in rows], max_new_tokens=80)
     verdicts = check_answers(rows, completions, allow_code_execution=True)
-    shares = {}
+    shares: dict[str, float] = {}
     for task in TASKS:
         right = [verdict.correct for row, verdict in zip(rows, verdicts, strict=True) if row["task"] == task]
         shares[task] = sum(right) / len(right)

@@ -56,7 +56,8 @@ def figures(patch: Patch, known: Sequence[Sample]) -> dict[str, list[dict[str, A
     found = {}
     for label in MAPS:
         signals, chosen = on_known if label == KNOWN else on_own
-        recipe = replace(patch.config.recipe, map=label.split()[0])
+        changes: dict[str, Any] = {"map": label.split()[0]}
+        recipe = replace(patch.config.recipe, **changes)
         tried = replace(patch, config=replace(patch.config, recipe=recipe), rows=chosen)
         found[label] = tried.figures(student, signals, head, norm)
     return found

@@ -5,9 +5,11 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -114,3 +116,62 @@ def test_a_script_prints_one_json_object_with_its_ratio():
     assert result["low"] <= result["ratio"] <= result["high"]
     assert result["relative_difference"] < 1e-5
     assert result["memory_ours"] < result["memory_theirs"]
+
+
+@pytest.fixture
+def task(module):
+    """The embedded pair on few rows."""
+    return replace(module("sides").EMBEDDED, max_rows=24, batch=8, attribution_rows=4, heldout_rows=8)
+
+
+def test_both_sides_of_the_comparisons_train(module, task):
+    peers, sides = module("peers"), module("sides")
+    side = sides.SemAlign(task, peers.v1(task, "v1"))
+    try:
+        assert set(side.prepare()) == {"attribute", "pair", "cache"}
+        assert side.epoch() > 0
+        assert side.whole_training(2) > 0
+        assert json.loads((side.folder / "train.json").read_text())["steps"] == 6
+        literal = module("trainers").LiteralV1(replace(task, seed=1))
+        before = literal.heldout_kl()
+        assert literal.epoch() > 0
+        # LoRA is off again: the student is as it was.
+        assert literal.heldout_kl() == before > 0
+        assert literal.kl_of(side.student()) != before
+    finally:
+        side.close()
+    assert not side.folder.exists()
+
+
+def test_a_cached_prefix_changes_no_loss(module, task):
+    sides, losses = module("sides"), []
+    for changes in ({}, {"train": {"cache_prefix": False}}):
+        side = sides.SemAlign(task, changes)
+        side.prepare()
+        side.epoch()
+        losses.append(side.last_loss())
+        side.close()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_estimates_and_what_a_run_used_have_the_same_quantities(module, task):
+    checked = module("estimates").Checked(task)
+    estimated = checked.estimate()
+    used = checked.used()
+    checked.close()
+    assert used["seconds"].keys() == estimated["seconds"].keys()
+    assert used["cache_bytes"] == pytest.approx(estimated["cache_bytes"], rel=0.15)
+
+
+def test_every_loss_of_the_benchmark_has_a_gradient(module):
+    losses = module("losses")
+    for kind in losses.LABELS:
+        assert torch.isfinite(losses.step(kind, 1024)()), kind
+
+
+def test_steps_of_random_models_run(module):
+    synthetic = module("synthetic")
+    step, operations = synthetic.suffix_step(2, 8, layers=1, vocabulary=512, top_k=4)
+    step()
+    assert operations > 0
+    synthetic.teacher_pass(2, 8, layers=1, vocabulary=512)()
