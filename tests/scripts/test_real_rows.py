@@ -43,6 +43,8 @@ def test_rows_are_split_and_items_are_graded(tmp_path: Path, monkeypatch: pytest
     out = tmp_path / "out"
     train, heldout = read(out / "math_train.jsonl"), read(out / "math_heldout.jsonl")
     items = read(out / "items.jsonl")
+    for row, prompt in zip(heldout, read(out / "math_prompts.jsonl"), strict=True):
+        assert prompt["id"] == row["id"] and prompt["messages"] == row["messages"][:1]
     math = [item for item in items if item["task"] == "math"]
     assert (len(train), len(heldout), len(math)) == (26, 60, 4)
     assert [row["check"]["answer"] for row in train] == list(range(26))
