@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -21,12 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from claims import BESIDE, FULL, QUICK, TIMED, Claim, Result
+from claims import FULL, QUICK, TIMED, Claim, Result
 from common import machine
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+IMPORTED = re.compile(r"^(?:from|import) (\w+)", re.MULTILINE)
 KEPT_LINES = 3  # of a failed script's last words
 
 
@@ -58,14 +60,26 @@ def run(claim: Claim, options: argparse.Namespace) -> Result:
 
 
 def code_of(script: str, root: Path = HERE.parent) -> str:
-    """What tells one state of a script and of the sources that it times from another."""
+    """What tells one state of a script, of what it imports here and of the sources that it times from another."""
     hashed = hashlib.sha256()
-    for name in (script, *BESIDE.get(script, ())):
-        hashed.update((root / "benchmarks" / f"{name}.py").read_bytes())
+    for path in files_of(script, root / "benchmarks"):
+        hashed.update(path.read_bytes())
     for folder in TIMED[script]:
         for path in sorted((root / "src" / "semalign" / folder).glob("*.py")):
             hashed.update(path.name.encode() + path.read_bytes())
     return hashed.hexdigest()[:16]
+
+
+def files_of(script: str, folder: Path) -> list[Path]:
+    """A script and the files beside it that it imports, and those that they import."""
+    found: set[Path] = set()
+    left = [folder / f"{script}.py"]
+    while left:
+        path = left.pop()
+        if path not in found and path.exists():
+            found.add(path)
+            left += [folder / f"{name}.py" for name in IMPORTED.findall(path.read_text(encoding="utf-8"))]
+    return sorted(found)
 
 
 def stale(results: dict[str, dict[str, Result]]) -> list[str]:

@@ -41,8 +41,6 @@ TIMED = {
     "decoding": ("evaluation", "models"),
 }
 """What each script times, below src/semalign: a figure is as old as these files were when it was measured."""
-BESIDE = {"peers": ("sides", "trainers"), "prefix": ("sides",), "estimates": ("sides",)}
-"""Files of benchmarks/ that a script's figures also depend on."""
 
 
 def _exponents_flat(result: Result) -> bool:

@@ -72,7 +72,7 @@ class Worker:
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
+        self._process = context.Process(target=_serve, args=(other, make, arguments))
         self._process.start()
         other.close()
 

@@ -47,10 +47,10 @@ def step(kind: str, vocabulary: int) -> Callable[[], Tensor]:
         untouched_N = torch.zeros(POSITIONS)
         teacher_NE = torch.randn(POSITIONS, WIDTH)
     others_CE = head_VE[others_C].float()
-    gram_EE = gram(head_VE if kind == "cosine" else head_VE[:0])
+    gram_EE = gram(head_VE) if kind == "cosine" else None
 
     def loss() -> Tensor:
-        if kind == "cosine":
+        if gram_EE is not None:
             return output_cosine_loss(hidden_NE, head_VE, gram_EE, labels_N)
         if kind in ("topk_kl", "fisher"):
             followed_N = followed_logit(hidden_NE @ others_CE.T, others_C, ids_NJ, valid_NJ)

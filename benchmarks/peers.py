@@ -20,17 +20,20 @@ from trainers import PEERS
 
 def task_of(options: argparse.Namespace) -> Task:
     """The pair and rows of the command line."""
-    if options.quick or options.teacher is None:
-        return replace(EMBEDDED, layers=options.layers, epochs=options.epochs)
-    return Task(
-        options.teacher,
-        options.student,
-        options.rows,
-        heldout_rows=options.heldout_rows,
-        max_rows=options.max_rows,
+    pair = EMBEDDED
+    if options.teacher is not None and not options.quick:
+        pair = Task(
+            options.teacher,
+            options.student,
+            options.rows,
+            heldout_rows=options.heldout_rows,
+            max_rows=options.max_rows,
+            batch=options.batch,
+        )
+    return replace(
+        pair,
         layers=options.layers,
         epochs=options.epochs,
-        batch=options.batch,
         recipe=options.recipe,
         lora_r=options.lora_r,
         learning_rate=options.learning_rate,

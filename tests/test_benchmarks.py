@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,8 @@ def test_the_page_shows_ratio_bar_and_failure(module, tmp_path):
 def test_what_a_worker_prints_stays_out_of_the_result(module, capfd):
     with module("common").Worker(Loud) as worker:
         assert worker.call("speak") == 3
+        # SemAlign renders chat templates in a process of their own.
+        assert worker.call("start_another") == 0
     assert capfd.readouterr().out == ""
 
 
@@ -101,6 +104,12 @@ class Loud:
     def speak(self):
         print("a line for people")
         return 3
+
+    def start_another(self):
+        process = multiprocessing.get_context("spawn").Process(target=print)
+        process.start()
+        process.join()
+        return process.exitcode
 
 
 def test_a_kl_that_was_not_reached_has_no_ratio(module):

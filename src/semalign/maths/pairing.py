@@ -184,10 +184,10 @@ def pair_critical(
     _check_range("The number of pairs", count, min(L_T, L_S))
     look = teachers or [teacher_layer(k, L_T, L_S) for k in range(1, L_S + 1)]
     ranked = sorted(range(1, L_T + 1), key=lambda layer: -scores[layer - 1])
+    places = [(seen, k) for k, seen in enumerate(look, 1)]
     students: list[int] = []
     for layer in ranked:
-        reaching = [(seen, k) for k, seen in enumerate(look, 1) if seen >= layer]
-        student = min(reaching)[1] if reaching else max((seen, k) for k, seen in enumerate(look, 1))[1]
+        _, student = min((place for place in places if place[0] >= layer), default=max(places))
         if student not in students:
             students.append(student)
     free = [k for k in range(1, L_S + 1) if k not in students]

@@ -1,4 +1,4 @@
-"""Where weights lie: in a CPU's memory; and the layers of a teacher that is too large for one device on several, there or on disk."""
+"""Where weights lie: in memory and not in mapped files, and on several devices or on disk for a teacher too large for one."""
 
 from __future__ import annotations
 
