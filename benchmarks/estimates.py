@@ -5,9 +5,11 @@
 
 Estimated and used: cache bytes, peak memory (of the GPU where there is one), seconds of attribution, caching and training.
 The ratio is estimated over used cache bytes; low and high are the smallest and largest ratio of all quantities.
+A step that a recipe does without is left out, where both sides say nothing of it.
 """
 
 import json
+import math
 from typing import Any
 
 from common import Result, Worker, arguments, finish
@@ -44,24 +46,31 @@ class Checked(SemAlign):
 
 
 def compare(task: Task) -> Result:
-    """Both sides and their ratios."""
+    """Run both sides, each in a process of its own."""
     with Worker(Checked, task) as side:
         estimated = side.call("estimate")
     with Worker(Checked, task) as side:
         used = side.call("used")
         side.call("close")
-    lines = [
-        {"quantity": key, "estimated": estimated[key], "used": used[key]}
-        for key in ("cache_bytes", "peak_bytes")
-    ]
-    lines += [
-        {"quantity": f"{step}_seconds", "estimated": value, "used": used["seconds"][step]}
-        for step, value in estimated["seconds"].items()
-    ]
-    for line in lines:
-        line["ratio"] = line["estimated"] / line["used"]
+    return ratios(estimated, used)
+
+
+def ratios(estimated: Result, used: Result) -> Result:
+    """Estimated over used, of each quantity of which either side says more than 0; infinite where none was used."""
+    lines: list[Result] = []
+    for quantity, said in _flat(estimated).items():
+        came = _flat(used)[quantity]
+        if said or came:
+            ratio = said / came if came else math.inf
+            lines.append({"quantity": quantity, "estimated": said, "used": came, "ratio": ratio})
     each = [line["ratio"] for line in lines]
     return {"ratio": each[0], "low": min(each), "high": max(each), "quantities": lines}
+
+
+def _flat(found: Result) -> dict[str, float]:
+    """Bytes, then the seconds of each step."""
+    steps = {f"{step}_seconds": value for step, value in found["seconds"].items()}
+    return {"cache_bytes": found["cache_bytes"], "peak_bytes": found["peak_bytes"], **steps}
 
 
 def main() -> None:
