@@ -38,6 +38,8 @@ def task_of(options: argparse.Namespace) -> Task:
         lora_r=options.lora_r,
         learning_rate=options.learning_rate,
         peer_learning_rate=options.peer_learning_rate,
+        peer_batch=options.peer_batch,
+        peer_rows=options.peer_rows,
     )
 
 
@@ -50,9 +52,9 @@ def add_pair(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--max-rows", type=int, default=16)
     parser.add_argument("--layers", type=int, default=1, help="last layers that SemAlign trains")
     parser.add_argument("--epochs", type=int, default=3, help="of SemAlign's whole training")
-    parser.add_argument(
-        "--batch", type=int, default=8, help="rows a step, on both sides; the embedded pair has 32"
-    )
+    parser.add_argument("--batch", type=int, default=8, help="rows a step; the embedded pair has 32")
+    parser.add_argument("--peer-batch", type=int, help="none: SemAlign's")
+    parser.add_argument("--peer-rows", type=int, help="rows that the peer trains on; none: SemAlign's")
     parser.add_argument("--recipe", default="aligned", help="SemAlign's")
     parser.add_argument("--lora-r", type=int, default=16, help="LoRA's rank on both sides")
     parser.add_argument("--learning-rate", type=float, default=1e-3)

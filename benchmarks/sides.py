@@ -42,7 +42,9 @@ class Task:
     lora_r: int = 16
     learning_rate: float = 1e-3
     peer_learning_rate: float | None = None
-    """None: the same as SemAlign's."""
+    peer_batch: int | None = None
+    peer_rows: int | None = None
+    """Of the peer's: None is the same as SemAlign's."""
     recipe: str = "aligned"
     seed: int = 0
     attribution_rows: int = 8
@@ -51,6 +53,15 @@ class Task:
     def name(self) -> str:
         """For tables."""
         return "embedded pair" if self.teacher.startswith("embedded") else Path(self.teacher).name
+
+    def of_peer(self) -> Task:
+        """What the peer trains on: its own rate, batch and rows where they are said. Held-out rows are the same."""
+        return replace(
+            self,
+            learning_rate=self.peer_learning_rate or self.learning_rate,
+            batch=self.peer_batch or self.batch,
+            max_rows=self.peer_rows or self.max_rows,
+        )
 
 
 EMBEDDED = Task(

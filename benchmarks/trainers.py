@@ -33,8 +33,8 @@ class Peer:
     needs_teacher = True
 
     def __init__(self, task: Task) -> None:
-        self.task = task
-        self.config = config_of(task, "unused")
+        self.task = task.of_peer()
+        self.config = config_of(self.task, "unused")
         self.inputs = load_inputs(self.config)
         self.teacher = self._load(self.config.teacher) if self.needs_teacher else None
         self.student = self._load(self.config.student)
@@ -66,7 +66,7 @@ class Peer:
             "output_dir": folder,
             "num_train_epochs": epochs,
             "per_device_train_batch_size": self.task.batch,
-            "learning_rate": self.task.peer_learning_rate or self.task.learning_rate,
+            "learning_rate": self.task.learning_rate,
             "lr_scheduler_type": "linear",
             "warmup_steps": 0.1,
             "bf16": self.task.dtype == "bfloat16",

@@ -152,6 +152,16 @@ def task(module):
     return replace(module("sides").EMBEDDED, max_rows=24, batch=8, attribution_rows=4, heldout_rows=8)
 
 
+def test_a_peer_has_rows_batch_and_rate_of_its_own_and_the_same_held_out_rows(module, task):
+    sides = module("sides")
+    both = replace(task, heldout=None, peer_rows=16, peer_batch=4, peer_learning_rate=1e-4)
+    ours, theirs = (sides.load_inputs(sides.config_of(each, "unused")) for each in (both, both.of_peer()))
+    assert (len(ours.train), len(theirs.train), both.of_peer().batch) == (24, 16, 4)
+    assert both.of_peer().learning_rate == 1e-4
+    assert [row.input_ids for row in ours.heldout] == [row.input_ids for row in theirs.heldout]
+    assert task.of_peer() == task
+
+
 def test_both_sides_of_the_comparisons_train(module, task):
     peers, sides = module("peers"), module("sides")
     side = sides.SemAlign(task, peers.v1(task, "v1"))
