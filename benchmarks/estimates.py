@@ -52,14 +52,15 @@ def compare(task: Task) -> Result:
     with Worker(Checked, task) as side:
         used = side.call("used")
         side.call("close")
-    return ratios(estimated, used)
+    return compared(estimated, used)
 
 
-def ratios(estimated: Result, used: Result) -> Result:
+def compared(estimated: Result, used: Result) -> Result:
     """Estimated over used, of each quantity of which either side says more than 0; infinite where none was used."""
     lines: list[Result] = []
+    taken = _flat(used)
     for quantity, said in _flat(estimated).items():
-        came = _flat(used)[quantity]
+        came = taken[quantity]
         if said or came:
             ratio = said / came if came else math.inf
             lines.append({"quantity": quantity, "estimated": said, "used": came, "ratio": ratio})

@@ -119,7 +119,7 @@ def test_an_estimate_of_a_step_that_nobody_took_has_no_ratio(module):
         "seconds": {"attribute": 0.0, "cache": 4.0, "train": 1.0},
     }
     used = {"cache_bytes": 10, "peak_bytes": 30, "seconds": {"attribute": 0.0, "cache": 2.0, "train": 2.0}}
-    found = module("estimates").ratios(estimated, used)
+    found = module("estimates").compared(estimated, used)
     assert (found["ratio"], found["low"], found["high"]) == (2.0, 0.5, 2.0)
     assert [line["quantity"] for line in found["quantities"]] == [
         "cache_bytes",
@@ -128,7 +128,7 @@ def test_an_estimate_of_a_step_that_nobody_took_has_no_ratio(module):
         "train_seconds",
     ]
     estimated["seconds"]["attribute"] = 1.0
-    assert module("estimates").ratios(estimated, used)["high"] == float("inf")
+    assert module("estimates").compared(estimated, used)["high"] == float("inf")
 
 
 def test_a_kl_that_was_not_reached_has_no_ratio(module):
