@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from tiny import config_of, tiny_model
-from tokenizers_apart import byte_level
+from tokenizers_apart import OTHER_TEMPLATE, byte_level
 from transformers import AutoTokenizer
 
 from semalign.config import EvaluationConfig, RecipeConfig, TransferConfig
@@ -77,6 +78,27 @@ def test_check_says_how_much_can_be_carried(config: TransferConfig) -> None:
     assert 0 < found["carried"]["exact_tokens"] < 1 and 0 < found["carried"]["carried_mass"] <= 1
     assert "tokens are tokens of the teacher's too" in out.getvalue() and found["served_drift"] is None
     assert "through its own tokenizer and chat template" in out.getvalue()
+
+
+def test_an_estimate_before_the_answers_goes_through_a_template_that_trims_them(
+    config: TransferConfig, tmp_path: Path
+) -> None:
+    theirs = AutoTokenizer.from_pretrained(config.teacher.model_name_or_path)
+    theirs.chat_template = OTHER_TEMPLATE.replace("m.content", "m.content | trim")
+    theirs.save_pretrained(shutil.copytree(config.teacher.model_name_or_path, tmp_path / "trims"))
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(
+        "".join(f'{{"messages": [{{"role": "user", "content": "what is {n}"}}]}}\n' for n in range(8))
+    )
+    data = replace(
+        config.data, dataset_name=str(asked), heldout_rows=2, completions="teacher", max_new_tokens=9
+    )
+    inputs = load_inputs(
+        replace(
+            config, teacher=replace(config.teacher, model_name_or_path=str(tmp_path / "trims")), data=data
+        )
+    )
+    assert (len(inputs.train), len(inputs.heldout)) == (6, 2)
 
 
 def test_without_the_option_the_sentence_names_it(config: TransferConfig) -> None:

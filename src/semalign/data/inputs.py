@@ -134,7 +134,8 @@ def is_to_answer(data: DataConfig, row: dict[str, Any]) -> bool:
 
 
 def _with_stand_ins(data: DataConfig, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    answer = "answer " * data.max_new_tokens
+    # No space at the end, which some chat templates cut off: another tokenizer's template would then write another answer.
+    answer = " ".join(["answer"] * data.max_new_tokens)
     return [answered(row, answer) if is_to_answer(data, row) else row for row in rows]
 
 
