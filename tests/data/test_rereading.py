@@ -76,6 +76,10 @@ def test_rows_that_the_two_write_differently_are_dropped_up_to_a_share(
     assert "dropped 1 of 3 rows (1 x the two chat templates write the answer differently)" in caplog.text
     with pytest.raises(DataError, match=r"1 of 3 rows had to be dropped for teacher\.tokenizer: own"):
         again(samples, theirs)
+    theirs.chat_template = str(theirs.chat_template).replace("m.content[:10]", "m.content | trim")
+    spaced = prepare(rows(["green", "blue \n"]), OURS, max_length=100)
+    with pytest.raises(DataError, match=r"1 of 2 rows .*\(1 x one of the chat templates strips the spaces"):
+        again(spaced, theirs)
     with pytest.raises(DataError, match=r"3 x longer than the teacher's 5 tokens"):
         again(samples, byte_level(), positions=5)
 

@@ -105,6 +105,8 @@ def _reread(
     mine, other = ours.whole[surplus[0] :], theirs.whole[surplus[1] :]
     is_cut = not ours.ends
     if not other.startswith(mine) or (not is_cut and other != mine):
+        if other.strip().startswith(mine.strip()):
+            return "one of the chat templates strips the spaces around an answer; strip them in the rows"
         return "the two chat templates write the answer differently"
     if not mine:
         return "the answer has no text"
