@@ -84,12 +84,15 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def talking_pair(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The tiny pair, with a teacher that soon ends its answers: the end token's row of the head is made long."""
+    """The tiny pair, with a teacher that soon ends its answers, in which no control token stands: the end token's row of the head is made
+    long, those of the others are 0."""
     folder = tmp_path_factory.mktemp("talking")
     model = AutoModelForCausalLM.from_pretrained(tiny_pair[0])
     tokenizer = AutoTokenizer.from_pretrained(tiny_pair[0])
+    head = model.get_output_embeddings().weight
     with torch.no_grad():
-        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
+        head[[i for i in tokenizer.added_tokens_decoder if i != tokenizer.eos_token_id]] = 0
+        head[tokenizer.eos_token_id] *= 3
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder, tiny_pair[1]

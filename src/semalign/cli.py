@@ -129,7 +129,8 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
 
     if command == "evaluate" and options.regrade:
         return _regrade(config, console)
-    steps = STEPS if command in ("transfer", "demo") else (command,)
+    # The page shows what was measured.
+    steps = STEPS if command in ("transfer", "demo") else STEPS[-2:] if command == "evaluate" else (command,)
     with faults(Path(config.output_dir), is_told=options.verbose):
         run = transfer(config, steps, lambda step: console.rule(f"[bold]{step}", align="left"))
     if "evaluate" not in steps or not ranks.is_main():
@@ -147,6 +148,7 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
 
 
 def _regrade(config: TransferConfig, console: Console) -> dict[str, Any]:
+    from semalign.report import build_report
     from semalign.report.card import write_card
     from semalign.run.folder import RunFolder
     from semalign.steps.evaluate import regrade
@@ -155,6 +157,7 @@ def _regrade(config: TransferConfig, console: Console) -> dict[str, Any]:
     with run.lock():
         changes = regrade(config, run)
         write_card(run)
+        build_report(run.root)
     for line in changes or ("no verdict changed",):
         console.print(line, markup=False, soft_wrap=True)
     return {"output_dir": str(run.root), "step": "evaluate", "changes": changes}

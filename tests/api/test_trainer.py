@@ -11,14 +11,28 @@ import datasets
 import peft
 import pytest
 import torch
-from tiny import save_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, TrainerCallback
+from tiny import save_model, tiny_model, tiny_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    TrainerCallback,
+)
 
 import semalign
 from semalign import SemAlignConfig, SemAlignTrainer
 from semalign.errors import ConfigError
 
 from .small import HELDOUT, TRAIN, arguments, made, models
+
+SMALL_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 
 class Seen(TrainerCallback):
@@ -50,6 +64,56 @@ def test_training_moves_the_student_towards_the_teacher_and_only_its_paired_laye
     changed = {n for n, p in student.named_parameters() if not torch.equal(p, before[n])}
     assert changed and all(n.startswith("model.layers.2.") for n in changed)
     assert any("eval_kl" in line for line in trainer.state.log_history)
+
+
+class Saving(TrainerCallback):
+    """Saves the student in the middle of its training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.trainer = folder, None
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.trainer is not None
+        self.trainer.save_model(str(self.folder))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3_text"])
+def test_families_whose_layers_differ_are_measured_and_saved_while_they_train(
+    tmp_path: Path, kind: str
+) -> None:
+    """Of a bfloat16 student with a frozen layer above a trained one."""
+    student = tiny_model(kind, layers=4, wide=False, seed=1).bfloat16()
+    saving = Saving(tmp_path / "saved")
+    args = arguments(tmp_path, eval_strategy="epoch", num_train_epochs=1, bf16=True, pairing={"layers": (2,)})
+    trainer = made(tmp_path, student, args=args, callbacks=[saving])
+    saving.trainer = trainer
+    trainer.train()
+    measured = [line["eval_kl"] for line in trainer.state.log_history if "eval_kl" in line]
+    assert len(measured) == 1 and measured[0] == pytest.approx(trainer.evaluate()["eval_kl"], rel=0.05)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert again.dtype == torch.bfloat16
+    assert all(torch.equal(p, again.state_dict()[n]) for n, p in student.state_dict().items())
+
+
+def test_a_dropped_last_batch_counts_in_no_epoch(tmp_path: Path) -> None:
+    args = arguments(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=8, num_train_epochs=3)
+    trainer = made(tmp_path, args=args)
+    sampler = trainer._get_train_sampler()
+    orders = []
+    for step in range(6):
+        trainer.state.global_step = step
+        orders.append(tuple(sampler))
+    assert orders[0] == orders[1] and len(set(orders)) == 3, "two steps of 8 an epoch of 20 rows"
+
+
+def test_a_loaded_model_that_reads_pictures_too_teaches_as_its_text_model(tmp_path: Path) -> None:
+    text = tiny_model("gemma3_text", layers=3, wide=False, seed=1)
+    config = Gemma3Config(text_config=text.config.to_dict(), vision_config=SMALL_VISION)
+    whole = Gemma3ForConditionalGeneration(config)
+    trainer = made(tmp_path, whole)
+    trainer.train()
+    assert type(trainer.student).__name__ == "Gemma3ForCausalLM"
+    assert trainer.student.model.layers[0] is whole.model.language_model.layers[0]
 
 
 def test_the_measured_kl_is_that_of_the_models_own_logits(tmp_path: Path) -> None:

@@ -136,6 +136,23 @@ def test_students_that_something_else_has_trained_are_measured_and_not_trained(t
     before = job.fingerprint
     load("embedded:student").model.save_pretrained(tmp_path / "others" / "arithmetic-1")
     assert jobs_of(found, ["aligned", "theirs"])["arithmetic/theirs/rows-1"].fingerprint != before
+    # One folder is one student, whatever the number of seeds.
+    one = read(tmp_path, methods=METHODS | {"theirs": {"made": "others/{task}"}}, seeds=3)
+    assert [c.seed for c in one.cells(["theirs"], "rows")] == [0] * len(one.options.tasks)
+
+
+def test_options_that_hold_mappings_are_options_here_too(tmp_path: Path) -> None:
+    mixture = {"embedded:transfer/arithmetic": 1.0, "embedded:transfer/knowledge": 1.0}
+    base = BASE | {
+        "student": {"model_name_or_path": "embedded:student", "chat_template_kwargs": {"thinking": False}},
+        "evaluation": {"harness": {"gsm8k": {}}},
+    }
+    found = read(
+        tmp_path, base=base, methods=METHODS | {"kl": {"data.dataset_name": mixture, "data.max_rows": 8}}
+    )
+    config = found.configs["arithmetic", "kl"]
+    assert config.student.chat_template_kwargs == {"thinking": False}
+    assert dict(config.data.weights) == mixture and config.evaluation.harness == {"gsm8k": {}}
 
 
 def test_the_example_holds_every_method_that_differs_there_and_all_four_tasks() -> None:
@@ -210,6 +227,8 @@ BASE = values()["base"]
         ({"methods": METHODS | {"theirs": {"made": "x", "train.max_steps": 3}}}, "and nothing beside it"),
         ({"methods": METHODS | {"theirs": {"made": 3}}}, "methods.theirs: expected a folder under made"),
         ({"methods": {"aligned": {"made": "x"}}}, "methods.aligned: expected the default"),
+        ({"methods": METHODS | {"theirs": {"made": "x-{seed}"}}}, "expected {task} in made"),
+        ({"base": BASE | {"cache": {"folder": "big"}}}, "expected no cache.folder in a comparison"),
         ({"measured_only": ["arithmetics"]}, "got 'arithmetics'; did you mean arithmetic"),
         ({"measured_only": ["knowledge", "arithmetic"]}, "expected fewer than all tasks, got all"),
         ({"measured_only": "knowledge"}, "measured_only: expected a list of tasks"),

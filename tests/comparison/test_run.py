@@ -16,6 +16,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from semalign import embedded
@@ -25,7 +26,7 @@ from semalign.comparison.plan import Comparison, read_comparison
 from semalign.comparison.pool import Done, Job
 from semalign.comparison.run import environment_of, jobs_of, result_lines, run_comparison, workers
 from semalign.comparison.sources import prepare
-from semalign.errors import DataError
+from semalign.errors import ConfigError, DataError
 from semalign.evaluation import decoding
 from semalign.models.loading import load
 from semalign.run.files import json_line, write_json
@@ -580,3 +581,50 @@ def test_workers_are_as_many_as_asked_for_or_one_a_core_or_one_with_an_accelerat
     monkeypatch.setattr("torch.cuda.is_available", lambda: accelerator)
     monkeypatch.setattr("os.cpu_count", lambda: 7)
     assert workers(found) == count
+
+
+def test_how_much_a_teacher_tells_is_part_of_what_closeness_is_measured_by(tmp_path: Path) -> None:
+    def of_untouched(top_k: int, tokenizer: str) -> Any:
+        path = write(tmp_path / "plan", methods={"aligned_output": {}}, default="aligned_output")
+        values = yaml.safe_load(path.read_text())
+        values["base"]["teacher"]["tokenizer"] = tokenizer
+        values["base"]["cache"] = {"top_k": top_k}
+        path.write_text(yaml.safe_dump(values))
+        found = read_comparison(path)
+        return jobs_of(found, labels(found))["untouched"].fingerprint
+
+    assert of_untouched(8, "own") != of_untouched(16, "own") != of_untouched(32, "own")
+    # One that is read whole is measured over the whole vocabulary.
+    assert of_untouched(8, "shared") == of_untouched(32, "shared")
+
+
+def test_items_that_could_not_be_answered_stop_a_comparison_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(run, "run_jobs", lambda jobs, *_: started.extend(jobs) or {})
+    task = {
+        "data.dataset_name": "embedded:transfer/code_write",
+        "data.heldout_name": "embedded:test/code_write",
+    }
+    path = write(tmp_path / "code", seeds=1, tasks={"code": task})
+    assert main(["compare", str(path), "--quiet"]) == ConfigError.exit_code
+    assert "graded by running generated code" in capsys.readouterr().err and not started
+
+
+def test_every_method_of_a_shared_source_has_its_signals_in_every_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_jobs", here)
+    task = {
+        "data.dataset_name": "embedded:transfer/knowledge",
+        "data.heldout_name": "embedded:test/knowledge",
+        "train.rounds": 2,
+    }
+    methods = {"aligned_output": {}, "kl": {}}
+    path = write(
+        tmp_path / "rounds", seeds=1, tasks={"knowledge": task}, methods=methods, default="aligned_output"
+    )
+    assert main(["compare", str(path), "--quiet"]) == 0
+    found = json.loads((path.parent / "out" / "figures.json").read_text())
+    assert not found["failed"] and [m["method"] for m in found["methods"]] == ["aligned_output", "kl"]

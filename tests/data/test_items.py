@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from semalign.data.items import as_item
+from semalign.data.items import as_item, with_check
 from semalign.errors import DataError
 
 TURNS = [{"role": "user", "content": "sum of 1 and 2"}, {"role": "assistant", "content": "3"}]
@@ -72,3 +72,25 @@ def test_prompt_and_completion_as_message_lists_become_messages() -> None:
 def test_a_null_id_is_none() -> None:
     assert "id" not in as_item(item(id=None), "items: item 1")
     assert as_item(item(id=0), "items: item 1")["id"] == 0
+
+
+def test_what_other_rows_of_a_parquet_file_have_is_not_missed() -> None:
+    check = {"kind": "letter", "answer": "B", "options": None, "entry": None, "prefix": None}
+    row = {"task": "t", "messages": [{"role": "user", "content": "?"}], "check": check}
+    assert as_item(row, "row 1")["check"] == {"kind": "letter", "answer": "B"}
+    assert with_check({"check": check}, "row 1")["check"] == {"kind": "letter", "answer": "B"}
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        {"kind": "number", "answer": "1,000"},
+        {"kind": "number"},
+        {"kind": "python", "asserts": ["f()"]},
+        {"kind": "letter", "answer": "b"},
+        None,
+    ],
+)
+def test_a_check_that_can_grade_nothing_is_refused(check: Any) -> None:
+    with pytest.raises(DataError, match="row 3: expected a check of its answers, but"):
+        with_check({"check": check}, "row 3")

@@ -101,6 +101,24 @@ def test_several_drawn_answers_an_item_go_on_after_a_stop_with_the_same_draws(
     assert [a["text"] for a in other] != [a["text"] for a in straight]
 
 
+def test_answers_to_items_with_other_turns_before_the_last_one_are_not_graded_as_theirs(
+    config: TransferConfig, tmp_path: Path
+) -> None:
+    path = Path(str(config.evaluation.tasks))
+    plain = path.read_text()
+    given = answer_items(load(config.student), config)
+    assert all("asked" not in answer for answer in given)
+    system = '"messages": [{"role": "system", "content": "count"}, '
+    path.write_text(plain.replace('"messages": [', system))
+    with pytest.raises(DataError, match="expected the items that the 5 stored answers were given to"):
+        graded_again(config, given)
+    told = answer_items(load(config.student), config)
+    assert graded_again(config, told) == told
+    path.write_text(plain.replace('"messages": [', system.replace("count", "add")))
+    with pytest.raises(DataError, match="expected the items"):
+        graded_again(config, told)
+
+
 def test_a_server_s_answers_are_kept_too(
     config: TransferConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,3 +254,27 @@ def test_answers_that_are_kept_are_gone_on_with_in_batches_of_another_size(tmp_p
         again = Journal(tmp_path / "part", {}, list[list[str | bool]])
         assert in_order(batches, 2, written, again) == expected
         assert asked == left
+
+
+def base_tokenizer() -> PreTrainedTokenizerFast:
+    """As a base model's: its end token is not the one with which its chat template ends an answer."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<s>"
+    return tokenizer
+
+
+def test_an_answer_ends_where_the_chat_template_ends_one() -> None:
+    tokenizer, model = base_tokenizer(), tiny_model("llama", layers=2, wide=False)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert module.ends_in(None, tokenizer) == [tokenizer.eos_token_id, end]
+    assert {tokenizer.eos_token_id, end} <= set(module.ends_of(model, tokenizer))
+    tokenizer.chat_template = None
+    assert module.ends_in(None, tokenizer) == [tokenizer.eos_token_id]
+
+
+def test_control_tokens_within_an_answer_are_told() -> None:
+    tokenizer = tiny_tokenizer()
+    end, user = tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>"])
+    five = tokenizer("five", add_special_tokens=False)["input_ids"]
+    assert module.until_end([*five, end, *five], {end}, tokenizer) == ("five", True)
+    assert module.until_end([*five, user, *five, end], {end}, tokenizer) == ("five<|user|>five", True)

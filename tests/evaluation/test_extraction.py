@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semalign.evaluation.extraction import extract_code, extract_letter, extract_number
+from semalign.evaluation.extraction import extract_code, extract_letter, extract_number, without_thinking
 
 from .test_tasks import ANSWER, PROMPT
 
@@ -107,3 +107,26 @@ def test_a_prompt_without_the_wanted_function_gives_its_names() -> None:
     code = extract_code("def least(xs):\n    return given.nsmallest(1, xs)[0]\n", "least", setup)
     assert code is not None and code.startswith("import heapq as given\n")
     assert extract_code("return 1", "least", setup) is None
+
+
+def test_a_draft_that_does_not_compile_is_no_answer_where_a_later_one_does() -> None:
+    draft = "```python\ndef f(x:\n```"
+    assert (
+        extract_code(f"{draft} no:\n```python\ndef f(x):\n    return x\n```", "f")
+        == "def f(x):\n    return x\n"
+    )
+    # Nor is the prompt alone, which may compile without a body of its own.
+    assert extract_code(draft, "f", 'def f(x):\n    """Gives x."""\n') is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("The answer is 3.", "The answer is 3."),
+        ("<think>The answer is 12? No.</think>\n\n15", "\n\n15"),
+        ("12? No.</think> 15", " 15"),
+        ("<think>It may be 12", ""),
+    ],
+)
+def test_what_is_thought_is_not_said(text: str, said: str) -> None:
+    assert without_thinking(text) == said

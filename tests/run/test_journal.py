@@ -56,3 +56,14 @@ def test_lines_that_are_exchanged_or_of_another_journal_are_noticed(tmp_path: Pa
     for lines in ([first, *others], [first, others[0], second], [second, *others]):
         (tmp_path / "b.part").write_bytes(b"".join(lines))
         assert read_journal(tmp_path / "b.part")[1]
+
+
+def test_of_a_piece_that_was_not_written_to_its_end_nothing_is_kept(tmp_path: Path) -> None:
+    part = tmp_path / "rows.part"
+    journal = Journal(part, WANTED)
+    journal.add(range(7))
+    journal.keep_multiple(3, 12)
+    assert journal.values == [0, 1, 2, 3, 4, 5] == Journal(part, WANTED).values
+    journal.add(range(6, 8))
+    journal.keep_multiple(3, 8)
+    assert journal.values == list(range(8)), "the last piece may be smaller"

@@ -47,6 +47,14 @@ def test_a_method_with_a_new_loss_is_one_file(config_file: Path, tmp_path: Path)
     assert "huber(h_S - target), mean over channels" in card
     assert json.loads((folder / "metrics.json").read_text())["recipe"] == "huber"
     assert json.loads((folder / "environment.json").read_text())["plugins"] == ["semalign_plugins.huber"]
+    # With another formula the same recipe is another training; without a change it is done.
+    trained = (folder / "train.json").read_bytes()
+    again = ["train", str(config_file), "--recipe.name", "huber"]
+    assert run(again, environment).returncode == 0 and (folder / "train.json").read_bytes() == trained
+    (tmp_path / "elsewhere" / "semalign_plugins" / "huber.py").write_text(
+        METHOD + "\n# mended\n", encoding="utf-8"
+    )
+    assert run(again, environment).returncode == 0 and (folder / "train.json").read_bytes() != trained
 
 
 def test_without_the_file_the_method_is_not_known(config_file: Path) -> None:

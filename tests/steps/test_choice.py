@@ -48,13 +48,21 @@ def chosen(folder: Path, keep: str, teacher: Any = None) -> tuple[list[list[str]
 def test_what_ends_is_kept_once(tmp_path: Path) -> None:
     texts, dropped = chosen(tmp_path, "ended")
     assert texts == [["It is 2.", "It is 9."], ["So 3", "3", "The answer is 3.", "4"], ["7"]]
-    assert dropped == {"unended": 4, "repeated": 1, "wrong": 0, "less_likely": 0}
+    assert dropped == {"blank": 0, "control": 0, "unended": 4, "repeated": 1, "wrong": 0, "less_likely": 0}
+
+
+def test_what_nobody_can_be_trained_on_is_dropped_by_its_reason(tmp_path: Path) -> None:
+    config = config_of((tmp_path, tmp_path), tmp_path / "rows.jsonl", tmp_path, **SAMPLED)
+    texts = [["so 2", " \n", None, "call<|tool|>{}"]]
+    chats, dropped = choose(config, ROWS[:1], PROMPTS[:1], texts, lambda: None, ["<|tool|>"])  # type: ignore[arg-type,return-value]
+    assert [chat["messages"][-1]["content"] for chat in chats] == ["so 2"]
+    assert {k: v for k, v in dropped.items() if v} == {"unended": 1, "blank": 1, "control": 1}
 
 
 def test_what_is_wrong_is_dropped(tmp_path: Path) -> None:
     texts, dropped = chosen(tmp_path, "right")
     assert texts == [["It is 2."], ["So 3", "3", "The answer is 3."], []]
-    assert dropped == {"unended": 4, "repeated": 1, "wrong": 3, "less_likely": 0}
+    assert dropped == {"blank": 0, "control": 0, "unended": 4, "repeated": 1, "wrong": 3, "less_likely": 0}
 
 
 def test_the_best_is_the_one_of_least_loss_a_token(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from semalign.data.inputs import load_inputs
-from semalign.errors import CacheError, DataError
+from semalign.errors import CacheError, ConfigError, DataError
 from semalign.run.files import read_json
 from semalign.run.folder import save_result
 from semalign.steps import prompts as new_prompts
@@ -40,8 +41,13 @@ def test_answers_are_the_teachers_own_greedy_ones(
             with torch.no_grad():
                 ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
             if ids[0, -1] == tokenizer.eos_token_id:
-                text = tokenizer.decode(ids[0, start:-1], skip_special_tokens=True)
-                expected += [[*prompt, {"role": "assistant", "content": text}]] if text.strip() else []
+                text = tokenizer.decode(ids[0, start:-1])
+                # With a control token in it, which is no text, an answer is dropped.
+                is_plain = not {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} & {
+                    *ids[0, start:-1].tolist()
+                }
+                is_kept = is_plain and text.strip()
+                expected += [[*prompt, {"role": "assistant", "content": text}]] if is_kept else []
                 break
     assert expected and written(run) == expected
     counts = json.loads(run.generated.read_text())
@@ -200,7 +206,7 @@ def test_bad_input_gets_a_sentence(talking_pair: tuple[Path, Path], rows_file: P
     config = config_of(talking_pair, rows_file, tmp_path / "run", variants=1)
     with pytest.raises(CacheError, match="run `semalign generate` first"):
         transfer(config, ("attribute",))
-    with pytest.raises(DataError, match=r"data\.max_new_tokens"):
+    with pytest.raises(DataError, match=r"no answer to any of the prompts says anything"):
         transfer(
             config_of(talking_pair, rows_file, tmp_path / "b", completions="teacher", max_new_tokens=1),
             ("generate",),
@@ -234,3 +240,64 @@ def test_tools_stay_with_the_rows_that_the_teacher_answers(
     found = [json.loads(line) for line in run.rows.read_text().splitlines()]
     assert len(found) > (16 if "variants" in options else 0)
     assert all(row["tools"] == tools and row.keys() == {"messages", "tools"} for row in found)
+
+
+def test_answers_outlive_a_change_of_what_is_measured_and_of_how_rows_become_tokens(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    config = config_of(talking_pair, rows_file, tmp_path / "run", completions="teacher")
+    run = transfer(config, ("generate",))
+    before = run.generated.read_bytes()
+    items = tmp_path / "items.jsonl"
+    item = {
+        "task": "t",
+        "messages": [{"role": "user", "content": "?"}],
+        "check": {"kind": "number", "answer": 1},
+    }
+    items.write_text(json.dumps(item) + "\n")
+    longer = replace(config.data, max_length=config.data.max_length + 9, max_dropped=0.7)
+    changed = replace(config, evaluation=replace(config.evaluation, tasks=str(items)), data=longer)
+    transfer(changed, ("generate", "attribute", "pair", "cache"))
+    assert run.generated.read_bytes() == before
+    with pytest.raises(ConfigError, match=r"holds a run with another config \(data\.max_dropped"):
+        transfer(config, ("generate",))
+
+
+def test_rows_without_a_question_are_dropped_before_anybody_is_asked(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    rows[3]["messages"], rows[7]["messages"] = None, []
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_of(talking_pair, path, tmp_path / "run", completions="teacher", max_dropped=0.2)
+    run = transfer(config, ("generate",))
+    counts = json.loads(run.generated.read_text())
+    assert counts["written"] + counts["dropped"] == 14
+    assert "dropped 2 of 16 rows, which have no turn to answer" in caplog.text
+    strict = replace(config, data=replace(config.data, max_dropped=0.1), output_dir=str(tmp_path / "b"))
+    with pytest.raises(DataError, match="2 of 16 rows have no turn to answer"):
+        transfer(strict, ("generate",))
+
+
+def test_a_prompt_or_a_check_that_does_not_do_stops_the_run_before_anybody_is_asked(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers, "answers", lambda *_, **__: pytest.fail("somebody was asked"))
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    checked = [row | {"id": f"r{n}", "check": {"kind": "number", "answer": n}} for n, row in enumerate(rows)]
+    checked[5]["check"] = {"kind": "number", "answer": "1,000"}
+    path = tmp_path / "checked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in checked))
+    options = {"completions": "teacher", "keep": "right"}
+    with pytest.raises(DataError, match=r"row r5: expected a check of its answers, but .*expected a number"):
+        transfer(config_of(talking_pair, path, tmp_path / "a", **options), ("generate",))
+    rows[9]["messages"][0]["role"] = "developer"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    strict = shutil.copytree(talking_pair[0], tmp_path / "strict")
+    tokenizer = AutoTokenizer.from_pretrained(strict)
+    refusal = "{% if m.role == 'developer' %}{{ raise_exception('nobody knows it') }}{% endif %}<|"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|", refusal, 1)
+    tokenizer.save_pretrained(strict)
+    with pytest.raises(DataError, match=r"row 10: the chat template refuses the 'developer' turn"):
+        transfer(config_of((strict, strict), path, tmp_path / "b", completions="teacher"), ("generate",))

@@ -11,9 +11,9 @@ import torch
 from in_memory import config_of as in_memory_config
 from in_memory import inputs_of, samples, student
 from peft import PeftModel
-from tiny import STEPS, TRAIN, config_of, full_weights, tiny_model
+from tiny import STEPS, TRAIN, config_of, full_weights, tiny_model, tiny_tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from semalign.config import EvaluationConfig, ModelConfig, RecipeConfig, TransferConfig
 from semalign.data.inputs import load_inputs
@@ -123,6 +123,19 @@ def test_what_is_trained_and_what_runs_above_the_cut_is_float32(
         assert decoder.final_norm.weight.dtype == FULL
         assert decoder.model.get_input_embeddings().weight.dtype == HALF
     assert {p.dtype for p in decoder.model.parameters()} == {HALF}
+
+
+@pytest.mark.parametrize("kind", ["starcoder2", "gpt2"])
+def test_layer_norms_of_half_precision_take_a_stream_in_float32(kind: str) -> None:
+    """As autocast does on a GPU and not on a CPU."""
+    decoder = Decoder(tiny_model(kind, layers=3, wide=False, seed=1), tiny_tokenizer(), kind)
+    decoder.model.to(HALF)
+    stream = torch.randn(1, 5, decoder.width)
+    with trainable(decoder, Plan((), (2, 3)), config(bf16=True, lora_r=2)):
+        with torch.autocast("cpu", HALF), decoder.span(1, 3, norm=True):
+            decoder.forward(stream).sum().backward()
+        assert any(p.grad is not None for p in decoder.model.parameters())
+    assert {p.dtype for n, p in decoder.model.named_parameters() if "lora" not in n} == {HALF}
 
 
 def test_types_are_put_back_by_name_and_new_parameters_keep_theirs() -> None:
@@ -366,6 +379,19 @@ def test_a_saved_student_loads_plainly_with_its_tokenizer_and_replaces_an_older_
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(target)), logits(decoder.model))
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in target.iterdir()}
     assert not (target / "old").exists() and [p.name for p in target.parent.iterdir()] == ["student"]
+
+
+def test_a_saved_base_model_ends_its_answers_as_the_chat_template_does(tmp_path: Path) -> None:
+    inputs, model = inputs_of(samples(1)), student().model
+    saved(model, tmp_path / "same")
+    before = model.generation_config.eos_token_id
+    assert GenerationConfig.from_pretrained(tmp_path / "same").eos_token_id == before
+    inputs.tokenizer.eos_token = "<s>"
+    model.generation_config.eos_token_id = inputs.tokenizer.eos_token_id
+    save_student(model, inputs, config(), tmp_path / "base")
+    ends = inputs.tokenizer.convert_tokens_to_ids(["<s>", "<|end|>"])
+    assert GenerationConfig.from_pretrained(tmp_path / "base").eos_token_id == sorted(ends)
+    assert model.generation_config.eos_token_id == ends[0], "the model in memory stays as it is"
 
 
 def test_a_saved_student_keeps_its_type(tmp_path: Path) -> None:

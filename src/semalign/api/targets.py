@@ -30,8 +30,10 @@ from semalign.data.rows import accept, numbered
 from semalign.errors import ConfigError, DataError, ModelError
 from semalign.models.decoder import Decoder
 from semalign.models.finding import load_tokenizer
+from semalign.models.layouts import WRAPPERS
 from semalign.models.loading import Checkpoint, checked, in_memory, load, named
 from semalign.models.origin import origin
+from semalign.models.wrappers import text_of
 from semalign.run import ranks
 from semalign.run.environment import environment
 from semalign.run.files import write_json, write_yaml
@@ -119,7 +121,12 @@ def _transfer_config(
             thinking=args.thinking,
         ),
         output_dir=str(args.output_dir),
-        train=TrainConfig(cache_prefix=args.cache_prefix, lora_r=0, **optimiser),
+        train=TrainConfig(
+            cache_prefix=args.cache_prefix,
+            lora_r=0,
+            activation_checkpointing=bool(args.activation_checkpointing),
+            **optimiser,
+        ),
         evaluation=EvaluationConfig(cka_rows=0),
         seed=args.seed,
         hub_model_id=args.hub_model_id,
@@ -160,6 +167,15 @@ def open_student(
             )
         inner = model.get_base_model()
     tokenizer = processing_class or _tokenizer_beside(inner)
+    if inner.config.model_type in WRAPPERS and hasattr(inner.base_model, "language_model"):
+        if isinstance(model, PeftModel):
+            raise ModelError(
+                f"{_name(inner)}: expected adapters on a text model, got some on a {type(inner).__name__}, of which only the text model can be "
+                "trained; give its name, or the model without adapters and peft_config."
+            )
+        name, inner = _name(inner), text_of(inner)
+        inner.name_or_path = name
+        model = inner
     if torch.cuda.is_available() and inner.device.type == "cpu":
         inner.to("cuda")
     return checked(Decoder(inner, tokenizer, _name(inner), needs_layers=needs_layers)), model

@@ -72,6 +72,11 @@ class SemAlignTrainer(SuffixTrainer):
     ) -> None:
         args = args or SemAlignConfig()
         recipe = _one_stage(resolve(args.recipe))  # type: ignore[arg-type]
+        if targets is not None and not (teacher_model is train_dataset is eval_dataset is None):
+            raise ConfigError(
+                "SemAlignTrainer: expected teacher_model, train_dataset and eval_dataset, or targets, which were made of such, got both; "
+                "give cache_targets the rows."
+            )
         if targets is None:
             if teacher_model is None or train_dataset is None:
                 raise ConfigError(
@@ -88,6 +93,7 @@ class SemAlignTrainer(SuffixTrainer):
             del teacher_model
             free_memory()
         self.targets, self.recipe = targets, recipe
+        self._types: dict[str, torch.dtype] = {}
         decoder, student = open_student(model, processing_class)
         share_vocabulary(targets.inputs.vocabulary, decoder)
         torch.manual_seed(args.seed)  # of LoRA's factors and of the projectors that the objective may learn
@@ -112,7 +118,7 @@ class SemAlignTrainer(SuffixTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; trained weights are float32 meanwhile, and in their own type afterwards."""
-        types = types_of(self.decoder)
+        self._types = types = types_of(self.decoder)
         to_float32(self.decoder, self.cut, keep_frozen=self.args.bf16)
         try:
             return super().train(*args, **kwargs)
@@ -120,6 +126,7 @@ class SemAlignTrainer(SuffixTrainer):
             if self.args.activation_checkpointing:
                 self.decoder.model.activation_checkpointing_disable()
             to_types(self.decoder, types)
+            self._types = {}
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -140,7 +147,8 @@ class SemAlignTrainer(SuffixTrainer):
                 "evaluate: expected held-out rows, got none; give eval_dataset when the trainer is made."
             )
         found: dict[str, list[Tensor]] = {}
-        for _, _, figures, _ in heldout_batches(self.decoder, targets, metric_key_prefix):
+        batches = heldout_batches(self.decoder, targets, metric_key_prefix, within=self._autocast)
+        for _, _, figures, _ in batches:
             for key, values in figures.items():
                 found.setdefault(key, []).append(values)
         names = {"loss": "kl", "kl": "kl", "top1_agreement": "top1", "nll": "nll_student"}
@@ -151,15 +159,30 @@ class SemAlignTrainer(SuffixTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _autocast(self) -> Any:
+        """What a forward pass of the whole student needs while its trained layers are float32 and the others are not."""
+        half = torch.bfloat16 if self.args.bf16 else torch.float16
+        is_mixed = bool(self._types) and (self.args.bf16 or self.args.fp16)
+        return torch.autocast(self.decoder.device.type, half, enabled=is_mixed)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The student, or its adapter, as from_pretrained reads it, with its tokenizer; checkpoints hold the suffix alone."""
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
         elif self.args.should_save:
             folder = output_dir or self.args.output_dir
-            with saving(Path(folder)):  # type: ignore[arg-type]
-                self.student.save_pretrained(folder)
+            # A callback saves while the student is cut to its suffix and its trained layers are float32.
+            whole = self.decoder.span(0, self.decoder.num_layers, norm=True)
+            with saving(Path(folder)), whole:  # type: ignore[arg-type]
+                self.student.save_pretrained(folder, **self._in_own_types())
                 self.targets.inputs.tokenizer.save_pretrained(folder)  # type: ignore[arg-type]
+
+    def _in_own_types(self) -> dict[str, Any]:
+        """The weights to save where those in training are of another type than the student's; adapters stay float32."""
+        if not self._types or isinstance(self.student, PeftModel):
+            return {}
+        held = self.student.state_dict()
+        return {"state_dict": {name: held[name].to(self._types.get(name, held[name].dtype)) for name in held}}
 
     def push_to_hub(self, commit_message: str | None = None, **kwargs: Any) -> str | None:  # type: ignore[override]
         """Upload the student with its card to `args.hub_model_id`, and nothing else of the output folder."""

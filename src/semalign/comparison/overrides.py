@@ -25,7 +25,7 @@ def flatten(values: Any, where: str, fixed: typing.Collection[str] = ()) -> dict
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected fields of a run's config, got {values!r}; write {{}} for none.")
     known = fields()
-    flat = dict(_leaves(values))
+    flat = dict(_leaves(values, known))
     for name in flat:
         if name not in known:
             raise ConfigError(
@@ -36,11 +36,14 @@ def flatten(values: Any, where: str, fixed: typing.Collection[str] = ()) -> dict
     return flat
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(
+    values: Mapping[str, Any], known: typing.Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Down to the fields, of which some hold mappings themselves; what is no field goes down to its ends."""
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and name != "evaluation.baselines":
-            yield from _leaves(value, f"{name}.")
+        if isinstance(value, Mapping) and value and name not in known:
+            yield from _leaves(value, known, f"{name}.")
         else:
             yield name, value
 

@@ -159,7 +159,14 @@ class Comparison:
     def cells(self, labels: typing.Collection[str], budget: Budget) -> Iterator[Cell]:
         """Cells of some labels, seed by seed, so that an early stop leaves whole seeds."""
         seeds = range(self.options.seeds)
-        yield from (Cell(m, t, s, budget) for s in seeds for m in labels for t in self.options.trained)
+        made = {label for _, label, _ in self.made}
+        yield from (
+            Cell(m, t, s, budget)
+            for s in seeds
+            for m in labels
+            for t in self.options.trained
+            if m not in made or (t, m, s) in self.made
+        )
 
     def chosen(self, labels: typing.Sequence[str] | None) -> list[str]:
         """The labels asked for in the file's order, with the default, which all are compared with; none: all."""
@@ -226,6 +233,11 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
             config = build_config(
                 nested(base | tasks[task] | named_own | {"output_dir": options.output_dir}), folder
             )
+            if config.cache.folder is not None:
+                raise ConfigError(
+                    f"methods.{label}: expected no cache.folder in a comparison, which has a cache for each set of rows below output_dir, got "
+                    f"{config.cache.folder}; choose an output_dir where there is room."
+                )
             if config.teacher.server.url and is_random[label]:
                 raise ConfigError(
                     f"methods.{label}: expected a teacher that is loaded here, of whose sizes a random one is made, got "
@@ -277,10 +289,16 @@ def _made(
             f"methods.{label}: expected the default and what is trained at equal time to be trained here, got made: {given}; name another "
             "method."
         )
+    if "{task}" not in given and len(options.trained) > 1:
+        raise ConfigError(
+            f"methods.{label}: expected {{task}} in made, since students are trained on {len(options.trained)} tasks, got {given}; put it "
+            "into the folder's name, or name the other tasks in measured_only."
+        )
     student = nested({k: v for k, v in base.items() if k.startswith("student.")})["student"]
     found = {}
     for task in options.trained:
-        for seed in range(options.seeds):
+        # A folder without {seed} holds one student, however many seeds the others have.
+        for seed in range(options.seeds if "{seed}" in given else 1):
             place = folder / given.replace("{task}", task).replace("{seed}", str(seed))
             own = {"model_name_or_path": str(place), "model_revision": None}
             found[task, label, seed] = ModelConfig(**student | own)

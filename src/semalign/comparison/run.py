@@ -25,12 +25,22 @@ from semalign.comparison.cells import (
 from semalign.comparison.plan import TEACHER, UNTOUCHED, Cell, Comparison, Source
 from semalign.comparison.pool import Job, run_jobs
 from semalign.comparison.sources import make_random_teacher, prepare
-from semalign.config import DataConfig, EvaluationConfig, ModelConfig, decisive, to_dict, without_names
+from semalign.config import (
+    CacheConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    TransferConfig,
+    decisive,
+    to_dict,
+    without_names,
+)
 from semalign.data.drawing import split_rows
 from semalign.data.kinds import Row
 from semalign.data.overlap import Prompts
 from semalign.data.shown import known_view
 from semalign.errors import CacheError, DataError
+from semalign.evaluation.readiness import check_evaluation
 from semalign.models.finding import identity
 from semalign.run import results
 from semalign.run.environment import environment
@@ -65,6 +75,9 @@ def run_comparison(
         write_yaml(comparison.root / "compare.yaml", json.loads(json.dumps(vars(comparison.options))))
         jobs = jobs_of(comparison, labels)
         open_cells = {n: job for n, job in jobs.items() if not _is_settled(n, job, say, is_regraded)}
+        for task in comparison.options.tasks if open_cells else ():
+            # Before anything is trained, for nothing could be answered afterwards.
+            check_evaluation(comparison.reference(task).config)
         failures = dict.fromkeys(open_cells, NOT_GRADED) if is_regraded else _run(comparison, open_cells, say)
         lines = list(result_lines(comparison, labels, jobs, failures))
         write_atomic(comparison.root / "results.jsonl", "".join(map(json_line, lines)))
@@ -227,6 +240,7 @@ class _Fingerprints:
                 "items": config.evaluation.tasks and hash_of(items_of(config, task)),
                 "max_new_tokens": config.evaluation.max_new_tokens,
                 **_drawn(config.evaluation),
+                **_told(config),
             }
             for task, config in references.items()
         }
@@ -261,6 +275,7 @@ class _Fingerprints:
             data=without_names(source.config.data),
             **known_view(config.teacher),
             recipe=decisive(comparison.recipes[key]),
+            **comparison.recipes[key].code,
             seed=[config.seed, cell.seed],
             # At equal time the default's seconds decide.
             budget=self.of(Cell(comparison.options.default, cell.task)) if cell.budget == "time" else None,
@@ -277,6 +292,12 @@ def _drawn(options: EvaluationConfig) -> dict[str, Any]:
     if options.sampling.is_greedy:
         return {}
     return {"samples": options.samples, "sampling": to_dict(options.sampling)}
+
+
+def _told(config: TransferConfig) -> dict[str, Any]:
+    """What of a teacher's distribution closeness is measured by, where that is not all of it; the default is left out, as above."""
+    is_default = config.cache.top_k == CacheConfig().top_k
+    return {} if is_default or not config.teacher.only_tells else {"top_k": config.cache.top_k}
 
 
 def result_lines(

@@ -4,7 +4,7 @@
 `options` are the commands, and `plain` gives a config back as nested plain values.
 """
 
-from semalign.config.data import DataConfig, Supervise
+from semalign.config.data import UNTIL_CACHED, DataConfig, Supervise
 from semalign.config.evaluation import SERVER, Engine, EvaluationConfig
 from semalign.config.layers import AttributionConfig, CacheConfig, PairingConfig
 from semalign.config.models import ModelConfig, ServerConfig
@@ -32,6 +32,7 @@ from semalign.config.values import check_labels
 
 __all__ = [
     "SERVER",
+    "UNTIL_CACHED",
     "AttributionConfig",
     "CacheConfig",
     "DataConfig",

@@ -11,6 +11,10 @@ from semalign.config.values import expect
 Supervise = Literal["completion", "assistant", "all"]
 
 
+UNTIL_CACHED = ("max_length", "max_dropped", "supervise", "thinking")
+"""Fields that say how rows become tokens and nothing of what a model writes: they may change until signals are cached."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The rows that carry the knowledge, and the rows that measure it."""

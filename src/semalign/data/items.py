@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -61,12 +62,37 @@ class PythonCheck(Shape):
     prefix: str = ""
 
 
-class Item(Shape):
+class Checked(Shape):
+    """A row whose answers are graded."""
+
+    check: Annotated[LetterCheck | NumberCheck | PythonCheck, Field(discriminator="kind")]
+
+
+class Item(Checked):
     """A row that is answered and graded."""
 
     id: str | int | None = None
     task: Annotated[str, Field(min_length=1)]
-    check: Annotated[LetterCheck | NumberCheck | PythonCheck, Field(discriminator="kind")]
+
+
+def with_check(row: Row, place: str, shape: type[Checked] = Checked) -> Row:
+    """A row whose check can grade answers, without the nulls that Parquet has where a row lacks what others have.
+
+    Raises:
+        DataError: it cannot; the sentence says which field is not as `docs` have it.
+    """
+    given = row.get("check")
+    if isinstance(given, Mapping):
+        row = row | {"check": {k: v for k, v in given.items() if v is not None}}
+    try:
+        check_shape(shape, row)
+        check = row["check"]
+        if check["kind"] == "letter" and ord(check["answer"]) - ord("A") >= len(check.get("options", "ABCD")):
+            raise UnreadableError(f"check.answer: expected the letter of an option, got {check['answer']!r}")
+    except UnreadableError as error:
+        wanted = "an item with task, messages and check" if shape is Item else "a check of its answers"
+        raise DataError(f"{place}: expected {wanted}, but {error}; mend it, see the docs on tasks.") from None
+    return row
 
 
 def as_item(row: Row, place: str) -> Row:
@@ -75,11 +101,8 @@ def as_item(row: Row, place: str) -> Row:
     Raises:
         DataError: it cannot; the sentence says which field is not as `docs` have it.
     """
+    row = with_check(row, place, Item)
     try:
-        check_shape(Item, row)
-        check = row["check"]
-        if check["kind"] == "letter" and ord(check["answer"]) - ord("A") >= len(check.get("options", "ABCD")):
-            raise UnreadableError(f"check.answer: expected the letter of an option, got {check['answer']!r}")
         kind = row_kind(row)
         messages = conversation(row, kind) if kind in CONVERSATIONS else []
         if not asked(messages):

@@ -37,9 +37,8 @@ class Lexicon:
     def by_text(self) -> dict[bytes, int]:
         """The id of each text; of several the lowest that is no lone byte."""
         found: dict[bytes, int] = {}
-        for index in sorted(
-            range(len(self.texts)), key=lambda i: (_is_lone_byte(self.tokenizer.convert_ids_to_tokens(i)), i)
-        ):
+        names = self.tokenizer.convert_ids_to_tokens(list(range(len(self.texts))))
+        for index in sorted(range(len(names)), key=lambda i: (_is_lone_byte(names[i]), i)):
             text = self.texts[index]
             if text:
                 found.setdefault(text, index)

@@ -15,6 +15,7 @@ from semalign.evaluation.decoding import answers, in_order
 from semalign.evaluation.tasks import check_answers
 from semalign.models.decoder import Decoder
 from semalign.models.finding import load_tokenizer
+from semalign.run.files import hash_of
 from semalign.run.journal import Journal
 
 Answer = dict[str, Any]
@@ -30,7 +31,8 @@ def answer_items(
 ) -> list[Answer]:
     """Answers to the items of all tasks, or of one, with their verdicts: evaluation.samples an item, one after the other.
 
-    An answer has the item's `id` (its number where it has none), `task`, `prompt` and `gold`, the `text`, whether it `ended` or was
+    An answer has the item's `id` (its number where it has none), `task`, `prompt` and `gold`, where more than a user's turn was asked
+    also a hash of all of that (`asked`), the `text`, whether it `ended` or was
     cut off at evaluation.max_new_tokens, and the verdict: `correct`, `extracted`, `reason`, and the `code` that was run. Where there are
     several an item, `sample` counts them from 1.
 
@@ -103,8 +105,9 @@ def graded_again(config: TransferConfig, given: Sequence[Answer], task: str | No
     """
     items = by_item(given)
     rows = _rows(config, task)
-    asked = [prompt_row(row)["messages"][-1]["content"] for row in rows]
-    if asked != [answers[0]["prompt"] for answers in items]:
+    if [_asked(row) for row in rows] != [
+        (answers[0]["prompt"], answers[0].get("asked")) for answers in items
+    ]:
         raise DataError(
             f"evaluation.tasks: expected the items that the {len(given)} stored answers were given to, in their order, got others; "
             "answer them anew: run the evaluate step without regrade."
@@ -116,6 +119,14 @@ def _rows(config: TransferConfig, task: str | None) -> list[dict[str, Any]]:
     return [row for row in task_rows(config) if task in (None, row["task"])]
 
 
+def _asked(row: dict[str, Any]) -> tuple[str, str | None]:
+    """The last turn of what is asked, and a hash of all of it where that is more than one user's turn."""
+    whole = prompt_row(row)
+    last = whole["messages"][-1]
+    is_all = whole == {"messages": [{"role": "user", "content": last["content"]}]}
+    return last["content"], None if is_all else hash_of(whole)
+
+
 def _graded(config: TransferConfig, rows: Sequence[dict[str, Any]], given: Sequence[Answer]) -> list[Answer]:
     numbers = [number for number, answers in enumerate(by_item(given)) for _ in answers]
     rows, permission = [rows[n] for n in numbers], config.evaluation.allow_code_execution
@@ -124,7 +135,8 @@ def _graded(config: TransferConfig, rows: Sequence[dict[str, Any]], given: Seque
         {
             "id": row.get("id", number),
             "task": row["task"],
-            "prompt": prompt_row(row)["messages"][-1]["content"],
+            "prompt": asked[0],
+            **({"asked": asked[1]} if asked[1] else {}),
             "gold": gold_of(row),
             "text": answer["text"],
             "ended": answer["ended"],
@@ -134,7 +146,9 @@ def _graded(config: TransferConfig, rows: Sequence[dict[str, Any]], given: Seque
             **({"code": verdict.code} if verdict.code is not None else {}),
             **({"sample": answer["sample"]} if "sample" in answer else {}),
         }
-        for number, row, answer, verdict in zip(numbers, rows, given, verdicts, strict=True)
+        for number, row, asked, answer, verdict in zip(
+            numbers, rows, map(_asked, rows), given, verdicts, strict=True
+        )
     ]
 
 

@@ -13,6 +13,7 @@ from transformers.generation import configuration_utils
 
 from semalign.config import SERVER, Engine, SamplingConfig
 from semalign.data import encode_prompt
+from semalign.data.chat import end_of_answer, special_tokens
 from semalign.errors import ModelError
 from semalign.evaluation.prefill import groups_of, prefill
 from semalign.evaluation.room import with_room
@@ -171,14 +172,19 @@ def padded_on_the_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.T
 
 
 def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, and those of the model's own settings, ascending."""
+    """The tokens that end an answer: the tokenizer's, the chat template's, and those of the model's own settings, ascending."""
     return ends_in(model.generation_config, tokenizer)
 
 
-def ends_in(settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, and those of generation settings, ascending."""
+def ends_in(
+    settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, *, template: bool = True
+) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, the chat template's, and those of generation settings, ascending."""
     of_model = settings.eos_token_id if settings else None
-    ends = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
+    ends = [
+        *(tokenizer.eos_token_id, end_of_answer(tokenizer) if template else None),
+        *(of_model if isinstance(of_model, list) else [of_model]),
+    ]
     return sorted({int(n) for n in ends if n is not None})
 
 
@@ -252,9 +258,10 @@ def _memory_limit() -> dict[str, Any]:
 
 
 def until_end(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
-    """Token ids as text up to the first end token, and whether there is one."""
+    """Token ids as text up to the first end token, and whether there is one; control tokens within it are written out."""
     stop = next((n for n, token in enumerate(ids) if token in ends), len(ids))
-    return str(tokenizer.decode(ids[:stop], skip_special_tokens=True)), stop < len(ids)
+    is_plain = special_tokens(tokenizer).keys().isdisjoint(ids[:stop])
+    return str(tokenizer.decode(ids[:stop], skip_special_tokens=is_plain)), stop < len(ids)
 
 
 @torch.inference_mode()

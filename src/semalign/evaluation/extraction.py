@@ -45,6 +45,12 @@ def extract_number(completion: str) -> float | None:
     return _value(*found[-1]) if found else None
 
 
+def without_thinking(text: str) -> str:
+    """What is said after the thinking, of which nothing counts; nothing where it has not come to an end."""
+    _, end, said = text.rpartition("</think>")
+    return said if end or not text.lstrip().startswith("<think>") else ""
+
+
 def _without_marks(text: str) -> str:
     """A text without the marks of Markdown and LaTeX in and around its words and numbers."""
     text = _WRAPPED.sub(r"\1", _FRACTION.sub(r"\1/\2", text))
@@ -73,14 +79,17 @@ def extract_code(completion: str, entry: str, prefix: str = "") -> str | None:
     blocks = _FENCE.findall(text)
     # A text with a fence that closes and none that opens is code up to there.
     open_text = text.partition("\n```")[0]
+    is_defined = False
     for source in map(textwrap.dedent, (*blocks, open_text, text)):
         if definition := defines.search(source):
+            is_defined = True
             # Prose may begin as code does: "from here on".
             starts = [m.start() for m in _CODE_START.finditer(source) if m.start() <= definition.start()]
             codes = (_compilable(source[start:], defines) for start in starts)
-            code = next((code for code in codes if code is not None), None)
-            return code and _below(_context(prefix, entry), code)
-    if not defines.search(prefix):
+            # A draft that does not compile may come before the code.
+            if code := next((code for code in codes if code is not None), None):
+                return _below(_context(prefix, entry), code)
+    if is_defined or not defines.search(prefix):
         return None
     body = (blocks[0] if blocks else open_text).strip("\n")
     if body and not body[0].isspace():

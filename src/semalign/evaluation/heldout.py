@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,10 +33,11 @@ def heldout_batches(
     name: str,
     points: Collection[Point] = (),
     rows: Sequence[int] | None = None,
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[tuple[list[int], list[Record], dict[str, Tensor], dict[Point, Tensor]]]:
     """Batches of held-out rows: their numbers, stored signals, closeness to the teacher per token, captured states.
 
-    With `rows` each of these alone; else all of them, rows of like length together.
+    With `rows` each of these alone; else all of them, rows of like length together. The student's pass runs inside `within`.
     """
     inputs, store = prepared.inputs, prepared.stores.heldout
     head = decoder.head()
@@ -52,7 +54,7 @@ def heldout_batches(
     for batch in batches:
         samples = [inputs.heldout[i] for i in batch]
         ids, states = batch_inputs(decoder, samples)
-        with capture(decoder, points) as found, decoder.span(0, decoder.num_layers, norm=True):
+        with capture(decoder, points) as found, decoder.span(0, decoder.num_layers, norm=True), within():
             output_XE = decoder.forward(ids)[states]
         stored = [store.read(i) for i in batch]
         labels = torch.cat([labels_of(s) for s in samples]).to(output_XE.device)

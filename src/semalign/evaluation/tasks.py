@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from semalign.errors import ConfigError, DataError
-from semalign.evaluation.extraction import extract_code, extract_letter, extract_number
+from semalign.evaluation.extraction import (
+    extract_code,
+    extract_letter,
+    extract_number,
+    without_thinking,
+)
 from semalign.jail.process import Backend, Permission, require_backend
 from semalign.jail.programs import Program, run_programs
 
@@ -50,7 +55,8 @@ def check_answers(
     backend = require_permission(rows, allow_code_execution)
     verdicts: list[Verdict | None] = [None] * len(rows)
     programs: dict[int, Program] = {}
-    for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+    for number, (row, whole) in enumerate(zip(rows, completions, strict=True)):
+        completion = without_thinking(whole)
         if _check_of(row)["kind"] == "python":
             entry, prefix = str(_check_of(row)["entry"]), str(_check_of(row).get("prefix", ""))
             code = extract_code(completion, entry, prefix)

@@ -10,6 +10,7 @@ from typing import Never
 
 from semalign.config import RecipeFields, TrainConfig
 from semalign.methods.loss import LayerLoss, OutputLoss
+from semalign.run.plugins import code_of
 
 FULL_RATE, LORA_RATE = 1e-5, 2e-4
 """Peak learning rates that nobody has chosen. A pretrained student survives them; what a rate of 1e-3 does is in docs/log.md."""
@@ -34,6 +35,12 @@ class Recipe(RecipeFields[Never]):
         own = {name: getattr(self, name) for name in ("learning_rate", "lora_r", "lora_target_modules")}
         given = replace(train, **{name: value for name, value in own.items() if value is not None})
         return replace(given, learning_rate=given.learning_rate or default_rate(given))
+
+    @property
+    def code(self) -> dict[str, dict[str, str]]:
+        """The modules outside the package that it is made of, for fingerprints; named only where there are some."""
+        found = code_of(self.name, self.output_loss, self.layer_loss, self.start)
+        return {"plugins": found} if found else {}
 
     @property
     def output(self) -> OutputLoss | None:

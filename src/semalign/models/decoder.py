@@ -41,6 +41,8 @@ class Decoder:
         self.layout = layout_of(self.config, name, needs_layers=needs_layers)
         self.shape = shape_of(self.config, name, has_layers=self.layout is not WHOLE)
         self.body: Any = model.base_model
+        self.whole_config = self.body.config
+        """The body's configuration outside any span."""
         self.layers: list[nn.Module] = []
         self.final_norm: Any = None
         if self.has_layers:
@@ -133,17 +135,17 @@ class Decoder:
 
     @contextmanager
     def span(self, start: int, stop: int, *, norm: bool) -> Iterator[nn.Module]:
-        """Inside, `body` runs layers start+1..stop only, and the final norm only with `norm`."""
+        """Inside, `body` runs layers start+1..stop only, and the final norm only with `norm`; within another span too."""
         assert 0 <= start <= stop <= self.num_layers
         body, layout = self.body, self.layout
         if not self.has_layers:
             assert (start, stop, norm) == (0, self.num_layers, True), "it runs as a whole"
             yield body
             return
-        kept = (getattr(body, layout.layers), self.final_norm, body.config)
+        kept = (getattr(body, layout.layers), getattr(body, layout.norm), body.config)
         setattr(body, layout.layers, nn.ModuleList(self.layers[start:stop]))
         setattr(body, layout.norm, self.final_norm if norm else nn.Identity())
-        body.config = config_of_span(body.config, start, stop)
+        body.config = config_of_span(self.whole_config, start, stop)
         try:
             yield body
         finally:

@@ -86,7 +86,9 @@ def metadata(name: str, config: Json, models: Json, metrics: Json) -> ModelCardD
 def eval_results(config: Json, metrics: Json) -> list[EvalResult]:
     """The trained student's figures: accuracy per task, closeness to the teacher on held-out rows."""
     found = []
-    tasks = _short(config["evaluation"]["tasks"] or "")
+    # What they were measured with, not what a run that was stopped since then was to be measured with.
+    measured = (metrics.get("fingerprint") or {}).get("evaluation") or config["evaluation"]
+    tasks = _short(measured.get("tasks") or "")
     for task, entry in (metrics.get("tasks") or {}).items():
         found.append(_result(tasks, task, "accuracy", _figure(entry, "after", "accuracy")))
     for entry in metrics.get("harness") or ():

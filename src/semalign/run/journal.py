@@ -27,8 +27,8 @@ class Journal:
             )
         is_ours = bool(lines) and lines[0] == json.loads(json.dumps(wanted))
         self.values: list[Any] = lines[1:] if is_ours else []
-        self._last = ""
-        write_atomic(path, self._lines([dict(wanted), *self.values]))
+        self._wanted = dict(wanted)
+        self._rewrite()
 
     def add(self, values: Iterable[Any]) -> None:
         """Write values down, and remember them."""
@@ -36,6 +36,17 @@ class Journal:
         with self.path.open("a", encoding="utf-8") as file:
             append(file, self._lines(values))
         self.values += values
+
+    def keep_multiple(self, size: int, whole: int) -> None:
+        """Forget the values of a last piece that was not written to its end; pieces have `size` values, and all together `whole`."""
+        over = len(self.values) % size if len(self.values) < whole else 0
+        if over:
+            del self.values[-over:]
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        self._last = ""
+        write_atomic(self.path, self._lines([self._wanted, *self.values]))
 
     def _lines(self, values: Iterable[Any]) -> str:
         lines = ""

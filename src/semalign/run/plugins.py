@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from semalign.errors import ConfigError
+from semalign.run.digests import digest
 
 PACKAGE = "semalign_plugins"
 
@@ -35,6 +37,18 @@ def plugins() -> tuple[ModuleType, ...]:
 def gathered(table: str) -> dict[str, Any]:
     """The tables of one name in all plugins, as one."""
     return {key: value for file in plugins() for key, value in getattr(file, table, {}).items()}
+
+
+def code_of(*names: str | None) -> dict[str, str]:
+    """Digests, by name, of the modules that define a method, a loss or a start of one of these names: results depend on their code."""
+    found = {}
+    for module in plugins():
+        tables = (getattr(module, "METHODS", ()), getattr(module, "LOSSES", ()))
+        defined = {entry.name for table in tables for entry in table} | {*getattr(module, "STARTS", {})}
+        if defined & set(names):
+            assert module.__file__ is not None
+            found[module.__name__] = digest(Path(module.__file__))
+    return found
 
 
 def _imported(name: str) -> ModuleType:

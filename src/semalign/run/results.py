@@ -215,6 +215,7 @@ class Answer(Shape):
     id: str | int
     task: str
     prompt: str
+    asked: str | None = None
     text: str
     ended: bool
     correct: bool

@@ -178,7 +178,9 @@ def asks_for_layers(config: TransferConfig) -> list[str]:
         *(
             f"{label}: {recipe.name}"
             for label, recipe in recipes.items()
-            if (recipe.layer is not None and not MAPS[recipe.map].is_own) or recipe.start in starts()
+            # A loaded teacher's pass captures for own maps too.
+            if (recipe.layer is not None and not (MAPS[recipe.map].is_own and config.teacher.only_tells))
+            or recipe.start in starts()
         ),
     ]
 

@@ -179,6 +179,10 @@ class ShardStore:
         file, offsets = self._handle(number)
         record = {}
         for key in keys if keys is not None else [k for k in file.keys() if not k.startswith("offsets.")]:  # noqa: SIM118
+            if key not in file.keys():  # noqa: SIM118
+                raise CacheError(
+                    f"{self._path(number)}: holds no {key}, which the recipe reads; make the cache with this recipe and its options."
+                )
             bounds = offsets[key.split(".", 1)[0]]
             record[key] = file.get_slice(key)[bounds[position] : bounds[position + 1]]
         return record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
@@ -16,6 +16,19 @@ from semalign.methods.objective import sum_of_row_means
 from semalign.models.decoder import Decoder
 from semalign.steps.prompts import Chat
 
+REASONS = ("unended", "blank", "control", "repeated", "wrong", "less_likely")
+"""Why answers are dropped; see `unusable` for the first three."""
+
+
+def unusable(text: str | None, controls: Collection[str]) -> str | None:
+    """Why nobody can be trained on an answer: it did not end, says nothing, or has control tokens in it, as calls of tools and the channels
+    of some models do, which as the words of an answer would be others."""
+    if text is None:
+        return "unended"
+    if not text.strip():
+        return "blank"
+    return "control" if any(token in text for token in controls) else None
+
 
 def choose(
     config: TransferConfig,
@@ -23,20 +36,24 @@ def choose(
     prompts: Sequence[Chat],
     texts: Sequence[Sequence[str | None]],
     open_teacher: Callable[[], Decoder],
+    controls: Collection[str] = (),
 ) -> tuple[list[Chat], dict[str, int]]:
-    """Conversations with the answers that `data.keep` leaves, and how many were dropped: unended, repeated, wrong, less_likely.
+    """Conversations with the answers that `data.keep` leaves, and how many were dropped for which of the `REASONS`.
 
     Args:
         rows: those that the first prompts are of, with their checks.
         texts: the answers to each prompt, None for one that did not end.
+        controls: control tokens of the model that wrote them.
     """
-    dropped = dict.fromkeys(("unended", "repeated", "wrong", "less_likely"), 0)
+    dropped = dict.fromkeys(REASONS, 0)
     left: list[list[str]] = []
     for several in texts:
-        ended = [text for text in several if text]
-        different = list(dict.fromkeys(ended))
-        dropped["unended"] += len(several) - len(ended)
-        dropped["repeated"] += len(ended) - len(different)
+        reasons = [unusable(text, controls) for text in several]
+        usable = [text for text, why in zip(several, reasons, strict=True) if text is not None and not why]
+        different = list(dict.fromkeys(usable))
+        for why in filter(None, reasons):
+            dropped[why] += 1
+        dropped["repeated"] += len(usable) - len(different)
         left.append(different)
     if config.data.keep != "ended":
         right = _right(config, rows, left)

@@ -5,15 +5,24 @@ Writes rows.jsonl and, with held-out rows, heldout.jsonl.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semalign.config import DataConfig, TransferConfig, without_names
-from semalign.data.chat import answered, conversation, lacks_answer, prompt_row
+from semalign.config import UNTIL_CACHED, DataConfig, TransferConfig, without_names
+from semalign.data.chat import (
+    answered,
+    conversation,
+    encode_prompt,
+    lacks_answer,
+    prompt_row,
+    special_tokens,
+)
 from semalign.data.drawing import split_rows, task_rows
 from semalign.data.inputs import check_unedited, is_to_answer
+from semalign.data.items import with_check
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind, tools_of
 from semalign.data.shown import Shown, known_view
 from semalign.errors import DataError
@@ -24,9 +33,11 @@ from semalign.models.loading import load
 from semalign.run.files import hash_of, json_line, write_atomic
 from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import Tries, free_memory, measured
-from semalign.steps.choice import choose
+from semalign.steps.choice import choose, unusable
 from semalign.steps.prompts import Chat, by_teacher, by_words
 from semalign.steps.writers import Asking, Writer, alone, served, together
+
+log = logging.getLogger(__name__)
 
 
 def generate(config: TransferConfig, run: RunFolder) -> None:
@@ -46,6 +57,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     if not options.is_generated:
         return
     rows, heldout = split_rows(options)
+    rows = _with_a_question(rows, options)
     measured_on = [*heldout, *task_rows(config)]
     shown = Shown(config.student if options.completions == "student" else config.teacher, rows, config.seed)
     models = _Models(config, shown)
@@ -55,18 +67,25 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         **({"student": identity(config.student, run.digests)} if has_student else {}),
         **known_view(shown.model),
         rows=hash_of(rows),
-        measured=hash_of(measured_on),
-        data=without_names(options),
+        # Only new prompts may be those of items.
+        measured=hash_of(measured_on if options.variants else heldout),
+        data={k: v for k, v in without_names(options).items() if k not in _of_tokens(options)},
         seed=config.seed,
     )
     check_unedited(run)
     if is_done(run.generated, wanted):
         return
     if options.keep != "ended":
+        rows = [with_check(row, _name(row, number)) for number, row in enumerate(rows, 1)]
         check_items(rows, config.evaluation.allow_code_execution)
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
     own, given = ([prompt_row(chat) for chat in chats], []) if options.completions != "given" else ([], chats)
     unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
+    tokenizer = load_tokenizer(config.student if has_student else config.teacher)
+    controls = special_tokens(tokenizer).values()
+    for row, prompt, number in zip(rows, own, range(1, len(own) + 1), strict=False):
+        # Before anything is written: a prompt that the chat template refuses.
+        encode_prompt(shown.before(prompt), tokenizer, _name(row, number))
 
     def answer(prompts: Sequence[Chat]) -> list[list[str | None]]:
         asking = Asking(config, options.samples, options.sampling)
@@ -74,7 +93,8 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
 
     result: dict[str, Any] = {}
     with measured(result, Tries(run.root / "seconds.part", wanted)):
-        asked_for = [*own, *_new_prompts(config, run, chats, measured_on, models.teacher, answer, wanted)]
+        new = _new_prompts(config, run, chats, measured_on, models.teacher, answer, controls, wanted)
+        asked_for = [*own, *new]
         if options.completions == "student":
             models.leave("teacher")
         texts = answer(asked_for)
@@ -83,9 +103,12 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         to_answer = list(unanswered.values())
         found = Asking(config)(models.teacher_alone, to_answer, _part(run.heldout), wanted)
         result["heldout_seconds"] = round(time.perf_counter() - start, 3)
-        written, dropped = choose(config, rows, asked_for, texts, models.teacher)
+        written, dropped = choose(config, rows, asked_for, texts, models.teacher, controls)
         models.leave("teacher")
-    kept = list(_with_answers(heldout, {n: one for n, [one] in zip(unanswered, found, strict=True)}))
+    told = {
+        n: None if unusable(text, controls) else text for n, [text] in zip(unanswered, found, strict=True)
+    }
+    kept = list(_with_answers(heldout, told))
     _check_left(options, (asked_for, written, dropped), (heldout, kept))
     write_atomic(run.heldout, "".join(map(json_line, kept)))
     write_atomic(run.rows, "".join(json_line(chat) for chat in [*given, *written]))
@@ -94,12 +117,18 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         "written": len(written),
         "dropped": sum(dropped.values()),
         **{f"dropped_{reason}": count for reason, count in dropped.items() if count},
-        "heldout_written": sum(bool(one) for [one] in found),
+        "heldout_written": sum(map(bool, told.values())),
         "heldout_dropped": len(heldout) - len(kept),
     }
     save_result(run.generated, wanted, result | counts, [run.rows, run.heldout])
     for path in (run.rows, run.heldout, run.root / "prompts"):
         _part(path).unlink(missing_ok=True)
+
+
+def _of_tokens(options: DataConfig) -> tuple[str, ...]:
+    """Options that say how written rows become tokens, and not what is written: the answers outlive a change of them."""
+    used = ("max_length",) if options.keep == "best" else ()
+    return tuple(name for name in UNTIL_CACHED if name not in used)
 
 
 class _Models:
@@ -149,8 +178,12 @@ def _check_left(
     asked_for, written, dropped = training
     unended = f"ended within {options.max_new_tokens} tokens; raise data.max_new_tokens"
     if asked_for and not written:
-        wrong = "is right; take rows that the model can answer, raise data.samples, or set data.keep: ended"
-        reason = wrong if dropped["wrong"] else unended
+        reasons = {
+            "wrong": "is right; take rows that the model can answer, raise data.samples, or set data.keep: ended",
+            "control": "is plain text, for control tokens stand in them; take a model that answers in words",
+            "blank": "says anything; take a model that was trained to answer",
+        }
+        reason = next((said for name, said in reasons.items() if dropped[name]), unended)
         raise DataError(f"data.completions: no answer to any of the prompts {reason}.")
     if heldout[0] and not heldout[1]:
         raise DataError(f"data.completions: no answer to any of the held-out prompts {unended}.")
@@ -168,6 +201,7 @@ def _new_prompts(
     measured_on: Sequence[Row],
     open_teacher: Callable[[], Decoder],
     answer: Callable[[Sequence[Chat]], list[list[str | None]]],
+    controls: Collection[str],
     wanted: Mapping[str, Any],
 ) -> list[Chat]:
     """The prompts that `data.variants` asks for; the teacher goes on from its own answers where those are trained on."""
@@ -178,7 +212,7 @@ def _new_prompts(
         return list(by_words(prompts, config, measured_on))
     if options.completions == "teacher":
         texts = answer(prompts)
-        firsts = [next(filter(None, several), None) for several in texts]
+        firsts = [next((t for t in several if not unusable(t, controls)), None) for several in texts]
         shown = [answered(p, text) for p, text in zip(prompts, firsts, strict=True) if text]
     else:
         shown = [chat for chat in chats if not lacks_answer(chat)]
@@ -193,6 +227,23 @@ def _with_answers(rows: Sequence[Row], texts: Mapping[int, str | None]) -> Itera
             yield row
         elif text := texts[number]:
             yield answered(row, text)
+
+
+def _with_a_question(rows: Sequence[Row], options: DataConfig) -> list[Row]:
+    """Rows without those of messages in which nobody asks anything, which are no prompts."""
+    asking = [row for row in rows if row_kind(row) not in CONVERSATIONS or prompt_row(row)["messages"]]
+    if (lacking := len(rows) - len(asking)) > options.max_dropped * len(rows):
+        raise DataError(
+            f"data.dataset_name: {lacking} of {len(rows)} rows have no turn to answer, more than the share of {options.max_dropped:g} that is "
+            "allowed; mend the rows, or raise data.max_dropped."
+        )
+    if lacking:
+        log.warning("dropped %d of %d rows, which have no turn to answer", lacking, len(rows))
+    return asking
+
+
+def _name(row: Row, number: int) -> str:
+    return f"row {row.get('id', number)}"
 
 
 def _chat(row: Row, number: int) -> Chat:

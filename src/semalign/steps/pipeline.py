@@ -7,7 +7,7 @@ from dataclasses import fields
 from functools import lru_cache, partial
 from pathlib import Path
 
-from semalign.config import EvaluationConfig, TransferConfig, completed, differences, plain
+from semalign.config import UNTIL_CACHED, EvaluationConfig, TransferConfig, completed, differences, plain
 from semalign.config.parsing import read_yaml
 from semalign.data.inputs import Inputs, load_inputs
 from semalign.errors import CacheError, ConfigError
@@ -56,7 +56,9 @@ def open_run(config: TransferConfig) -> RunFolder:
         say_once(f"{run.config}: damaged or edited since it was written; written again from the given config")
     elif run.config.exists():
         old = completed(read_yaml(run.config), config)
-        if changed := [line for line in differences(old, redacted(new)) if not line.startswith(NOT_THE_RUN)]:
+        tokens = () if run.manifest.exists() else tuple(f"data.{name}:" for name in UNTIL_CACHED)
+        free = (*NOT_THE_RUN, *tokens)
+        if changed := [line for line in differences(old, redacted(new)) if not line.startswith(free)]:
             raise ConfigError(
                 f"{run.root}: holds a run with another config ({'; '.join(changed)}); choose another output_dir or delete the folder."
             )

@@ -9,13 +9,13 @@ it is, and the rows say what about.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from semalign.config import DataConfig, TransferConfig
 from semalign.data import variants
-from semalign.data.chat import encode_next_turn
+from semalign.data.chat import encode_next_turn, special_tokens
 from semalign.data.kinds import Row
 from semalign.data.overlap import Prompts
 from semalign.embedded.keys import is_apart
@@ -117,7 +117,15 @@ def _next_turns(
         max_new_tokens=config.data.max_new_tokens,
         seed=config.seed + number,
     )
-    return [[text.strip() for text, has_ended in texts if has_ended and text.strip()] for texts in found]
+    controls = special_tokens(teacher.tokenizer).values()
+    turns = [[_turn(text, has_ended, controls) for text, has_ended in texts] for texts in found]
+    return [[text for text in texts if text] for texts in turns]
+
+
+def _turn(text: str, has_ended: bool, controls: Collection[str]) -> str:
+    """The user's turn in a continuation: up to where the template would go on, be it with a token that ends no answer; "" where it did not end."""
+    ends = [at for token in controls if (at := text.find(token)) >= 0]
+    return text[: min(ends)].strip() if ends else text.strip() if has_ended else ""
 
 
 def _context_ids(teacher: Decoder, shown: Sequence[Chat], config: TransferConfig) -> list[int]:

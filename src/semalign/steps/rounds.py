@@ -15,7 +15,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from semalign.config import TransferConfig
+from semalign.config import TransferConfig, by_name
 from semalign.data.inputs import load_inputs
 from semalign.errors import ConfigError
 from semalign.methods.recipe import Recipe
@@ -50,6 +50,10 @@ class Rounds:
             raise ConfigError(
                 f"train.rounds: expected 1 with recipe {self.recipe.name}, which is trained layer by layer or not at all, "
                 f"got {self.count}; choose another recipe, or one round."
+            )
+        if self.count > 1 and self.first.targets is not None:
+            raise ConfigError(
+                f"train.rounds: expected 1 with targets: random, which are of the first round's rows, got {self.count}; train one round."
             )
         if self.count > 1 and self.recipe.start != "untouched":
             raise ConfigError(
@@ -109,7 +113,7 @@ class Rounds:
             # It draws the answers; the training keeps its own.
             seed=whole.seed + number - 1,
             cache=replace(whole.cache, folder=None),
-            evaluation=replace(whole.evaluation, baselines=()),
+            evaluation=replace(whole.evaluation, baselines=self._baselines()),
         )
         run = RunFolder(place, memory=self.first.run.memory or self.first.run.root)
         if ranks.is_main():
@@ -122,6 +126,12 @@ class Rounds:
         ranks.wait()
         prepared = Prepared.read(config, run, inputs)
         return replace(prepared, config=replace(config, seed=whole.seed))
+
+    def _baselines(self) -> dict[str, dict[str, Any]]:
+        """The recipe that is trained, as the only baseline, where it is not the run's own: only what these two read is cached."""
+        known = by_name(self.first.config.evaluation.baselines)
+        label = next((name for name, recipe in self.first.recipes.items() if recipe == self.recipe), None)
+        return {} if label is None else {label: known[label]}
 
     def _train(self, number: int, prepared: Prepared) -> None:
         """A round's steps, and the student that the next round starts with."""

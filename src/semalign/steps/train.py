@@ -44,7 +44,11 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path, *, in_rounds
         # Named only where it says something, so that trainings from before them stay valid.
         del optimisation["rounds"]
     wanted = fingerprint(
-        cache=stores.fingerprint, recipe=decisive(recipe), train=optimisation, seed=config.seed
+        cache=stores.fingerprint,
+        recipe=decisive(recipe),
+        **recipe.code,
+        train=optimisation,
+        seed=config.seed,
     )
     if ranks.from_main(lambda: is_done(folder / "train.json", wanted)):
         if ranks.is_main():

@@ -37,9 +37,11 @@ class Asking:
         part: Path,
         wanted: Mapping[str, Any],
     ) -> list[list[str | None]]:
-        """The answers to each prompt, None for one that does not end; kept in `part` batch by batch."""
+        """The answers to each prompt, None for one that did not end; kept in `part` batch by batch."""
         journal = Journal(part, wanted, list[str | None])
         size = max(1, self.config.evaluation.batch_size // self.samples)
+        # A batch of which a part was written draws other answers to the rest.
+        journal.keep_multiple(size, len(prompts))
         if len(journal.values) >= len(prompts):
             return journal.values[: len(prompts)]
         write = open_writer()
@@ -49,7 +51,7 @@ class Asking:
                 batch = prompts[start : start + size]
                 # A seed of the batch and not of the run, so that a run that was stopped draws the same.
                 found = write(self, batch, self.config.seed * SEED_STEP + start)
-                texts = [text if has_ended and text.strip() else None for text, has_ended in found]
+                texts = [text if has_ended else None for text, has_ended in found]
                 journal.add(texts[n : n + self.samples] for n in range(0, len(texts), self.samples))
                 progress.update(len(batch))
         return journal.values

@@ -70,6 +70,10 @@ class GradientCheck(TrainerCallback):
         """Runs once."""
         if self.is_checked:
             return
+        if args.fp16 and any(
+            p.grad is not None and not p.grad.isfinite().all() for p in kwargs["model"].parameters()
+        ):
+            return  # loss scaling begins too high, and skips such steps
         self.is_checked = True
         for name, parameter in kwargs["model"].named_parameters():
             if parameter.requires_grad != (parameter.grad is not None):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,16 +11,20 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from semalign.config import TransferConfig
 from semalign.data.batches import batch_inputs
+from semalign.data.chat import end_of_answer
 from semalign.data.inputs import Inputs
 from semalign.errors import ConfigError, ModelError
+from semalign.evaluation.decoding import ends_in
 from semalign.models.decoder import Decoder, is_transposed, lora_modules
 from semalign.run.files import Record, replacing_folder, saving
 from semalign.signals.plan import Plan
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -76,9 +82,12 @@ def types_of(student: Decoder) -> dict[str, torch.dtype]:
 def to_float32(student: Decoder, cut: int, *, keep_frozen: bool) -> None:
     """Layers above the cut and the final norm in float32, so that trained weights are exact masters.
 
-    Frozen weights may stay as they are only where autocast multiplies in half precision anyway.
+    Frozen weights may stay as they are only where autocast multiplies in half precision anyway, which on a CPU it does not in layer
+    norms.
     """
     for module in student.layers[cut:]:
+        for norm in (part for part in module.modules() if isinstance(part, nn.LayerNorm)):
+            norm.float()
         for parameter in module.parameters():
             if parameter.is_floating_point() and (parameter.requires_grad or not keep_frozen):
                 parameter.data = parameter.data.float()
@@ -157,12 +166,29 @@ def _keep_adapter(model: PeftModel, folder: Path) -> None:
         model.save_pretrained(str(temporary))
 
 
+def _say_how_answers_end(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Name the chat template's end of an answer in the saved generation settings, where a base model's name another token alone.
+
+    A student that learned to end its answers with it would go on beyond it wherever it is served.
+    """
+    end, settings = end_of_answer(tokenizer), copy.deepcopy(model.generation_config)
+    if end is None or settings is None or end in ends_in(settings, tokenizer, template=False):
+        return
+    settings.eos_token_id = ends_in(settings, tokenizer)
+    settings.save_pretrained(folder)
+    log.warning(
+        "the chat template ends answers with %r, which is no end token of the student; its generation_config.json names it now",
+        tokenizer.decode([end]),
+    )
+
+
 def save_student(model: Any, inputs: Inputs, config: TransferConfig, target: Path) -> None:
     """Save in a temporary folder, reload, compare logits, then move into place."""
     with replacing_folder(target) as temporary:
         with saving(target):
             model.save_pretrained(temporary)
             inputs.tokenizer.save_pretrained(temporary)
+            _say_how_answers_end(model, inputs.tokenizer, temporary)
         kernel = config.student.attn_implementation
         options: dict[str, Any] = {"attn_implementation": kernel} if kernel else {}
         # Its own code is saved beside it.

@@ -116,7 +116,9 @@ class SuffixTrainer(Trainer):
         together = self.args.train_batch_size * processes
         step = together * self.args.gradient_accumulation_steps
         # By steps, since a checkpoint of an earlier round counts the epochs of other rows.
-        steps_an_epoch = max(1, -(-len(lengths) // step))
+        is_dropped = self.args.dataloader_drop_last
+        batches = len(lengths) // together if is_dropped else -(-len(lengths) // together)
+        steps_an_epoch = max(1, -(-batches // self.args.gradient_accumulation_steps))
         return EpochSampler(
             lengths,
             step,
