@@ -142,7 +142,8 @@ class TrainConfig(OptimiserConfig):
     rounds share one schedule and one optimiser. num_train_epochs counts in each round, max_steps over all of them; later rounds take as
     many steps as the first."""
     live_teacher: bool = False
-    """Run the teacher in every training step instead of reading cached signals. This needs no disk but more time and memory."""
+    """Run the teacher in every training step instead of reading cached signals, to see that both train alike. Signals are cached all the
+    same, and semalign check estimates neither its time nor its memory."""
     logging_steps: int = 1
     """Steps between two lines of train.jsonl."""
     report_to: str = "none"

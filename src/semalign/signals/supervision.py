@@ -154,6 +154,10 @@ def supervision_of(prepared: Prepared, recipe: Recipe) -> Supervision:
     reads_any = bool(recipe.reads) or recipe.layer is not None
     if recipe.signals != "teacher" or not prepared.config.train.live_teacher or not reads_any:
         return cached_supervision(prepared, recipe)
+    if prepared.targets is not None:
+        raise ConfigError(
+            "train.live_teacher: expected false with targets: random, which come from another teacher than the run's, got true."
+        )
     inputs = prepared.inputs
     teacher, untouched = inputs.load_teacher(), inputs.load_student()
     untouched.model.requires_grad_(False)
