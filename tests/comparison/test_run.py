@@ -607,7 +607,7 @@ def test_items_that_could_not_be_answered_stop_a_comparison_before_anything_is_t
         "data.dataset_name": "embedded:transfer/code_write",
         "data.heldout_name": "embedded:test/code_write",
     }
-    path = write(tmp_path / "code", seeds=1, tasks={"code": task})
+    path = write(tmp_path / "code", seeds=1, tasks={"code_write": task})
     assert main(["compare", str(path), "--quiet"]) == ConfigError.exit_code
     assert "graded by running generated code" in capsys.readouterr().err and not started
 

@@ -53,7 +53,7 @@ def by_hand(
         stays = proposed in logits.topk(accepted).indices.tolist()
         written.append(proposed if stays else int(logits.argmax()))
     has_ended = written[-1] in ends
-    return TOKENIZER.decode(written[: len(written) - has_ended], skip_special_tokens=True), has_ended
+    return TOKENIZER.decode(written[: len(written) - has_ended]), has_ended
 
 
 def ending(models: tuple[Decoder, Decoder], *ends: int) -> set[int]:

@@ -160,13 +160,8 @@ class Comparison:
         """Cells of some labels, seed by seed, so that an early stop leaves whole seeds."""
         seeds = range(self.options.seeds)
         made = {label for _, label, _ in self.made}
-        yield from (
-            Cell(m, t, s, budget)
-            for s in seeds
-            for m in labels
-            for t in self.options.trained
-            if m not in made or (t, m, s) in self.made
-        )
+        every = ((t, m, s) for s in seeds for m in labels for t in self.options.trained)
+        yield from (Cell(m, t, s, budget) for t, m, s in every if m not in made or (t, m, s) in self.made)
 
     def chosen(self, labels: typing.Sequence[str] | None) -> list[str]:
         """The labels asked for in the file's order, with the default, which all are compared with; none: all."""
@@ -276,7 +271,7 @@ def plan(options: CompareConfig, folder: Path) -> Comparison:
 def _made(
     options: CompareConfig, label: str, base: Mapping[str, Any], folder: Path
 ) -> dict[tuple[str, str, int], ModelConfig]:
-    """The students of a label that something else has trained, by task and seed, loaded as the base's student is."""
+    """The students of a label that something else has trained, by task and seed, loaded as the base's student is; one where no {seed} is named."""
     changes = options.methods[label]
     given = changes[MADE]
     if len(changes) > 1 or not isinstance(given, str):
@@ -297,7 +292,6 @@ def _made(
     student = nested({k: v for k, v in base.items() if k.startswith("student.")})["student"]
     found = {}
     for task in options.trained:
-        # A folder without {seed} holds one student, however many seeds the others have.
         for seed in range(options.seeds if "{seed}" in given else 1):
             place = folder / given.replace("{task}", task).replace("{seed}", str(seed))
             own = {"model_name_or_path": str(place), "model_revision": None}

@@ -40,7 +40,7 @@ from semalign.data.kinds import Row
 from semalign.data.overlap import Prompts
 from semalign.data.shown import known_view
 from semalign.errors import CacheError, DataError
-from semalign.evaluation.readiness import check_evaluation
+from semalign.evaluation.readiness import check_answering
 from semalign.models.finding import identity
 from semalign.run import results
 from semalign.run.environment import environment
@@ -76,8 +76,7 @@ def run_comparison(
         jobs = jobs_of(comparison, labels)
         open_cells = {n: job for n, job in jobs.items() if not _is_settled(n, job, say, is_regraded)}
         for task in comparison.options.tasks if open_cells else ():
-            # Before anything is trained, for nothing could be answered afterwards.
-            check_evaluation(comparison.reference(task).config)
+            check_answering(comparison.reference(task).config, task)
         failures = dict.fromkeys(open_cells, NOT_GRADED) if is_regraded else _run(comparison, open_cells, say)
         lines = list(result_lines(comparison, labels, jobs, failures))
         write_atomic(comparison.root / "results.jsonl", "".join(map(json_line, lines)))

@@ -14,6 +14,14 @@ from semalign.jail.process import Backend
 from semalign.signals.request import recipes_of
 
 
+def check_answering(config: TransferConfig, task: str | None = None) -> Backend | None:
+    """Of `check_evaluation` what concerns the items of all tasks, or of one, and who answers them."""
+    rows = [row for row in task_rows(config) if task in (None, row["task"])]
+    if config.evaluation.engine == "server":
+        program_of(config.evaluation.server)
+    return require_permission(rows, config.evaluation.allow_code_execution)
+
+
 def check_evaluation(config: TransferConfig) -> Backend | None:
     """Read the items, resolve the methods, find the packages.
 
@@ -27,9 +35,7 @@ def check_evaluation(config: TransferConfig) -> Backend | None:
     """
     options = config.evaluation
     recipes_of(config)
-    backend = require_permission(task_rows(config), options.allow_code_execution)
-    if options.engine == "server":
-        program_of(options.server)
+    backend = check_answering(config)
     if options.harness_path is not None and not Path(options.harness_path).is_dir():
         raise ConfigError(
             f"evaluation.harness_path: expected a folder of task files, found none at {options.harness_path}; mend the path."
