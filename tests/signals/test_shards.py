@@ -82,3 +82,11 @@ def test_rows_of_a_cache_of_other_inputs_are_called_stale_with_what_changed(tmp_
     (tmp_path / "shard-00000.safetensors").write_bytes(b"")
     with pytest.raises(CacheError, match=r"missing or damaged"):
         ShardStore(tmp_path, {"a": 1}, PLAN).read(PLAN[0][0])
+
+
+def test_a_signal_that_nobody_asked_for_is_named(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with pytest.raises(
+        CacheError, match=r"holds no positions\.teacher_output, which the recipe reads; make the cache"
+    ):
+        ShardStore(tmp_path, {"a": 1}, PLAN).read(0, ["positions.teacher_output"])

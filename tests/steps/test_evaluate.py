@@ -64,6 +64,7 @@ def test_every_answer_is_stored_and_graded_again(
     assert said["changes"] == [f"{name}: 1 more and 0 fewer answers are right" for name in models]
     again = find_json(run.metrics)
     assert again["accuracy"] == dict.fromkeys(models, 0.25)
+    assert run.report.exists(), "the page shows the new verdicts"
     assert again["closeness"] == metrics["closeness"] and again["steps"] == metrics["steps"]
     # What was graded again is done: nothing is answered anew.
     before = run.answers.read_bytes()

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -331,3 +332,16 @@ def test_a_loss_that_falls_or_swings_is_no_alarm(
 def test_a_long_training_waits_for_a_tenth_of_its_steps() -> None:
     assert not watched([1.0] * 30 + [1.5] * 29, 300).has_warned
     assert watched([1.0] * 30 + [1.5] * 30, 300).has_warned
+
+
+def test_steps_that_loss_scaling_skips_are_not_the_first() -> None:
+    arguments, check = cast(TrainingArguments, SimpleNamespace(fp16=True)), GradientCheck()
+    model = nn.Linear(3, 3)
+    for value in (float("inf"), 0.0):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        if value:
+            check.on_pre_optimizer_step(arguments, state(0), TrainerControl(), model=model)
+            assert not check.is_checked
+    with pytest.raises(SemAlignError, match="first gradient is zero"):
+        check.on_pre_optimizer_step(arguments, state(1), TrainerControl(), model=model)
