@@ -16,6 +16,11 @@ TASKS = ("knowledge", "arithmetic")
 METHODS: dict[str, Any] = {"aligned": {"data.variants": 1}, "cross_entropy": {}}
 
 
+def task_of(name: str) -> dict[str, str]:
+    """A task of the embedded pair in a comparison's file."""
+    return {"data.dataset_name": f"embedded:transfer/{name}", "data.heldout_name": f"embedded:test/{name}"}
+
+
 def write(folder: Path, **changes: Any) -> Path:
     values = {
         "output_dir": str(folder / "out"),
@@ -40,10 +45,7 @@ def write(folder: Path, **changes: Any) -> Path:
             },
             "evaluation": {"tasks": "embedded:test", "max_items": 6, "max_new_tokens": 24},
         },
-        "tasks": {
-            t: {"data.dataset_name": f"embedded:transfer/{t}", "data.heldout_name": f"embedded:test/{t}"}
-            for t in TASKS
-        },
+        "tasks": {t: task_of(t) for t in TASKS},
         "methods": METHODS,
     }
     folder.mkdir(exist_ok=True)

@@ -33,7 +33,7 @@ from semalign.run.files import json_line, write_json
 from semalign.run.folder import save_result
 from semalign.steps import train
 
-from .small import METHODS, TASKS, here, results, write
+from .small import METHODS, TASKS, here, results, task_of, write
 
 
 def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -169,10 +169,7 @@ def test_a_cell_that_was_stopped_while_it_answered_keeps_its_student_and_its_ans
     monkeypatch.setattr(train, "fit", fitting)
 
     def compared(name: str) -> Path:
-        task = {
-            "data.dataset_name": "embedded:transfer/knowledge",
-            "data.heldout_name": "embedded:test/knowledge",
-        }
+        task = task_of("knowledge")
         options = {"seeds": 1, "methods": {"aligned": {}}, "tasks": {"knowledge": task}}
         path = write(tmp_path / name, **options)
         text = path.read_text().replace("max_items: 6", "max_items: 6\n    batch_size: 2")
@@ -198,10 +195,7 @@ def test_a_teacher_with_a_tokenizer_of_its_own_is_compared_by_its_answers_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "run_jobs", here)
-    task = {
-        "data.dataset_name": "embedded:transfer/knowledge",
-        "data.heldout_name": "embedded:test/knowledge",
-    }
+    task = task_of("knowledge")
     options = {"seeds": 1, "methods": {"aligned_output": {}}, "default": "aligned_output"}
     path = write(tmp_path / "own", tasks={"knowledge": task}, **options)
     path.write_text(path.read_text().replace("embedded:teacher", "embedded:teacher\n    tokenizer: own"))
@@ -272,12 +266,7 @@ def test_a_failing_method_is_reported_and_the_rest_goes_on(
         tmp_path / "broken",
         seeds=1,
         methods=METHODS | {"broken": broken, "random": {"recipe.name": "aligned", "teacher": "random"}},
-        tasks={
-            "knowledge": {
-                "data.dataset_name": "embedded:transfer/knowledge",
-                "data.heldout_name": "embedded:test/knowledge",
-            }
-        },
+        tasks={"knowledge": task_of("knowledge")},
     )
     assert main(["compare", str(path), "--json"]) == 0
     out, err = capsys.readouterr()
@@ -312,12 +301,7 @@ def test_students_that_something_else_has_trained_stand_in_the_same_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "run_jobs", here)
-    tasks = {
-        "knowledge": {
-            "data.dataset_name": "embedded:transfer/knowledge",
-            "data.heldout_name": "embedded:test/knowledge",
-        }
-    }
+    tasks = {"knowledge": task_of("knowledge")}
     methods = {"aligned": METHODS["aligned"], "theirs": {"made": "theirs-{seed}"}}
     path = write(tmp_path / "made", seeds=2, methods=methods, tasks=tasks)
     student = load("embedded:student")
@@ -603,10 +587,7 @@ def test_items_that_could_not_be_answered_stop_a_comparison_before_anything_is_t
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr(run, "run_jobs", lambda jobs, *_: started.extend(jobs) or {})
-    task = {
-        "data.dataset_name": "embedded:transfer/code_write",
-        "data.heldout_name": "embedded:test/code_write",
-    }
+    task = task_of("code_write")
     path = write(tmp_path / "code", seeds=1, tasks={"code_write": task})
     assert main(["compare", str(path), "--quiet"]) == ConfigError.exit_code
     assert "graded by running generated code" in capsys.readouterr().err and not started
@@ -616,11 +597,7 @@ def test_every_method_of_a_shared_source_has_its_signals_in_every_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "run_jobs", here)
-    task = {
-        "data.dataset_name": "embedded:transfer/knowledge",
-        "data.heldout_name": "embedded:test/knowledge",
-        "train.rounds": 2,
-    }
+    task = task_of("knowledge") | {"train.rounds": 2}
     methods = {"aligned_output": {}, "kl": {}}
     path = write(
         tmp_path / "rounds", seeds=1, tasks={"knowledge": task}, methods=methods, default="aligned_output"

@@ -29,7 +29,7 @@ from semalign.training.callbacks import (
     complete_checkpoint,
 )
 
-ARGUMENTS = cast(TrainingArguments, None)  # none of the callbacks reads them
+ARGUMENTS = cast(TrainingArguments, SimpleNamespace(fp16=False))  # all that the callbacks read of them
 
 
 def state(step: int, *, main: bool = True) -> TrainerState:

@@ -310,7 +310,7 @@ def items_of(config: TransferConfig, task: str) -> list[Line]:
     Raises:
         DataError: there are none, or two have one id.
     """
-    rows = [row for row in task_rows(config) if row["task"] == task]
+    rows = task_rows(config, task)
     if not rows:
         raise DataError(
             f"tasks.{task}: {config.evaluation.tasks} has no items of task {task!r}; give the task the name that its items carry."

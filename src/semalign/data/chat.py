@@ -247,31 +247,6 @@ def encode_prompt(
     return _encode(text, tokenizer)
 
 
-def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The control token that the chat template writes after an answer; None where it writes none, or there is no template.
-
-    A base model's tokenizer may have a chat template and an end token that this does not write.
-    """
-    if not tokenizer.chat_template:
-        return None
-    asked_one: Message = {"role": "user", "content": "A"}
-    chats = [[asked_one, probe] for probe in _probes({"role": "assistant"})]
-    try:
-        first, second = _texts([(chat, False) for chat in chats], None, tokenizer, "an answer")
-    except DataError:
-        return None
-    tail = first[len(first) - common_prefix(first[::-1], second[::-1]) :].lstrip()
-    ids = _encode(tail, tokenizer) if tail else []
-    written = next((i for i in ids if str(tokenizer.decode([i])).strip()), None)
-    return written if written in special_tokens(tokenizer) else None
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Ids and texts of the tokens that decoding to plain text leaves out; of added words such as <think> it leaves out none."""
-    added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-
-
 def encode_next_turn(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: Tools = None
 ) -> list[int]:

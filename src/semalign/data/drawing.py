@@ -62,8 +62,8 @@ def _more_rows() -> list[dict[str, Any]]:
     return list(kept.values())
 
 
-def task_rows(config: TransferConfig) -> list[dict[str, Any]]:
-    """Items to answer, at most max_items of each task; none where none are asked for."""
+def task_rows(config: TransferConfig, task: str | None = None) -> list[dict[str, Any]]:
+    """Items to answer, of all tasks or of one, at most max_items of each; none where none are asked for."""
     if config.evaluation.tasks is None:
         return []
     counts: dict[str, int] = {}
@@ -73,7 +73,7 @@ def task_rows(config: TransferConfig) -> list[dict[str, Any]]:
         counts[row["task"]] = counts.get(row["task"], 0) + 1
         if config.evaluation.max_items is None or counts[row["task"]] <= config.evaluation.max_items:
             kept.append(row)
-    return kept
+    return [row for row in kept if task in (None, row["task"])]
 
 
 def split_rows(data: DataConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from semalign.data.chat import Rendering
+from semalign.data.chat import Rendering, render_answer
+from semalign.errors import DataError
 
 Marks = tuple[list[int], list[bool]]
 
@@ -75,6 +76,12 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(added | set(tokenizer.all_special_ids))
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """The texts of the tokens that decoding to plain text leaves out; of added words such as <think>, unlike `control_ids`, none."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return frozenset(added | set(tokenizer.all_special_tokens))
+
+
 def mark_answer(rendering: Rendering, tokenizer: PreTrainedTokenizerBase) -> Marks:
     """Ids of a rendered conversation; marked are the answer and the token(s) that end the assistant's turn.
 
@@ -103,6 +110,20 @@ def _mark_plain_end(rendering: Rendering, tokenizer: PreTrainedTokenizerBase) ->
     start = tokens_within(text, rendering.answer, full, tokenizer, special=False)
     ids = full.ids if tail else with_eos(full.ids, text, tokenizer)
     return ids, [i >= start for i in range(len(ids))]
+
+
+def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The control token that `mark_answer` marks last, as a student learns to end its answers; None where the template writes none.
+
+    A base model's tokenizer may have a chat template and an end token that this does not write.
+    """
+    probe = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
+    try:
+        ids, marks = mark_answer(render_answer(probe, tokenizer, "an answer"), tokenizer)
+    except DataError:
+        return None
+    last = next((i for i, is_marked in zip(reversed(ids), reversed(marks), strict=True) if is_marked), None)
+    return last if last in control_ids(tokenizer) else None
 
 
 def mark_completion(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Marks:

@@ -41,7 +41,7 @@ def answer_items(
         part: a file that keeps the answers batch by batch, so that a try that was stopped is gone on with. It is left there.
         wanted: what the answers are made from; those in `part` that were made from anything else are given again.
     """
-    rows, options = _rows(config, task), config.evaluation
+    rows, options = task_rows(config, task), config.evaluation
     prompts = [prompt_row(row) for row in rows]
     # Engines ask in orders of their own.
     asked_by = "server" if decoder is None else options.engine
@@ -104,7 +104,7 @@ def graded_again(config: TransferConfig, given: Sequence[Answer], task: str | No
         DataError: the answers are not to these items, in this order.
     """
     items = by_item(given)
-    rows = _rows(config, task)
+    rows = task_rows(config, task)
     if [_asked(row) for row in rows] != [
         (answers[0]["prompt"], answers[0].get("asked")) for answers in items
     ]:
@@ -113,10 +113,6 @@ def graded_again(config: TransferConfig, given: Sequence[Answer], task: str | No
             "answer them anew: run the evaluate step without regrade."
         )
     return _graded(config, rows, given)
-
-
-def _rows(config: TransferConfig, task: str | None) -> list[dict[str, Any]]:
-    return [row for row in task_rows(config) if task in (None, row["task"])]
 
 
 def _asked(row: dict[str, Any]) -> tuple[str, str | None]:

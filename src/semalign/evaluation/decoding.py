@@ -13,7 +13,7 @@ from transformers.generation import configuration_utils
 
 from semalign.config import SERVER, Engine, SamplingConfig
 from semalign.data import encode_prompt
-from semalign.data.chat import end_of_answer, special_tokens
+from semalign.data.tokens import end_of_answer
 from semalign.errors import ModelError
 from semalign.evaluation.prefill import groups_of, prefill
 from semalign.evaluation.room import with_room
@@ -260,8 +260,7 @@ def _memory_limit() -> dict[str, Any]:
 def until_end(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
     """Token ids as text up to the first end token, and whether there is one; control tokens within it are written out."""
     stop = next((n for n, token in enumerate(ids) if token in ends), len(ids))
-    is_plain = special_tokens(tokenizer).keys().isdisjoint(ids[:stop])
-    return str(tokenizer.decode(ids[:stop], skip_special_tokens=is_plain)), stop < len(ids)
+    return str(tokenizer.decode(ids[:stop], skip_special_tokens=False)), stop < len(ids)
 
 
 @torch.inference_mode()

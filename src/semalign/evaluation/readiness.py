@@ -16,10 +16,9 @@ from semalign.signals.request import recipes_of
 
 def check_answering(config: TransferConfig, task: str | None = None) -> Backend | None:
     """Of `check_evaluation` what concerns the items of all tasks, or of one, and who answers them."""
-    rows = [row for row in task_rows(config) if task in (None, row["task"])]
     if config.evaluation.engine == "server":
         program_of(config.evaluation.server)
-    return require_permission(rows, config.evaluation.allow_code_execution)
+    return require_permission(task_rows(config, task), config.evaluation.allow_code_execution)
 
 
 def check_evaluation(config: TransferConfig) -> Backend | None:

@@ -59,7 +59,7 @@ class ShardStore:
         self._where = {
             sample: (n, i) for n, samples in enumerate(self.plan) for i, sample in enumerate(samples)
         }
-        self._open: dict[int, tuple[Any, dict[str, list[int]]]] = {}
+        self._open: dict[int, tuple[Any, dict[str, None], dict[str, list[int]]]] = {}
 
     def refresh(self) -> None:
         """Read again which shards lie there, for those that other processes wrote."""
@@ -176,10 +176,10 @@ class ShardStore:
     def read(self, sample: int, keys: Sequence[str] | None = None) -> Record:
         """The tensors of one sample; only its own rows are read from disk."""
         number, position = self._where[sample]
-        file, offsets = self._handle(number)
+        file, held, offsets = self._handle(number)
         record = {}
-        for key in keys if keys is not None else [k for k in file.keys() if not k.startswith("offsets.")]:  # noqa: SIM118
-            if key not in file.keys():  # noqa: SIM118
+        for key in keys if keys is not None else [k for k in held if not k.startswith("offsets.")]:
+            if key not in held:
                 raise CacheError(
                     f"{self._path(number)}: holds no {key}, which the recipe reads; make the cache with this recipe and its options."
                 )
@@ -187,7 +187,7 @@ class ShardStore:
             record[key] = file.get_slice(key)[bounds[position] : bounds[position + 1]]
         return record
 
-    def _handle(self, number: int) -> tuple[Any, dict[str, list[int]]]:
+    def _handle(self, number: int) -> tuple[Any, dict[str, None], dict[str, list[int]]]:
         if number not in self._open:
             is_absent = (
                 self.remote is not None and number in self._entries and not self._path(number).exists()
@@ -195,7 +195,7 @@ class ShardStore:
             if not (self._fetch(number) if is_absent else self._is_good(number, verify=True)):
                 raise CacheError(f"{self._path(number)}: {self._why()}; run `semalign cache` again.")
             file = safe_open(self._path(number), "pt")
-            keys = set(file.keys())
+            keys = dict.fromkeys(file.keys())
             offsets = {k: file.get_tensor(f"offsets.{k}").tolist() for k in KINDS if f"offsets.{k}" in keys}
-            self._open[number] = (file, offsets)
+            self._open[number] = (file, keys, offsets)
         return self._open[number]

@@ -18,13 +18,13 @@ from semalign.data.chat import (
     encode_prompt,
     lacks_answer,
     prompt_row,
-    special_tokens,
 )
 from semalign.data.drawing import split_rows, task_rows
 from semalign.data.inputs import check_unedited, is_to_answer
 from semalign.data.items import with_check
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind, tools_of
 from semalign.data.shown import Shown, known_view
+from semalign.data.tokens import special_tokens
 from semalign.errors import DataError
 from semalign.evaluation.tasks import check_items
 from semalign.models.decoder import Decoder
@@ -61,17 +61,8 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     measured_on = [*heldout, *task_rows(config)]
     shown = Shown(config.student if options.completions == "student" else config.teacher, rows, config.seed)
     models = _Models(config, shown)
-    has_student = options.completions in ("student", "speculative")
-    wanted = fingerprint(
-        teacher=identity(config.teacher, run.digests),
-        **({"student": identity(config.student, run.digests)} if has_student else {}),
-        **known_view(shown.model),
-        rows=hash_of(rows),
-        # Only new prompts may be those of items.
-        measured=hash_of(measured_on if options.variants else heldout),
-        data={k: v for k, v in without_names(options).items() if k not in _of_tokens(options)},
-        seed=config.seed,
-    )
+    # Only new prompts may be those of items.
+    wanted = _made_from(config, run, rows, measured_on if options.variants else heldout)
     check_unedited(run)
     if is_done(run.generated, wanted):
         return
@@ -81,9 +72,9 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
     own, given = ([prompt_row(chat) for chat in chats], []) if options.completions != "given" else ([], chats)
     unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
-    tokenizer = load_tokenizer(config.student if has_student else config.teacher)
-    controls = special_tokens(tokenizer).values()
-    for row, prompt, number in zip(rows, own, range(1, len(own) + 1), strict=False):
+    tokenizer = load_tokenizer(config.student if _has_student(options) else config.teacher)
+    controls = special_tokens(tokenizer)
+    for number, (row, prompt) in enumerate(zip(rows, own, strict=False), start=1):
         # Before anything is written: a prompt that the chat template refuses.
         encode_prompt(shown.before(prompt), tokenizer, _name(row, number))
 
@@ -123,6 +114,28 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     save_result(run.generated, wanted, result | counts, [run.rows, run.heldout])
     for path in (run.rows, run.heldout, run.root / "prompts"):
         _part(path).unlink(missing_ok=True)
+
+
+def _has_student(options: DataConfig) -> bool:
+    """Whether the student writes answers, alone or with the teacher's corrections, in its own tokens."""
+    return options.completions in ("student", "speculative")
+
+
+def _made_from(
+    config: TransferConfig, run: RunFolder, rows: Sequence[Row], measured: Sequence[Row]
+) -> dict[str, Any]:
+    """What the answers depend on."""
+    options = config.data
+    asked = config.student if options.completions == "student" else config.teacher
+    return fingerprint(
+        teacher=identity(config.teacher, run.digests),
+        **({"student": identity(config.student, run.digests)} if _has_student(options) else {}),
+        **known_view(asked),
+        rows=hash_of(rows),
+        measured=hash_of(measured),
+        data={k: v for k, v in without_names(options).items() if k not in _of_tokens(options)},
+        seed=config.seed,
+    )
 
 
 def _of_tokens(options: DataConfig) -> tuple[str, ...]:

@@ -15,9 +15,10 @@ from typing import Any
 
 from semalign.config import DataConfig, TransferConfig
 from semalign.data import variants
-from semalign.data.chat import encode_next_turn, special_tokens
+from semalign.data.chat import encode_next_turn
 from semalign.data.kinds import Row
 from semalign.data.overlap import Prompts
+from semalign.data.tokens import special_tokens
 from semalign.embedded.keys import is_apart
 from semalign.embedded.splits import Split
 from semalign.errors import DataError
@@ -117,7 +118,7 @@ def _next_turns(
         max_new_tokens=config.data.max_new_tokens,
         seed=config.seed + number,
     )
-    controls = special_tokens(teacher.tokenizer).values()
+    controls = special_tokens(teacher.tokenizer)
     turns = [[_turn(text, has_ended, controls) for text, has_ended in texts] for texts in found]
     return [[text for text in texts if text] for texts in turns]
 

@@ -70,7 +70,7 @@ class GradientCheck(TrainerCallback):
         """Runs once."""
         if self.is_checked:
             return
-        if getattr(args, "fp16", False) and any(
+        if args.fp16 and any(
             p.grad is not None and not p.grad.isfinite().all() for p in kwargs["model"].parameters()
         ):
             return  # loss scaling begins too high, and skips such steps

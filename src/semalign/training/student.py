@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from semalign.config import TransferConfig
 from semalign.data.batches import batch_inputs
-from semalign.data.chat import end_of_answer
 from semalign.data.inputs import Inputs
+from semalign.data.tokens import end_of_answer
 from semalign.errors import ConfigError, ModelError
 from semalign.evaluation.decoding import ends_in
 from semalign.models.decoder import Decoder, is_transposed, lora_modules
