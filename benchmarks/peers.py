@@ -36,6 +36,7 @@ def task_of(options: argparse.Namespace) -> Task:
         epochs=options.epochs,
         recipe=options.recipe,
         lora_r=options.lora_r,
+        lora_alpha=options.lora_alpha,
         learning_rate=options.learning_rate,
         peer_learning_rate=options.peer_learning_rate,
         peer_batch=options.peer_batch,
@@ -57,6 +58,7 @@ def add_pair(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--peer-rows", type=int, help="rows that the peer trains on; none: SemAlign's")
     parser.add_argument("--recipe", default="aligned", help="SemAlign's")
     parser.add_argument("--lora-r", type=int, default=16, help="LoRA's rank on both sides")
+    parser.add_argument("--lora-alpha", type=int, default=16, help="SemAlign's; the peer's is 16")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--peer-learning-rate", type=float, help="none: SemAlign's")
     parser.add_argument("--repetitions", type=int, default=5)

@@ -40,6 +40,8 @@ class Task:
     layers: int = 1
     epochs: int = 3
     lora_r: int = 16
+    lora_alpha: int = 16
+    """SemAlign's; the peer's is 16."""
     learning_rate: float = 1e-3
     peer_learning_rate: float | None = None
     peer_batch: int | None = None
@@ -98,6 +100,7 @@ def config_of(task: Task, folder: str | Path, **changes: Any) -> TransferConfig:
             "num_train_epochs": task.epochs,
             "per_device_train_batch_size": task.batch,
             "lora_r": task.lora_r,
+            "lora_alpha": task.lora_alpha,
             "bf16": task.dtype == "bfloat16",
             "logging_steps": 50,
             "save_steps": 100_000,

@@ -79,8 +79,8 @@ def test_another_config_in_the_same_folder_stops_with_a_diff(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["attribute", str(config_file), "--quiet"]) == 0
-    assert main(["attribute", str(config_file), "--quiet", "--attribution.rows=3"]) == 3
-    assert "attribution.rows: 64 -> 3" in capsys.readouterr().err
+    assert main(["attribute", str(config_file), "--quiet", "--data.max_rows=9"]) == 3
+    assert "data.max_rows: None -> 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -93,40 +93,28 @@ def _fail(error: BaseException, code: int, as_json: bool) -> int:
 
 
 def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
-    if command == "compare" and ranks.world() > 1:
-        raise ConfigError(
-            "compare: expected one process, got a launch of several; it starts its own --workers."
-        )
+    if command in ("compare", "check") and ranks.world() > 1:
+        how = "it starts its own --workers" if command == "compare" else "run it without the launcher"
+        raise ConfigError(f"{command}: expected one process, got a launch of several; {how}.")
     if not ranks.is_main() and (command == "report" or command not in RESUMABLE):
         return {}
-    if command == "report":
-        return _report(options, console)
-    if command == "compare":
-        return _compare(options, console)
-    if command == "export":
-        return _export(options)
-    if command == "push":
-        return _push(options)
-    if command == "verify":
-        return _verify(options)
-    if command == "completion":
-        return _completion(options)
-    if command == "data":
-        return _check_data(options)
-    if command == "demo":
-        config = load_config(DEMO, output_dir=options.output_dir, seed=options.seed)
-    else:
-        config = _config(options)
-    if command == "check":
-        from semalign.estimate.check import check
+    if command in COMMANDS:
+        return COMMANDS[command](options, console)
+    return _transfer(command, options, console)
 
-        return check(config, console)
+
+def _transfer(command: str, options: Any, console: Console) -> dict[str, Any]:
+    """All steps, or the one that the command is named after."""
     from semalign.report.tables import final_table
     from semalign.report.words import MEND, setback
     from semalign.run.files import read_json
     from semalign.run.metrics import Metrics
     from semalign.steps.pipeline import STEPS, transfer
 
+    if command == "demo":
+        config = load_config(DEMO, output_dir=options.output_dir, seed=options.seed)
+    else:
+        config = _config(options)
     if command == "evaluate" and options.regrade:
         return _regrade(config, console)
     # The page shows what was measured.
@@ -139,12 +127,18 @@ def _run(command: str, options: Any, console: Console) -> dict[str, Any]:
     worse = setback(metrics)
     if not options.json:
         final_table(metrics, Console())
-        harm = "   (further from its teacher than it began)" if worse else ""
+        harm = "   (worse than before)" if worse else ""
         Console().print(
             f"report: {run.report}   student: {run.root / 'student'}{harm}", markup=False, soft_wrap=True
         )
     shown = ("accuracy_gap_closed", "kl_gap_closed", "wall_seconds", "peak_rss_bytes", "baselines")
     return {k: metrics[k] for k in shown} | ({"warning": f"{worse.sentence} {MEND}"} if worse else {})
+
+
+def _check(options: Any, console: Console) -> dict[str, Any]:
+    from semalign.estimate.check import check
+
+    return check(_config(options), console)
 
 
 def _regrade(config: TransferConfig, console: Console) -> dict[str, Any]:
@@ -191,7 +185,7 @@ def _report(options: Any, console: Console) -> dict[str, Any]:
     return {"report": str(page)}
 
 
-def _push(options: Any) -> dict[str, Any]:
+def _push(options: Any, console: Console) -> dict[str, Any]:
     from semalign.report.hub import push, show
     from semalign.run.files import read_sealed
     from semalign.run.folder import RunFolder
@@ -210,7 +204,7 @@ def _push(options: Any) -> dict[str, Any]:
     return found
 
 
-def _export(options: Any) -> dict[str, Any]:
+def _export(options: Any, console: Console) -> dict[str, Any]:
     from semalign.data.inputs import load_inputs
     from semalign.run.folder import RunFolder
     from semalign.signals.parquet import export
@@ -227,7 +221,7 @@ def _export(options: Any) -> dict[str, Any]:
     return vars(found)
 
 
-def _verify(options: Any) -> dict[str, Any]:
+def _verify(options: Any, console: Console) -> dict[str, Any]:
     from semalign.run.verify import verify
 
     found = verify(Path(options.folder))
@@ -236,7 +230,7 @@ def _verify(options: Any) -> dict[str, Any]:
     return vars(found) | {"exit_code": 0 if found.is_sound else CacheError.exit_code}
 
 
-def _completion(options: Any) -> dict[str, Any]:
+def _completion(options: Any, console: Console) -> dict[str, Any]:
     require("shtab", "completion")
     script = parser().get_completion_script(f"shtab-{options.shell}")
     if not options.json:
@@ -244,7 +238,7 @@ def _completion(options: Any) -> dict[str, Any]:
     return {"shell": options.shell, "script": script}
 
 
-def _check_data(options: Any) -> dict[str, Any]:
+def _check_data(options: Any, console: Console) -> dict[str, Any]:
     from semalign.data.check import check_data
     from semalign.report.tables import show
 
@@ -260,3 +254,16 @@ def _config(options: Any) -> TransferConfig:
     for file in [Path(str(p)) for p in reversed(options.get("config") or [])]:
         fields = beside(fields, folder_of(file), read_yaml(file))
     return parse_config(fields)
+
+
+COMMANDS = {
+    "check": _check,
+    "compare": _compare,
+    "completion": _completion,
+    "data": _check_data,
+    "export": _export,
+    "push": _push,
+    "report": _report,
+    "verify": _verify,
+}
+"""Commands that run no step."""

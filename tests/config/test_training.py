@@ -26,6 +26,10 @@ from .refused import assert_refused
     [
         (lambda: TrainConfig(num_train_epochs=0), "train.num_train_epochs: expected more than 0, got 0"),
         (lambda: TrainConfig(lora_r=-1), "train.lora_r: expected 0 or a rank, got -1"),
+        (lambda: TrainConfig(lora_alpha=0), "train.lora_alpha: expected a positive number, got 0"),
+        (lambda: TrainConfig(max_steps=0), "train.max_steps: expected a positive count, or -1 for whole epochs, got 0"),
+        (lambda: TrainConfig(weight_decay=-1.0), "train.weight_decay: expected 0 or more, got -1.0"),
+        (lambda: TrainConfig(warmup_steps=-1), "train.warmup_steps: expected 0 or more, got -1"),
         (lambda: TrainConfig(per_device_train_batch_size=0), "train.per_device_train_batch_size: expected a positive count, got 0"),
         (lambda: TrainConfig(live_teacher=True), "train.live_teacher: expected false unless train.cache_prefix is false"),
     ],

@@ -20,6 +20,7 @@ from semalign.config import (
     ModelConfig,
     PairingConfig,
     RecipeConfig,
+    ServerConfig,
     TrainConfig,
     TransferConfig,
     by_name,
@@ -52,9 +53,16 @@ def whole(**changes: Any) -> TransferConfig:
             lambda: replace(whole(), student=ModelConfig("s", offload="disk")),
             "student.offload: expected null, since a student that is trained has to stay in memory, got 'disk'",
         ),
-        (
-            lambda: whole(recipe=RecipeConfig("aligned", interface="head"), train=TrainConfig(activation_checkpointing=True)),
-            "train.activation_checkpointing: expected false with recipe.interface head",
+        *(
+            (
+                lambda data=data: replace(whole(), data=DataConfig("rows", **data), teacher=ModelConfig("t", server=ServerConfig("http://h"))),
+                f"data.{name}: expected {expected} with teacher.server, since a server holds the weights",
+            )
+            for name, expected, data in (
+                ("completions", "given, teacher or student", {"completions": "speculative"}),
+                ("keep", "ended or right", {"completions": "teacher", "keep": "best"}),
+                ("variants_by", "words", {"variants": 1, "variants_by": "teacher"}),
+            )
         ),
     ],
 )  # fmt: skip

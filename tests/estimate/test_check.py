@@ -29,11 +29,12 @@ from semalign.config import (
     TransferConfig,
 )
 from semalign.data.inputs import load_inputs
-from semalign.errors import CacheError, ConfigError
+from semalign.errors import CacheError, ConfigError, DataError
 from semalign.estimate import check as module
 from semalign.estimate.check import check
 from semalign.run.folder import RunFolder
 from semalign.signals.plan import Plan
+from semalign.steps.pipeline import transfer
 
 config_of = partial(
     tiny_config,
@@ -241,9 +242,35 @@ def test_a_run_that_cannot_be_is_refused_before_any_weight_is_read(
         looked(config)
 
 
+def test_a_folder_of_another_run_and_prompts_that_nobody_could_answer_are_refused_too(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "probe_student", lambda *_: pytest.fail("the student was loaded"))
+    config = tiny_config(tiny_pair, rows_file, tmp_path / "run", pairing=PairingConfig(num_layers=1))
+    transfer(config, ("attribute", "pair", "cache"))
+    with pytest.raises(ConfigError, match=r"holds a run with another config \(pairing\.num_layers: 1 -> 2\)"):
+        looked(replace(config, pairing=PairingConfig(num_layers=2)))
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"no question {n}"}) + "\n" for n in range(9)))
+    data = replace(config.data, dataset_name=str(text), completions="teacher")
+    with pytest.raises(DataError, match="need rows with messages"):
+        looked(replace(config, data=data, output_dir=str(tmp_path / "other")))
+
+
+def test_the_plan_of_other_options_is_not_obeyed(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(tiny_pair, rows_file, tmp_path / "run", pairing=PairingConfig(num_layers=1))
+    run = transfer(config, ("attribute", "pair"))
+    for count in (1, 2):
+        changed = replace(config, pairing=PairingConfig(num_layers=count))
+        plan, _ = module._plan(changed, inputs_of(samples(2)), run)
+        assert len(plan.trained_layers) == count
+
+
 def planned(folder: Path, **pairing: Any) -> tuple[Plan, bool]:
     config = in_memory_config(folder, pairing=PairingConfig(**pairing))
-    return module._plan(config, inputs_of(samples(2)))
+    return module._plan(config, inputs_of(samples(2)), RunFolder(Path(config.output_dir)))
 
 
 @pytest.mark.parametrize(

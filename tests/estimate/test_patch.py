@@ -82,7 +82,9 @@ def test_a_verdict_needs_an_interval_on_one_side() -> None:
     assert compared([1.0] * 8, [0.5 + 0.01 * n for n in range(8)])["verdict"] == "nearer"
     assert compared([1.0] * 8, [1.5 + 0.01 * n for n in range(8)])["verdict"] == "further"
     assert compared([1.0] * 8, [0.5, 1.5] * 4)["verdict"] == "not told apart"
-    assert compared([1.0], [0.0])["verdict"] == "not told apart", "one row says nothing"
+    one = compared([1.0], [0.0])
+    assert one["verdict"] == "not told apart", "one row says nothing"
+    assert one["low"] is one["high"] is None and one["change"] == -1.0
 
 
 def test_rows_are_few_where_the_teacher_is_slow_and_tried_ones_are_not_fitted_on(tmp_path: Path) -> None:
@@ -100,6 +102,16 @@ def test_rows_are_few_where_the_teacher_is_slow_and_tried_ones_are_not_fitted_on
     train = replace(made.inputs, train=made.inputs.train * 20, heldout=[])
     rows = patch_rows(train, fast)
     assert len(rows.tried) == TRIED and len(rows.fitted) == min(FITTED, len(train.train) - TRIED)
+
+
+@pytest.mark.parametrize(
+    ("count", "parts"), [(1, (0, 1)), (2, (1, 1)), (5, (4, 1)), (9, (6, 3)), (30, (22, 8))]
+)
+def test_of_few_rows_two_thirds_are_fitted_on(tmp_path: Path, count: int, parts: tuple[int, int]) -> None:
+    made = prepared(tmp_path)
+    inputs = replace(made.inputs, train=(made.inputs.train * 9)[:count], heldout=[])
+    rows = patch_rows(inputs, Costs({"cache_student": 1e3 if count == 30 else 1e-9}))
+    assert (len(rows.fitted), len(rows.tried)) == (parts if count < 30 else (FEWEST, FEWEST))
 
 
 def test_recipes_without_an_aligned_target_have_no_test() -> None:

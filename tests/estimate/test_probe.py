@@ -260,6 +260,38 @@ def test_every_kind_of_training_is_timed_and_leaves_a_plain_student(
     assert student.num_layers == 3 and of.plan is PAIRS
 
 
+@pytest.mark.parametrize(
+    ("count", "fields"),
+    [
+        (12, {"rounds": 3}),
+        (3, {}),
+        (3, {"gradient_accumulation_steps": 2}),
+        (12, {"report_to": "tensorboard"}),
+    ],
+)
+def test_whatever_a_run_does_three_steps_are_timed_and_nothing_else_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, fields: dict[str, Any]
+) -> None:
+    of = prepared(tmp_path, train=full_weights(per_device_train_batch_size=4, save_steps=1, **fields))
+    of = replace(of, inputs=replace(of.inputs, train=(of.inputs.train * 3)[:count]))
+    steps: list[int] = []
+    left: list[str] = []
+
+    class Clock(probe._StepClock):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+            steps.append(state.global_step)
+            left.extend(p.name for p in Path(args.output_dir).iterdir())
+            assert args.report_to == []
+            super().on_step_end(args, state, control, **kw)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            left.extend(p.name for p in Path(args.output_dir).iterdir())
+
+    monkeypatch.setattr(probe, "_StepClock", Clock)
+    assert train(of, of.recipe) > 0
+    assert steps == [1, 2, 3] and left == []
+
+
 def test_the_first_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 100.0, 103.0, 105.0])
     monkeypatch.setattr(probe.time, "perf_counter", lambda: next(times))

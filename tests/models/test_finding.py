@@ -16,8 +16,10 @@ from tiny import save_model, tiny_model
 from semalign.config import ModelConfig
 from semalign.errors import ConfigError, ModelError
 from semalign.models.finding import identity, load_shape, load_tokenizer
-from semalign.models.loading import load
+from semalign.models.loading import load, named
 from semalign.models.variables import variables_of
+
+from .test_decoder import write_gguf
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])
@@ -52,6 +54,26 @@ def test_a_hub_id_without_network_names_the_prefetch_command(monkeypatch: pytest
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="hf download somebody/some-model"):
         load_shape(ModelConfig("somebody/some-model"))
+
+
+def test_a_hub_id_without_network_gets_its_sentence_from_every_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for read in (identity, named):
+        with pytest.raises(
+            ModelError, match=r"somebody/some-model: cannot be loaded .*hf download somebody/some-model"
+        ):
+            read(ModelConfig("somebody/some-model"))
+
+
+def test_a_gguf_file_lies_among_files_that_are_no_weights_of_its_own(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "student.gguf", tiny_pair[1])
+    (tmp_path / "imatrix.bin").write_bytes(b"0")
+    found = load_shape(ModelConfig(str(tmp_path / "student.gguf"), keep_dequantised=False))
+    assert found.width == load_shape(ModelConfig(str(tiny_pair[1]))).width
 
 
 def test_identity_follows_content_not_place(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def test_licences_are_read_from_a_model_s_own_card(
 
 
 @pytest.mark.parametrize("license", ["apache-2.0", None])
-def test_licences_are_read_from_the_head_of_a_gguf_file(tmp_path: Path, license: str | None) -> None:
+def test_licences_are_read_from_the_head_of_a_gguf_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, license: str | None
+) -> None:
     writer = GGUFWriter(tmp_path / "model.gguf", "llama")
     writer.add_file_type(15)
     writer.add_tags(["tiny", "größe"])
@@ -64,6 +66,8 @@ def test_licences_are_read_from_the_head_of_a_gguf_file(tmp_path: Path, license:
     writer.close()
     found = origin(ModelConfig(str(tmp_path / "model.gguf")))
     assert found["name"] == "model.gguf" and found["license"] == license
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert origin(ModelConfig("~/model.gguf")) == found
 
 
 def test_a_hub_model_without_network_has_no_licence_but_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from semalign.report.blocks import Facts, Table
 from semalign.report.build import render, view
 from semalign.report.files import RunFiles, read_run
 from semalign.run.digests import sealed
-from semalign.run.files import write_atomic, write_json
+from semalign.run.files import find_json, write_atomic, write_json
 from semalign.run.folder import save_result
 
 from .pages import Checker, Edit, RunMaker, page_of, section
@@ -161,6 +161,24 @@ def test_no_metrics_is_the_users_error_with_the_step_to_run(tmp_path: Path) -> N
     with pytest.raises(CacheError, match=r"metrics\.json.*evaluate step") as caught:
         build_report(tmp_path)
     assert isinstance(caught.value, SemAlignError)
+
+
+def test_figures_of_an_earlier_student_are_not_shown(make_run: RunMaker, edit_json: Edit) -> None:
+    run = make_run()
+    trained = find_json(run / "train.json")
+    for known, is_shown in (({"of": 1}, True), ({"of": 2}, False)):
+        write_json(
+            run / "metrics.json",
+            find_json(run / "metrics.json") | {"fingerprint": {"students": {"after": known}}},
+        )
+        write_json(run / "train.json", trained | {"fingerprint": {"of": 1}})
+        if is_shown:
+            assert read_run(run).train
+        else:
+            with pytest.raises(
+                CacheError, match=r"metrics\.json: of an earlier student .* run `semalign evaluate` again"
+            ):
+                build_report(run)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": \xff'])

@@ -16,12 +16,12 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from semalign.cli import main
 from semalign.config import MapName, RecipeConfig
-from semalign.config.parsing import load_config
+from semalign.config.parsing import load_config, read_yaml
 from semalign.errors import ConfigError
 from semalign.methods import layer_losses, methods, output_losses, resolve
 from semalign.methods.formula import formula
 from semalign.methods.maps import MAPS
-from semalign.report.card import render_card
+from semalign.report.card import _training, _without_paths, render_card
 from semalign.run.files import find_json, write_json
 from semalign.run.folder import RunFolder
 from semalign.steps.pipeline import transfer
@@ -79,6 +79,34 @@ def test_no_folder_of_this_machine_is_in_the_card(done: Path, tiny_pair: tuple[P
     text = (done / "student" / "README.md").read_text()
     for secret in ("secret place", str(Path.home()), str(tiny_pair[0].parent), "/tmp"):
         assert secret not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("http://host:8000", "http://host:8000"),
+        ("s3://bucket/deep/run", "s3://bucket/deep/run"),
+        ("file:///home/me/cache", "cache"),
+        ("/home/me/rows.jsonl", "rows.jsonl"),
+        ("org/name", "org/name"),
+    ],
+)
+def test_an_address_stays_as_it_is_and_a_path_loses_its_folders(value: str, shown: str) -> None:
+    assert _without_paths({"of": [value], "at": value}) == {"of": [value], "at": shown}
+
+
+def test_rows_a_step_are_those_of_all_processes_and_what_is_not_trained_has_no_rank(
+    done: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(shutil.copytree(done, tmp_path / "run"))
+    config = read_yaml(run.config)
+    assert "| rows a step | 8 |" in _training(run, config) and "(LoRA, rank 16, merged)" in _training(
+        run, config
+    )
+    result = json.loads((run.root / "train.json").read_text())
+    write_json(run.root / "train.json", result | {"processes": 2})
+    told = _training(run, config | {"recipe": {"name": "laten"}})
+    assert "| rows a step | 16 |" in told and "not trained)" in told and "rank" not in told
 
 
 def test_the_config_in_the_card_makes_the_same_run(done: Path, tmp_path: Path) -> None:
@@ -232,6 +260,7 @@ def test_push_to_hub_in_the_config_uploads_at_the_end_and_only_then(done: Path, 
     assert hub.calls == []
     asked = load_config(done / "config.yaml", push_to_hub=True, hub_model_id="me/student")
     transfer(asked, ("attribute",))
+    transfer(asked, ("evaluate", "report"))
     assert hub.calls == []
     transfer(asked)
     assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]

@@ -14,7 +14,7 @@ from semalign.errors import CacheError, ConfigError
 from semalign.report import build_comparison
 from semalign.report.blocks import Table
 from semalign.report.files import read_run
-from semalign.report.runs import view
+from semalign.report.runs import _value, view
 from semalign.run.files import find_json, write_json, write_yaml
 
 RunMaker = Callable[..., Path]
@@ -44,6 +44,13 @@ def test_figures_and_options_stand_side_by_side(two: list[Path]) -> None:
     assert [(r.name, [c.text for c in r.cells]) for r in options.rows] == [
         ("train.num_train_epochs", ["3.0", "9.0"])
     ]
+
+
+def test_an_option_is_found_whose_name_has_dots() -> None:
+    config = {"data": {"dataset_name": {"a.jsonl": 1.0, "a.jsonl.old": 2.0}, "rows": {"n": 3}}}
+    assert _value(config, "data.dataset_name.a.jsonl") == "1.0"
+    assert _value(config, "data.dataset_name.a.jsonl.old") == "2.0"
+    assert _value(config, "data.rows.n") == "3" and _value(config, "data.rows.m") == "–"
 
 
 def test_the_command_writes_the_page_and_opens_it(

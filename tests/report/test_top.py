@@ -145,6 +145,25 @@ def test_a_student_further_from_its_teacher_is_told_first(
     assert "train.learning_rate" in notes(metrics)[0]
 
 
+@pytest.mark.parametrize(("low", "is_told"), [(0.45, True), (0.10, False)])
+def test_answers_that_became_clearly_worse_are_told_where_the_teacher_s_lead_may_be_chance(
+    low: float, is_told: bool
+) -> None:
+    task = {
+        "before": {"accuracy": 0.6, "low": low, "high": 0.7},
+        "after": {"accuracy": 0.2, "low": 0.1, "high": 0.3},
+    }
+    metrics = {
+        "closeness": {"before": {"kl": 1.0}, "after": {"kl": 0.8}},
+        "accuracy": {"before": 0.6, "after": 0.2, "teacher": 0.63},
+        "accuracy_gap_closed": None,
+        "kl_gap_closed": 0.2,
+        "tasks": {"sums": task},
+    }
+    said = "This student answers worse than before: mean accuracy fell from 60.0% to 20.0%."
+    assert (top_line(metrics).sentence == said) is is_told
+
+
 def test_a_student_that_stays_where_it_was_is_no_setback() -> None:
     near = {"closeness": {"before": {"kl": 0.2470}, "after": {"kl": 0.2471}}, "kl_gap_closed": -0.0004}
     assert "further" not in top_line(near).sentence and "train.learning_rate" not in notes(near)[0]

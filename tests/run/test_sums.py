@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from semalign.run import digests
+from semalign.run.files import replacing
 from semalign.run.sums import SUMS, agrees_with_sums, read_sums, write_sums
 from semalign.run.sums import digests as digests_of
 
@@ -77,6 +78,14 @@ def test_a_folder_is_checked_by_coreutils_too(tmp_path: Path) -> None:
     (tmp_path / "deep/größe.txt").write_text("other")
     assert subprocess.run(run, cwd=tmp_path, capture_output=True).returncode == 1
     assert not agrees_with_sums(tmp_path)
+
+
+def test_what_another_process_is_writing_is_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("weights")
+    with replacing(tmp_path / "README.md") as part:
+        part.write_text("half of a card")
+        write_sums(tmp_path)
+    assert list(read_sums(tmp_path)) == ["model.safetensors"] and agrees_with_sums(tmp_path)
 
 
 def test_a_known_digest_is_taken_and_not_made_from_what_lies_there_now(tmp_path: Path) -> None:

@@ -104,6 +104,25 @@ def test_the_parts_of_a_stopped_step_are_whole_or_damaged(run: RunFolder) -> Non
     assert verify(run.root).damaged == ["rows.part"]
 
 
+def test_the_seconds_of_a_stopped_step_are_a_result_like_others(run: RunFolder) -> None:
+    for name in ("seconds.part", "targets/seconds.part", "stage-1/fit-seconds.part"):
+        (run.root / name).parent.mkdir(exist_ok=True)
+        save_result(run.root / name, {}, {"seconds": 1.5})
+        assert name in verify(run.root).whole
+        (run.root / name).write_text((run.root / name).read_text().replace("1.5", "2.5"))
+        assert verify(run.root).damaged == [name]
+        (run.root / name).unlink()
+
+
+def test_a_round_has_its_plan_from_the_run_and_no_scores(run: RunFolder) -> None:
+    place = run.root / "rounds" / "2"
+    write_json(place / "pairs.json", {"of": "run"})
+    save_result(place / "targets" / "manifest.json", {}, {}, [])
+    assert verify(run.root).is_sound
+    (place / "pairs.json").unlink()
+    assert verify(run.root).missing == ["rounds/2/pairs.json"]
+
+
 def test_a_cache_in_another_folder_is_looked_at_too(run: RunFolder, tmp_path: Path) -> None:
     run.targets.rename(tmp_path / "elsewhere")
     run.targets.symlink_to(tmp_path / "elsewhere", target_is_directory=True)

@@ -16,6 +16,8 @@ from semalign.run import web
 from semalign.run.web import Server, json_from
 
 CODES: list[int] = []
+CUT: list[int] = []
+"""Bytes that an answer promises and does not send."""
 SEEN: list[dict[str, str]] = []
 
 
@@ -23,9 +25,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         SEEN.append(dict(self.headers))
         code = CODES.pop(0) if CODES else 200
+        missing = CUT.pop(0) if CUT else 0
         data = json.dumps({"data": [{"id": "first"}], "path": self.path}).encode()
         self.send_response(code)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + missing))
         self.end_headers()
         self.wfile.write(data)
 
@@ -36,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     CODES.clear()
+    CUT.clear()
     SEEN.clear()
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -55,6 +59,16 @@ def test_what_says_come_back_is_asked_again_after_longer_and_longer(root: str, w
     CODES[:] = [503, 429, 500]
     assert json_from(f"{root}/x", None, patience=5, retries=3)["path"] == "/x"
     assert waits == [0.5, 1.0, 2.0] and len(SEEN) == 4
+
+
+@pytest.mark.parametrize("code", [200, 500])
+def test_an_answer_that_breaks_off_is_asked_for_again(root: str, waits: list[float], code: int) -> None:
+    CODES[:], CUT[:] = [code], [50]
+    assert json_from(f"{root}/x", None, patience=5, retries=1)["path"] == "/x"
+    CODES[:], CUT[:] = [code], [50]
+    with pytest.raises(ModelError, match="gave no answer" if code == 200 else "refused a request"):
+        json_from(f"{root}/x", None, patience=5)
+    assert waits == [0.5]
 
 
 def test_no_wait_is_longer_than_the_longest(root: str, waits: list[float]) -> None:

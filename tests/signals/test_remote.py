@@ -65,6 +65,7 @@ def test_a_run_goes_on_from_the_store_where_its_targets_are_lost(
     kept = {p.relative_to(run.root): p.read_bytes() for p in run.targets.rglob("*.safetensors")}
     names = set(Remote(url).sizes())
     assert {"manifest.json", "maps.safetensors", "teacher_head.safetensors"} <= names
+    assert not any(name.endswith(".part") for name in names), "what a try has left is of this machine"
     assert not Remote(url).child("raw").sizes()
 
     shutil.rmtree(run.targets)

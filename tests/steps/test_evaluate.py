@@ -11,7 +11,7 @@ from tiny import config_of
 
 from semalign.cli import main
 from semalign.config import EvaluationConfig, TransferConfig, plain
-from semalign.errors import CacheError, DataError
+from semalign.errors import CacheError, ConfigError, DataError
 from semalign.evaluation import decoding, tasks
 from semalign.run.files import find_json, write_yaml
 from semalign.run.verify import verify
@@ -114,6 +114,12 @@ def test_items_with_other_answers_are_graded_by_them_and_other_items_refused(
     items.write_text("".join(json.dumps(item(n + 1, 1)) + "\n" for n in range(4)))
     with pytest.raises(DataError, match="the items that the 4 stored answers were given to"):
         regrade(config, run)
+
+
+def test_without_items_there_is_nothing_to_grade_again(config: TransferConfig) -> None:
+    without = replace(config, evaluation=EvaluationConfig())
+    with pytest.raises(ConfigError, match=r"evaluation\.tasks: expected the items"):
+        regrade(without, transfer(without))
 
 
 def test_damaged_answers_are_not_graded(config: TransferConfig) -> None:

@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from semalign.data.inputs import load_inputs
 from semalign.errors import CacheError, ConfigError, DataError
 from semalign.run.files import read_json
-from semalign.run.folder import save_result
+from semalign.run.folder import RunFolder, save_result
+from semalign.steps import generate as module
 from semalign.steps import prompts as new_prompts
 from semalign.steps import writers
+from semalign.steps.generate import check_prompts
 from semalign.steps.pipeline import transfer
 
 from .talking import LIMIT, config_of, stop_at, written
@@ -301,3 +303,45 @@ def test_a_prompt_or_a_check_that_does_not_do_stops_the_run_before_anybody_is_as
     tokenizer.save_pretrained(strict)
     with pytest.raises(DataError, match=r"row 10: the chat template refuses the 'developer' turn"):
         transfer(config_of((strict, strict), path, tmp_path / "b", completions="teacher"), ("generate",))
+
+
+def test_what_nobody_could_be_asked_is_refused_by_itself(
+    talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    check_prompts(config_of(talking_pair, rows_file, tmp_path / "run", completions="teacher"))
+    with pytest.raises(DataError, match="expected a check of its answers"):
+        check_prompts(
+            config_of(talking_pair, rows_file, tmp_path / "run", completions="teacher", keep="right")
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("<|call|>", "is plain text"), (" ", "says anything"), (None, "ended within 24 tokens")],
+)
+def test_held_out_answers_that_do_not_do_are_told_by_what_is_wrong_with_them(
+    talking_pair: tuple[Path, Path],
+    rows_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str | None,
+    said: str,
+) -> None:
+    # The control token is the teacher's alone; the student writes the other answers.
+    teacher = shutil.copytree(talking_pair[0], tmp_path / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|call|>"]})
+    tokenizer.save_pretrained(teacher)
+    path = tmp_path / "prompts.jsonl"
+    rows = [json.loads(line)["messages"][:-1] for line in rows_file.read_text().splitlines()]
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    config = config_of((teacher, talking_pair[1]), path, tmp_path / "run", completions="student")
+    config = replace(config, teacher=replace(config.teacher, tokenizer="own"))
+    texts = {True: text, False: "An answer."}
+
+    def answer(self: Any, open_writer: Any, asked: Any, *_: Any) -> list[list[str | None]]:
+        return [[texts[len(asked) == 4]] for _ in asked]
+
+    monkeypatch.setattr(module.Asking, "__call__", answer)
+    with pytest.raises(DataError, match=f"no answer to any of the held-out prompts {said}"):
+        module.generate(config, RunFolder(tmp_path / "run"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,13 +137,8 @@ def test_an_edit_is_followed_for_the_same_scores_and_never_written_over(
     transfer(config, ("attribute", "pair"))
     assert run.pairs.read_text() == edited and read_plan(run).trained_layers == (2,)
     assert "was edited since it was written" in caplog.text
-    # Scores of other rows: what was edited is not for them, and a plan of its own may not take its place.
-    transfer(
-        replace(config, output_dir=str(run.root / "other"), data=replace(config.data, max_rows=9)),
-        ("attribute",),
-    )
-    shutil.copy(run.root / "other" / "scores.json", run.scores)
-    for content in (edited.replace('"scores"', '"old_scores"'), "{", ""):
+    # With another option what was edited is not for it, and a plan of its own may not take its place.
+    for content in (edited.replace('"interface"', '"another"'), "{", ""):
         run.pairs.write_text(content)
         with pytest.raises(SemAlignError, match=r"pairs\.json: .* delete it and run `semalign pair`"):
             transfer(config, ("attribute", "pair"))
@@ -152,6 +146,30 @@ def test_an_edit_is_followed_for_the_same_scores_and_never_written_over(
     run.pairs.unlink()
     transfer(config, ("attribute", "pair"))
     assert read_plan(run).trained_layers == (3,)
+
+
+def test_scores_for_their_own_sake_leave_an_edited_plan_as_it_is(config_file: Path) -> None:
+    config = load_config(config_file)
+    run = transfer(config, ("attribute", "pair"))
+    edited = run.pairs.read_text().replace('"trained_layers": [\n  3', '"trained_layers": [\n  2')
+    run.pairs.write_text(edited)
+    transfer(config, ("attribute",))
+    assert any(layer["score"] for layer in json.loads(run.scores.read_text())["layers"])
+    # What of the recipe no plan depends on may change too.
+    transfer(replace(config, recipe=replace(config.recipe, temperature=2.0)), ("pair",))
+    assert run.pairs.read_text() == edited
+
+
+def test_pairs_by_the_error_of_a_ridge_map_depend_on_its_penalty(config_file: Path) -> None:
+    config = load_config(config_file)
+    config = replace(config, pairing=replace(config.pairing, match="ridge_error"))
+    found = []
+    for penalty in (1e-4, 1e4):
+        run = transfer(
+            replace(config, cache=replace(config.cache, ridge_penalty=penalty)), ("attribute", "pair")
+        )
+        found.append(json.loads(run.pairs.read_text())["figures"])
+    assert found[0] != found[1]
 
 
 def of_depths(inputs: Inputs, teacher: int, student: int) -> Inputs:

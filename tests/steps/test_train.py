@@ -46,3 +46,15 @@ def test_sums_that_do_not_say_what_was_trained_are_written_again(
     )
     assert verify(sums.parent).is_sound
     assert (run.root / "student" / "model.safetensors").read_bytes() == weights, "nothing is trained again"
+
+
+def test_what_a_training_leaves_that_was_stopped_after_its_last_word_is_dropped(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    config = config_of(tiny_pair, rows_file, tmp_path / "run")
+    run = transfer(config, ("attribute", "pair", "cache", "train"))
+    left = [run.root / "checkpoint-4", run.root / "stage-1"]
+    for folder in left:
+        folder.mkdir()
+    transfer(config, ("train",))
+    assert not any(folder.exists() for folder in left)

@@ -35,7 +35,8 @@ class DataConfig:
     """Rows on which closeness to the teacher is measured, named as in dataset_name. When this is null, the last heldout_rows rows
     of the dataset are used."""
     heldout_rows: int = 0
-    """How many rows are held out when heldout_name is null: the last ones of the dataset, or of the rows drawn from a mixture."""
+    """How many rows are held out: the last ones of the dataset, or of the rows drawn from a mixture. With heldout_name, its first
+    so many rows (0: all)."""
     max_rows: int | None = None
     """Train on at most this many rows: the first ones of the dataset, or the total drawn from a mixture."""
     rows_seed: int | None = None
@@ -92,6 +93,12 @@ class DataConfig:
         for name in ("samples", "accepted"):
             expect(getattr(self, name) > 0, f"data.{name}", "a positive count", getattr(self, name))
         check_samples("data", self.samples, self.sampling)
+        expect(
+            self.samples == 1 or self.is_generated,
+            "data.samples",
+            "1, unless a model answers prompts (data.completions, data.variants)",
+            self.samples,
+        )
         expect(
             self.keep == "ended" or (self.completions != "given" and not self.variants),
             "data.keep",

@@ -63,6 +63,12 @@ class PairingConfig:
         expect(self.cost is None or self.cost >= 1, "pairing.cost", "at least 1", self.cost)
         expect(self.num_layers is None or self.cost is None, "pairing.cost", "num_layers or cost", "both")
         expect(
+            self.selection != "all" or (self.num_layers is None and self.cost is None),
+            "pairing.selection",
+            "attribution or last with num_layers or cost",
+            "all",
+        )
+        expect(
             not self.layers or (self.num_layers is None and self.cost is None),
             "pairing.layers",
             "layers, num_layers or cost",

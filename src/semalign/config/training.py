@@ -13,6 +13,15 @@ MapName = Literal[
 ]
 LayerSchedule = Literal["constant", "decay"]
 Schedule = Literal["joint", "frontier"]
+RateSchedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
 Trained = Literal["pairs", "all", "none"]
 Signals = Literal["teacher", "shuffled", "shuffled_targets"]
 Open = TypeVar("Open")
@@ -108,8 +117,8 @@ class OptimiserConfig:
     """Batches per optimiser step."""
     weight_decay: float = 0.0
     """AdamW weight decay."""
-    lr_scheduler_type: str = "cosine"
-    """Learning rate schedule, by a name that transformers knows."""
+    lr_scheduler_type: RateSchedule = "cosine"
+    """Learning rate schedule, by transformers' name; of those that need nothing else to be said."""
     warmup_steps: float = 0.1
     """Warm-up steps; a value below 1 is the share of all steps."""
     max_grad_norm: float = 1.0
@@ -159,6 +168,15 @@ class TrainConfig(OptimiserConfig):
             "train.learning_rate",
             "a rate above 0, or null",
             self.learning_rate,
+        )
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
+            expect(getattr(self, name) >= 0, f"train.{name}", "0 or more", getattr(self, name))
+        expect(self.lora_alpha > 0, "train.lora_alpha", "a positive number", self.lora_alpha)
+        expect(
+            self.max_steps == -1 or self.max_steps > 0,
+            "train.max_steps",
+            "a positive count, or -1 for whole epochs",
+            self.max_steps,
         )
         for name in ("gradient_accumulation_steps", "logging_steps", "save_steps", "rounds"):
             expect(getattr(self, name) > 0, f"train.{name}", "a positive count", getattr(self, name))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from semalign.config.layers import AttributionConfig, CacheConfig, PairingConfig
 from semalign.config.models import ModelConfig
 from semalign.config.training import RecipeConfig, TrainConfig
 from semalign.config.values import LATER, expect
+
+Combination = tuple[bool, str, str]
+"""Whether options of several groups go together, the field that is blamed where they do not, and what is expected of it."""
 
 
 @dataclass(frozen=True)
@@ -53,68 +57,87 @@ class TransferConfig:
     """Whether a repository that has to be created is private; null takes the account's default."""
 
     def __post_init__(self) -> None:
-        expect(
+        for is_fine, name, expected in (*self._of_student(), *self._of_teacher(), *self._of_server()):
+            expect(is_fine, name, expected, functools.reduce(getattr, name.split("."), self))
+
+    def _of_student(self) -> Iterator[Combination]:
+        """What goes with a student that is trained in memory, and uploaded."""
+        student = self.student
+        yield (
             not self.push_to_hub or bool(self.hub_model_id),
             "hub_model_id",
             "ORG/NAME, since push_to_hub is true",
-            self.hub_model_id,
         )
-        for name, plain, expected in (
-            ("device_map", None, "null, since a student that is trained has to stay on one device"),
-            ("offload", None, "null, since a student that is trained has to stay in memory"),
-            ("tokenizer", "shared", "shared; teacher.tokenizer says whether the two differ"),
-            ("signals", None, "null, since signals are a teacher's"),
-            ("sees", "nothing", "nothing, since the student is to do without what its teacher sees"),
-        ):
-            given = getattr(self.student, name)
-            expect(given == plain, f"student.{name}", expected, given)
-        expect(
-            self.student.server.url is None,
+        yield (
+            student.device_map is None,
+            "student.device_map",
+            "null, since a student that is trained has to stay on one device",
+        )
+        yield (
+            student.offload is None,
+            "student.offload",
+            "null, since a student that is trained has to stay in memory",
+        )
+        yield (
+            student.tokenizer == "shared",
+            "student.tokenizer",
+            "shared; teacher.tokenizer says whether the two differ",
+        )
+        yield student.signals is None, "student.signals", "null, since signals are a teacher's"
+        yield (
+            student.sees == "nothing",
+            "student.sees",
+            "nothing, since the student is to do without what its teacher sees",
+        )
+        yield (
+            student.server.url is None,
             "student.server.url",
             "null, since a student that is trained has to be in memory",
-            self.student.server.url,
         )
-        expect(
-            self.teacher.server.url is None or not self.evaluation.harness,
-            "evaluation.harness",
-            "no tasks with teacher.server, since the harness runs the models here",
-            self.evaluation.harness,
-        )
-        expect(
-            not self.teacher.only_tells or not self.train.live_teacher,
+
+    def _of_teacher(self) -> Iterator[Combination]:
+        """What goes with how the teacher reads the rows."""
+        teacher, data = self.teacher, self.data
+        is_shared, is_alike = teacher.tokenizer == "shared", teacher.sees == "nothing"
+        yield (
+            not (teacher.only_tells and self.train.live_teacher),
             "train.live_teacher",
             "false with teacher.server, teacher.signals or teacher.tokenizer: own, since such a teacher is asked before training alone",
-            True,
         )
-        expect(
-            self.teacher.tokenizer == "shared" or self.data.supervise == "completion",
+        yield (
+            is_shared or data.supervise == "completion",
             "data.supervise",
             "completion with teacher.tokenizer: own, since the two tokenizers are compared on one answer a row",
-            self.data.supervise,
         )
-        expect(
-            self.teacher.tokenizer == "shared" or self.data.completions != "speculative",
+        yield (
+            is_shared or data.completions != "speculative",
             "data.completions",
             "given, teacher or student with teacher.tokenizer: own, since both models write speculative answers token by token",
-            self.data.completions,
         )
-        expect(
-            self.teacher.sees == "nothing" or self.data.supervise == "completion",
+        yield (
+            is_alike or data.supervise == "completion",
             "teacher.sees",
-            f"nothing with data.supervise: {self.data.supervise}, since a prompt that only the teacher reads cannot be supervised",
-            self.teacher.sees,
+            f"nothing with data.supervise: {data.supervise}, since a prompt that only the teacher reads cannot be supervised",
         )
-        expect(
-            self.teacher.sees != "answer" or not self.data.variants,
+        yield (
+            teacher.sees != "answer" or not data.variants,
             "teacher.sees",
             "nothing or shots with data.variants, since no answer to a new prompt is given",
-            "answer",
         )
-        expect(
-            self.recipe.interface != "head" or not self.train.activation_checkpointing,
-            "train.activation_checkpointing",
-            "false with recipe.interface head, since a head's contribution is computed in a hook that recomputing does not call",
-            True,
+
+    def _of_server(self) -> Iterator[Combination]:
+        """What goes with a teacher whose weights are not here."""
+        data = self.data
+        if self.teacher.server.url is None:
+            return
+        why = "with teacher.server, since a server holds the weights that this needs"
+        yield data.completions != "speculative", "data.completions", f"given, teacher or student {why}"
+        yield data.keep != "best", "data.keep", f"ended or right {why}"
+        yield not data.variants or data.variants_by != "teacher", "data.variants_by", f"words {why}"
+        yield (
+            not self.evaluation.harness,
+            "evaluation.harness",
+            "no tasks with teacher.server, since the harness runs the models here",
         )
 
 

@@ -34,15 +34,21 @@ from semalign.signals.maps import head_maps
 from semalign.signals.plan import Plan, read_plan
 from semalign.signals.request import PREFIX_ERROR, Request, check_teacher, own_name, request_of, teacher_name
 from semalign.steps.cache import error_figures
+from semalign.steps.generate import check_prompts
+from semalign.steps.opening import changes, check_start, refuse_another
 from semalign.steps.pair import pair_layers
 
 
 def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     """Print and return the findings; raises the error that the run itself would meet."""
     jail = check_evaluation(config)
+    check_start(config)
+    check_prompts(config)
+    run = RunFolder(Path(config.output_dir))
+    refuse_another(config, run)
     inputs = load_inputs(config, identified=False)
     check_teacher(config, inputs.teacher)
-    plan, is_provisional = _plan(config, inputs)
+    plan, is_provisional = _plan(config, inputs, run)
     first = split_rows(config.data)[0][:8]
     agree = templates_agree(load_tokenizer(config.teacher), inputs.tokenizer, first)
     asks_first = is_to_answer(config.data, first[0])
@@ -58,7 +64,9 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         free_memory()
     patch, seen, teacher, drift, carried = None, [], None, None, None
     if is_patchable(resolve(config.recipe)) and not asks_first:
-        patch = Patch(config, inputs, plan, patch_rows(inputs, costs))
+        rows = patch_rows(inputs, costs)
+        # Of one row there is nothing to fit on.
+        patch = Patch(config, inputs, plan, rows) if rows.fitted else None
     if config.teacher.only_tells:
         drift, carried = probe_told(config, inputs, costs)
     else:
@@ -137,9 +145,9 @@ def _print_sources(sources: dict[str, dict[str, Any]], console: Console) -> None
     console.print(table)
 
 
-def _plan(config: TransferConfig, inputs: Inputs) -> tuple[Plan, bool]:
-    run = RunFolder(Path(config.output_dir))
-    if run.pairs.exists():
+def _plan(config: TransferConfig, inputs: Inputs, run: RunFolder) -> tuple[Plan, bool]:
+    is_for_another = any(line.startswith(("pairing.", "recipe.")) for line in changes(config, run))
+    if run.pairs.exists() and not is_for_another:
         return read_plan(run, (inputs.teacher.layers, inputs.student.layers)), False
     # Attribution and matching have not run: any layer may win, so the deepest stand for the chosen.
     options = replace(
@@ -200,7 +208,9 @@ def _print_patch(lines: Sequence[dict[str, Any]], console: Console) -> None:
     )
     table = Table("pair", "untouched", "with the target", "change", "the student is")
     for line in lines:
-        change = f"{line['change']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]"
+        change = f"{line['change']:+.3f}"
+        if line["low"] is not None:
+            change += f" [{line['low']:+.3f}, {line['high']:+.3f}]"
         table.add_row(line["pair"], f"{line['kl']:.3f}", f"{line['patched']:.3f}", change, line["verdict"])
     console.print(table)
     nearer = [line["pair"] for line in lines if line["verdict"] == "nearer"]

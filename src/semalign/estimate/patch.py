@@ -68,11 +68,12 @@ def patch_rows(inputs: Inputs, costs: Costs) -> PatchRows:
     )
     affordable = int(SECONDS / max(larger * costs.seconds["cache_student"], 1e-9) / mean(lengths))
     tried = min(TRIED, max(FEWEST, affordable // 3))
-    others = inputs.heldout[:tried] or inputs.train[-tried:]
-    fitted = min(
-        FITTED, max(FEWEST, affordable - tried), len(inputs.train) - (0 if inputs.heldout else tried)
-    )
-    return PatchRows(inputs.train[: max(0, fitted)], others)
+    if inputs.heldout:
+        fitted, others = len(inputs.train), inputs.heldout[:tried]
+    else:
+        fitted = len(inputs.train) - min(tried, max(1, len(inputs.train) // 3))
+        others = inputs.train[fitted:][:tried]
+    return PatchRows(inputs.train[: min(FITTED, max(FEWEST, affordable - tried), fitted)], others)
 
 
 def is_patchable(recipe: Recipe) -> bool:
@@ -220,15 +221,19 @@ def _in_batches(
 def compared(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
     """Means over rows, and what the change says."""
     changes = [b - a for a, b in zip(before, after, strict=True)]
-    half = T95 * stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.inf
-    change = mean(changes)
-    verdict = "nearer" if change + half < 0 else "further" if change - half > 0 else "not told apart"
+    change, ends = mean(changes), None
+    if len(changes) > 1:  # one row says nothing of others
+        half = T95 * stdev(changes) / math.sqrt(len(changes))
+        ends = change - half, change + half
+    verdict = (
+        "not told apart" if ends is None or ends[0] <= 0 <= ends[1] else "nearer" if change < 0 else "further"
+    )
     return {
         "kl": mean(before),
         "patched": mean(after),
         "change": change,
-        "low": change - half,
-        "high": change + half,
+        "low": ends and ends[0],
+        "high": ends and ends[1],
         "rows": len(changes),
         "verdict": verdict,
     }

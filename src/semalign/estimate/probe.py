@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import SaveStrategy
 
 from semalign.config import TransferConfig
 from semalign.data import Sample
@@ -197,7 +198,10 @@ def _training(
     """Seconds a token of a recipe's training, its first step, on the longest rows, apart; a start is not counted."""
     if recipe.trained == "none":
         return 0.0
-    size = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    # With fewer rows than a step has, all of them are one.
+    size = min(
+        config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps, len(inputs.train)
+    )
     typical = typical_rows(inputs.train, size)
     samples = [*longest_rows(inputs.train, size), *typical * REPEATS]
     config = with_recipe(config, recipe)
@@ -209,16 +213,21 @@ def _training(
     if recipe.needs_teacher_head:
         weight = torch.randn(inputs.vocabulary, inputs.teacher.width, dtype=student.model.dtype)
         head = Head(weight, head_options(inputs.teacher, None))
-    once = replace(config.train, num_train_epochs=1, max_steps=-1)
+    # No tracker hears of it, and nothing is saved.
+    once = replace(config.train, num_train_epochs=1, max_steps=-1, rounds=1, report_to="none")
+    if size < once.per_device_train_batch_size * once.gradient_accumulation_steps:
+        once = replace(once, per_device_train_batch_size=size, gradient_accumulation_steps=1)
     clock = _StepClock()
     with (
         tempfile.TemporaryDirectory() as folder,
         trainable(student, plan, config, recipe.start) as model,
     ):
         suffix = SuffixModel(student, cut, recipe, plan.at(recipe.interface), inputs.candidates, head)
+        options = arguments(replace(config, train=once), Path(folder))
+        options.save_strategy = SaveStrategy.NO
         trainer = SuffixTrainer(
             suffix,
-            arguments(replace(config, train=once), Path(folder)),
+            options,
             samples,
             Collator(samples, made, made if cut else None),
             callbacks=[clock],

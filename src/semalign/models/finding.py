@@ -107,7 +107,10 @@ def load_shape(config: ModelConfig, *, needs_layers: bool = True) -> Shape:
     with reading(config):
         text, has_layers = load_config_of(config, needs_layers=needs_layers)
         shape = shape_of(text, config.model_name_or_path, has_layers=has_layers)
-        check_allocation(shape, Path(locate(config)[0]))
+        where, extra = opened(config)
+        # A GGUF file lies among files that are no weights of its own.
+        if "gguf_file" not in extra:
+            check_allocation(shape, Path(where))
         return shape
 
 
@@ -162,7 +165,8 @@ def identity(config: ModelConfig, memory: Path | None = None) -> dict[str, Any]:
         files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
         files = sorted(p for p in files if p.suffix in KINDS and p.is_file() and p.name not in OF_TRAINING)
     else:
-        loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
+        with reading(config):
+            loaded = AutoConfig.from_pretrained(where, trust_remote_code=config.trust_remote_code, **extra)
         return known | {"commit": getattr(loaded, "_commit_hash", None) or config.model_revision}
     found = digests(files, memory)
     return known | {"files": {p.name: sha[:16] for p, sha in zip(files, found, strict=True)}}
@@ -210,7 +214,7 @@ def _check_quantised(config: ModelConfig, loaded: Any) -> None:
     if method != "bitsandbytes":
         raise ModelError(
             f"{config.model_name_or_path}: expected weights in floating point or in bitsandbytes' form, got a checkpoint that "
-            f"{method} has quantised; give the checkpoint that it was made from, with load_in_4bit or load_in_8bit if memory is short."
+            f"{method} has quantised; give a bfloat16 copy of it, with load_in_4bit or load_in_8bit if memory is short."
         )
     require("bitsandbytes", "bitsandbytes")
 

@@ -66,13 +66,17 @@ def named(
         needs_layers: whether a model will not do that can only be run as a whole.
     """
     known = identity(config, memory) if identified else {}
-    if config.only_tells:
-        shape = replace(load_shape(config, needs_layers=False), has_layers=False)
-        return Checkpoint(shape, load_tokenizer(config), known, partial(load, config, needs_layers=False))
     # A model whose layers lie in several places is placed layer by layer.
-    needs_layers = needs_layers or config.is_placed
+    needs_layers = not config.only_tells and (needs_layers or config.is_placed)
     opened = partial(load, config, needs_layers=needs_layers)
-    return Checkpoint(load_shape(config, needs_layers=needs_layers), load_tokenizer(config), known, opened)
+    return Checkpoint(shape_named(config, needs_layers=needs_layers), load_tokenizer(config), known, opened)
+
+
+def shape_named(config: ModelConfig, *, needs_layers: bool) -> Shape:
+    """The sizes of a model that is read by its name; of one that only tells nobody reads the layers."""
+    if config.only_tells:
+        return replace(load_shape(config, needs_layers=False), has_layers=False)
+    return load_shape(config, needs_layers=needs_layers or config.is_placed)
 
 
 def _elsewhere(config: ModelConfig) -> Decoder:

@@ -42,7 +42,7 @@ def origin(config: ModelConfig) -> dict[str, Any]:
     license_text = next((texts[f] for f in FILES if texts.get(f)), None)
     license, license_name = _named(texts.get("README.md"))
     if license is None and "gguf_file" in extra:
-        license = _gguf_license(Path(name))
+        license = _gguf_license(Path(where, extra["gguf_file"]))
     is_hub = not Path(where).is_dir() and HUB_ID.fullmatch(name)
     return {
         "name": shown,

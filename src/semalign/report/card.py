@@ -18,6 +18,7 @@ from semalign.methods import resolve
 from semalign.methods.formula import formula
 from semalign.methods.recipe import Recipe
 from semalign.models.origin import HUB_ID
+from semalign.report.files import measured_student
 from semalign.report.words import CLOSENESS, figure_name, finite
 from semalign.run import results
 from semalign.run.files import find_json, write_atomic
@@ -162,20 +163,22 @@ def _training(run: RunFolder, config: Json) -> str:
     moved = [m["layer"] for m in result.get("movement", ())] or plan.get("trained_layers", ())
     layers = ", ".join(map(str, moved))
     trained = recipe.train_of(TrainConfig(**train))
+    rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
     adapter = find_json(run.training() / "student" / "adapter_config.json", step="train", is_sealed=False)
     kind = f"LoRA, rank {trained.lora_r}, merged" if trained.lora_r else "full weights"
     kind = f"a LoRA adapter of rank {adapter.get('r')}" if adapter else kind
-    rows = {
+    kind = "changed before training, and not trained" if recipe.trained == "none" else kind
+    lines = {
         "recipe": recipe.name,
         "teacher layer → student layer": pairs,
         "trained layers": f"{layers} ({kind})",
         "steps": result.get("steps"),
-        "rows a step": train["per_device_train_batch_size"] * train["gradient_accumulation_steps"],
+        "rows a step": rows * result.get("processes", 1),
         "learning rate": f"{trained.learning_rate:g} ({train['lr_scheduler_type']})",
         "seconds of training": result.get("train_seconds"),
         "seed": config["seed"],
     }
-    table = "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items() if v is not None)])
+    table = "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in lines.items() if v is not None)])
     return f"{table}\n\n{_formula(recipe)}"
 
 
@@ -245,6 +248,8 @@ def _without_paths(value: Any) -> Any:
 
 
 def _short(name: str) -> str:
+    if "://" in name and not name.startswith("file:"):
+        return name  # no path of this machine; what is secret in it was left out when it was written
     is_path = name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
     return Path(name.replace("\\", "/")).name if is_path else name
 
@@ -267,6 +272,4 @@ def _metrics(run: RunFolder) -> Json:
     except CacheError:
         return {}  # the evaluate step makes them again, and the card after them
     trained = find_json(run.root / "train.json", results.Trained, "train")
-    students = metrics.get("fingerprint", {}).get("students")
-    known = students.get("after") if isinstance(students, Mapping) else None
-    return metrics if known == trained.get("fingerprint") else {}
+    return metrics if measured_student(metrics) == trained.get("fingerprint") else {}

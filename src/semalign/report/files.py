@@ -52,8 +52,17 @@ def read_run(run_dir: Path) -> RunFiles:
         raise CacheError(
             f"The report needs metrics.json in {run_dir}, and there is none; run the evaluate step for this folder first."
         )
+    measured = measured_student(metrics)
+    if measured and measured != find_json(run_dir / "train.json", step="train").get("fingerprint"):
+        raise CacheError(
+            f"{run_dir / 'metrics.json'}: of an earlier student than the one that lies there; run `semalign evaluate` again."
+        )
     config = run_dir / "config.yaml"
-    logs = {path.parent.name: _log(path.parent) for path in sorted(run_dir.glob("baselines/*/train.jsonl"))}
+    names = [path.parent.name for path in sorted(run_dir.glob("baselines/*/train.jsonl"))]
+    # In the order in which the other sections have them, and colour them.
+    order = list(metrics.get("baselines") or {})
+    names.sort(key=lambda name: order.index(name) if name in order else len(order))
+    logs = {name: _log(run_dir / "baselines" / name) for name in names}
     return RunFiles(
         name=run_dir.resolve().name,
         metrics=metrics,
@@ -66,6 +75,12 @@ def read_run(run_dir: Path) -> RunFiles:
         train=_log(run_dir),
         baseline_train={name: lines for name, lines in logs.items() if lines},
     )
+
+
+def measured_student(metrics: Json) -> Any:
+    """What tells the training of the student that was measured from others; None where metrics.json does not say."""
+    students = (metrics.get("fingerprint") or {}).get("students")
+    return students.get("after") if isinstance(students, Mapping) else None
 
 
 def _log(training: Path) -> Sequence[Json]:

@@ -23,7 +23,17 @@ from semalign.report.blocks import (
 )
 from semalign.report.files import Json
 from semalign.report.plots import Bar
-from semalign.report.words import CLOSENESS, figure_name, finite, number, percent, share_closed
+from semalign.report.words import (
+    CLOSENESS,
+    accuracy,
+    change,
+    figure_name,
+    finite,
+    number,
+    overlap,
+    percent,
+    share_closed,
+)
 
 TEXT_LIMIT = 4000
 """Characters of a prompt or an answer that are shown."""
@@ -34,27 +44,6 @@ SAMPLE_LIMIT = 24
 def task_name(name: str) -> str:
     """A task's key as people read it."""
     return name.replace("_", " ")
-
-
-def change(task: Json) -> float | None:
-    """Accuracy after less accuracy before."""
-    before, after = accuracy(task, "before"), accuracy(task, "after")
-    return None if before is None or after is None else after - before
-
-
-def accuracy(task: Json, key: str) -> float | None:
-    """Accuracy of one contender on a task."""
-    return finite((task.get(key) or {}).get("accuracy"))
-
-
-def overlap(task: Json) -> bool | None:
-    """Whether the intervals of before and after meet; None when one of them is unknown."""
-    ends = [finite((task.get(key) or {}).get(end)) for key in ("before", "after") for end in ("low", "high")]
-    known = [end for end in ends if end is not None]
-    if len(known) < len(ends):
-        return None
-    low_before, high_before, low_after, high_after = known
-    return low_after <= high_before and low_before <= high_after
 
 
 def tasks_section(metrics: Json) -> Section:

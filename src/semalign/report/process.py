@@ -23,9 +23,8 @@ def training_section(files: RunFiles) -> Section:
     drawn = [(name, rows, series) for name, rows in logs if (series := _series(rows))]
     title = "Training"
     if not files.train:
-        return Section(
-            "training", title, missing="train.jsonl is not in this run folder; the train step writes it."
-        )
+        missing = "train.jsonl is not in this run folder, or empty; the train step writes it, a line every train.logging_steps steps."
+        return Section("training", title, missing=missing)
     panels = []
     for index, (name, rows, series) in enumerate(drawn):
         if index:

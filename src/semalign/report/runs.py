@@ -14,7 +14,7 @@ from semalign.report import plots, words
 from semalign.report.blocks import Cell, Panel, Panels, Report, Row, Section, Table
 from semalign.report.build import model_names, options_of, render, write_page
 from semalign.report.files import RunFiles, read_run
-from semalign.report.outcome import accuracy, task_name
+from semalign.report.outcome import task_name
 from semalign.report.plots import Bar
 from semalign.report.words import (
     CLOSENESS,
@@ -126,7 +126,7 @@ def _figures(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
         (title, [finite(run.metrics.get(key)) for run in runs], percent) for key, title in GAPS
     ]
     for task in dict.fromkeys(t for run in runs for t in run.metrics.get("tasks") or {}):
-        found = [accuracy((run.metrics.get("tasks") or {}).get(task) or {}, "after") for run in runs]
+        found = [words.accuracy((run.metrics.get("tasks") or {}).get(task) or {}, "after") for run in runs]
         lines.append((f"Accuracy: {task_name(task)}", found, percent_1))
     for m in CLOSENESS:
         values = [((run.metrics.get("closeness") or {}).get("after") or {}).get(m.key) for run in runs]
@@ -155,6 +155,17 @@ def _options(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
 
 
 def _value(config: Any, key: str) -> str:
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, dict) else None
-    return DASH if config is None else words.clip(str(config), 80)
+    found = _at(config, key)
+    return DASH if found is None else words.clip(str(found), 80)
+
+
+def _at(config: Any, key: str) -> Any:
+    """The value at a dotted path, of which a part may have dots of its own, as the names of files have."""
+    if not key:
+        return config
+    if not isinstance(config, dict):
+        return None
+    for name in sorted(config, key=len, reverse=True):
+        if (key + ".").startswith(f"{name}."):
+            return _at(config[name], key[len(str(name)) + 1 :])
+    return None

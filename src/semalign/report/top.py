@@ -50,14 +50,14 @@ def notes(metrics: Json) -> list[str]:
     lost = {
         name: change
         for name, task in tasks.items()
-        if (change := outcome.change(task)) is not None and change < 0
+        if (change := words.change(task)) is not None and change < 0
     }
     if lost:
         named = [
             f"{outcome.task_name(name)} ({number(100 * change, 1)} points)" for name, change in lost.items()
         ]
         lines.append(f"Below the untouched student on {listing(named)}.")
-    unsure = [outcome.task_name(name) for name, task in tasks.items() if outcome.overlap(task)]
+    unsure = [outcome.task_name(name) for name, task in tasks.items() if words.overlap(task)]
     if unsure:
         lines.append(
             f"Before and after have overlapping 95% intervals on {listing(unsure)}: there it may be chance."
@@ -90,7 +90,7 @@ def tiles(files: RunFiles) -> list[Tile]:
     metrics, found = files.metrics, []
     tasks = list((metrics.get("tasks") or {}).values())
     means = {
-        key: words.mean([outcome.accuracy(task, key) for task in tasks])
+        key: words.mean([words.accuracy(task, key) for task in tasks])
         for key in ("before", "after", "teacher")
     }
     if means["after"] is not None:

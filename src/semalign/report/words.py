@@ -230,21 +230,59 @@ MEND = "Lower train.learning_rate first; then try LoRA (train.lora_r), fewer lay
 
 
 def setback(metrics: Mapping[str, Any]) -> Headline | None:
-    """What got worse, when a student ends further from its teacher than it began: by KL, or by right answers."""
+    """What got worse, when a student ends further from its teacher than it began: by KL, or by right answers.
+
+    Where the teacher's own lead may be chance, answers are worse if the intervals of before and after lie apart on some task.
+    """
     near, right = metrics.get("closeness") or {}, metrics.get("accuracy") or {}
     kl = [finite((near.get(name) or {}).get("kl")) for name in ("before", "after")]
     found = []
     if kl[0] is not None and kl[1] is not None and kl[1] > (1 + LEVEL) * kl[0]:
         found.append(("KL to the teacher rose from ", f"{number(kl[0])} to {number(kl[1])}"))
     share = finite(metrics.get("accuracy_gap_closed"))
-    if share is not None and share < -LEVEL:
-        shown = [percent_1(finite(right.get(name))) for name in ("before", "after")]
-        found.append(("mean accuracy fell from ", " to ".join(shown)))
+    answers = [finite(right.get(name)) for name in ("before", "after")]
+    if share < -LEVEL if share is not None else _is_clearly_lower(answers, metrics.get("tasks") or {}):
+        found.append(("mean accuracy fell from ", " to ".join(map(percent_1, answers))))
     if not found:
         return None
     (what, values), others = found[0], found[1:]
     rest = "".join(f", and {other}{numbers}" for other, numbers in others)
-    return Headline(f"This student ends further from its teacher than it began: {what}", values, f"{rest}.")
+    is_told_by_kl = what.startswith("KL")
+    lead = (
+        "ends further from its teacher than it began"
+        if share is not None or is_told_by_kl
+        else "answers worse than before"
+    )
+    return Headline(f"This student {lead}: {what}", values, f"{rest}.")
+
+
+def _is_clearly_lower(answers: Sequence[float | None], tasks: Mapping[str, Any]) -> bool:
+    """Whether right answers became fewer, on some task with intervals apart."""
+    before, after = answers
+    if before is None or after is None or after >= before:
+        return False
+    return any(overlap(task) is False and (change(task) or 0.0) < 0 for task in tasks.values())
+
+
+def accuracy(task: Mapping[str, Any], key: str) -> float | None:
+    """Accuracy of one contender on a task."""
+    return finite((task.get(key) or {}).get("accuracy"))
+
+
+def change(task: Mapping[str, Any]) -> float | None:
+    """Accuracy after less accuracy before."""
+    before, after = accuracy(task, "before"), accuracy(task, "after")
+    return None if before is None or after is None else after - before
+
+
+def overlap(task: Mapping[str, Any]) -> bool | None:
+    """Whether the intervals of before and after meet; None when one of them is unknown."""
+    ends = [finite((task.get(key) or {}).get(end)) for key in ("before", "after") for end in ("low", "high")]
+    known = [end for end in ends if end is not None]
+    if len(known) < len(ends):
+        return None
+    low_before, high_before, low_after, high_after = known
+    return low_after <= high_before and low_before <= high_after
 
 
 def comparison(share: float, baselines: Mapping[str, float]) -> str:
@@ -259,10 +297,8 @@ def comparison(share: float, baselines: Mapping[str, float]) -> str:
         return f"; the {name} baseline came out level, at {percent(value)}"
     if share < -LEVEL:
         return f"; the best baseline, {name}, {closed(value)}"
-    word = "more than any baseline (best" if len(baselines) > 1 else "more than the baseline ("
-    return (
-        f", {word}: {name}, {percent(value)})" if len(baselines) > 1 else f", {word}{name}, {percent(value)})"
-    )
+    others = "any baseline (best: " if len(baselines) > 1 else "the baseline ("
+    return f", more than {others}{name}, {percent(value)})"
 
 
 def closed(share: float) -> str:

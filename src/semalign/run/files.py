@@ -33,7 +33,7 @@ Record = dict[str, Tensor]
 LOCK = ".lock"  # in every folder that a process owns, or has owned
 _TEMPORARY = ".semalign-"
 # Ours, and those of safetensors.
-_IS_TEMPORARY = re.compile(r"\.semalign-[a-z0-9_]{8}|\.tmp[A-Za-z0-9]{6}")
+IS_TEMPORARY = re.compile(r"\.semalign-[a-z0-9_]{8}|\.tmp[A-Za-z0-9]{6}")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 FREE_SPACE = "free space or choose another output_dir"
 
@@ -112,7 +112,7 @@ def sweep(root: Path) -> None:
     Links are not followed, and folders inside that have a lock of their own are left to their owners.
     """
     for folder, folders, files in os.walk(root):
-        for name in filter(_IS_TEMPORARY.fullmatch, (*folders, *files)):
+        for name in filter(IS_TEMPORARY.fullmatch, (*folders, *files)):
             path = Path(folder, name)
             # Looked for after the temporary file was found: who writes one has locked its folder before.
             if any((root / above / LOCK).exists() for above in path.relative_to(root).parents[:-1]):
@@ -127,7 +127,7 @@ def sweep(root: Path) -> None:
 def write_atomic(path: Path, data: bytes | str, advice: str = FREE_SPACE) -> None:
     """A small file, whole or not at all; `advice` ends the sentence where it cannot be written."""
     with replacing(path, advice) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
 def append(file: TextIO, text: str) -> None:

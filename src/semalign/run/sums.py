@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from semalign.run.digests import digest, is_racy, seal_of, stamp_of
-from semalign.run.files import write_atomic, write_json
+from semalign.run.files import IS_TEMPORARY, write_atomic, write_json
 
 SUMS = "SHA256SUMS"
 """As coreutils write it: `sha256sum -c` reads it too."""
@@ -45,7 +45,11 @@ def _remembered(memory: Path | None) -> dict[str, Any]:
 
 def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """Write SHA256SUMS for all files in a folder; `known` digests are taken as they are, the others made."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SUMS)
+    files = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p != folder / SUMS and not IS_TEMPORARY.fullmatch(p.name)
+    )
     names = {p.relative_to(folder).as_posix(): p for p in files}
     lines = [f"{(known or {}).get(name) or digest(path)}  {name}\n" for name, path in names.items()]
     write_atomic(folder / SUMS, "".join(lines))

@@ -83,13 +83,20 @@ def verify(folder: Path) -> Verdict:
     for name, path in sorted(files.items()):
         is_whole = seals.get(name, True) and _is_recorded(folder, name, recorded) is not False
         if path.suffix == ".part":
-            is_known, is_whole = True, not read_journal(path)[1]
+            is_known, is_whole = True, _is_whole_part(path)
         elif path.name == SUMS:
             is_known, is_whole = True, _agrees(name, files, by_results)
         else:
             is_known = name in seals or name in recorded
         (found.unknown if not is_known else found.whole if is_whole else found.damaged).append(name)
     return found
+
+
+def _is_whole_part(path: Path) -> bool:
+    """Of what a stopped step has left: its seconds are a sealed result, all else are journals."""
+    if path.stem.endswith("seconds"):
+        return seal_of(path.read_bytes(), ".json") == "whole"
+    return not read_journal(path)[1]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -146,7 +153,8 @@ def _implied(names: Any) -> Iterator[str]:
         elif is_there & {*RUN[:4]}:
             chain = RUN
         elif is_there & {*SOURCE}:
-            chain = SOURCE
+            # A round has its plan from the run, and no scores of its own.
+            chain = SOURCE[1:] if PurePosixPath(root).parent.name == "rounds" else SOURCE
         reached = [n for n, last in enumerate(chain) if last in is_there]
         if "training.json" in is_there and chain == RUN:
             reached.append(RUN.index("train.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import time
@@ -44,16 +45,26 @@ def json_from(
             with opener.open(request, timeout=patience) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")
+            said = _body(error).decode(errors="replace")
             fault = f"{url}: the server refused a request ({error.code}: {said:.300})."
             if error.code != 429 and error.code < 500:
                 raise ModelError(fault) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             fault = f"{url}: the server gave no answer ({error})."
         if tried < retries:
             time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2**tried))
     times = f" It was asked {retries + 1} times." if retries else ""
     raise ModelError(fault + times)
+
+
+def _body(error: urllib.error.HTTPError) -> bytes:
+    """What a refusal says, as far as it came."""
+    try:
+        return error.read()
+    except http.client.IncompleteRead as cut:
+        return cut.partial
+    except (OSError, http.client.HTTPException):
+        return b""
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,11 @@ def request_of(config: TransferConfig, plan: Plan) -> tuple[Request, list[tuple[
         raise ConfigError(
             "recipe.interface: head supervises the plan's pairs of heads, and the plan has none; set pairing.heads."
         )
+    if any(interface == "head" for _, interface in wanted) and config.train.activation_checkpointing:
+        raise ConfigError(
+            "train.activation_checkpointing: expected false with a recipe of interface head, since a head's contribution is computed in a "
+            "hook that recomputing does not call, got true; leave it out, or take another interface."
+        )
     for recipe in recipes:
         _check_trained(recipe, plan)
     request = Request(

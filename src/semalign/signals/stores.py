@@ -68,14 +68,16 @@ class Stores:
         if self.remote is None:
             return
         for name in self.remote.sizes():
-            if not (self.targets / name).exists():
+            # What a stopped try has left is of that machine.
+            if not name.endswith(".part") and not (self.targets / name).exists():
                 self.remote.get(self.targets / name)
 
     def publish(self) -> None:
         """Copy what lies beside the shards to the remote folder, the manifest last."""
         if self.remote is None:
             return
-        for path in sorted(self.targets.glob("[!.]*.*"), key=lambda p: p.suffix == ".json"):
+        paths = [path for path in self.targets.glob("[!.]*.*") if path.suffix != ".part"]
+        for path in sorted(paths, key=lambda p: p.suffix == ".json"):
             self.remote.put(path)
 
     def forget_raw(self) -> None:

@@ -130,7 +130,6 @@ def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
     if config.teacher.only_tells:
         return _ask_teacher(prepared, student[0])
     teacher = inputs.load_teacher()
-    heldout_seconds = 0.0
     quiet = replace(stores.request, top_k=0, teacher_output=True)
 
     def train_rows(batch: list[int]) -> list[Record]:
@@ -139,15 +138,12 @@ def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
         return teacher_signals(teacher, rows, stores.request, own, student[0], inputs.candidates)
 
     def heldout_rows(batch: list[int]) -> list[Record]:
-        nonlocal heldout_seconds
-        start = time.perf_counter()
         rows = [inputs.heldout[i] for i in batch]
-        found = teacher_signals(teacher, rows, quiet, [], student[0], inputs.candidates)
-        heldout_seconds += time.perf_counter() - start
-        return found
+        return teacher_signals(teacher, rows, quiet, [], student[0], inputs.candidates)
 
     options: dict[str, Any] = {"batch_size": config.cache.batch_size, "limit": _limit(prepared)}
-    sources: dict[str, Source] = {"teacher": train_rows, "heldout": heldout_rows}
+    heldout = Timed(heldout_rows)
+    sources: dict[str, Source] = {"teacher": train_rows, "heldout": heldout}
     # Else only damaged shards are rebuilt, with the maps that made the others.
     if not ranks.from_main(lambda: is_done(run.manifest, stores.fingerprint, BESIDE)):
         fitted: dict[str, Tensor] = {}
@@ -167,14 +163,13 @@ def _teacher_pass(prepared: Prepared, student: tuple[Head, Tensor]) -> float:
     maps = Maps.read(run.targets / "maps.safetensors")
     for name, final in (("teacher", stores.teacher), ("heldout", stores.heldout)):
         fill(final, _mapped(sources[name], maps, stores), label=f"cache {name}", **options)
-    return heldout_seconds
+    return heldout.seconds
 
 
 def _ask_teacher(prepared: Prepared, student_head: Head) -> float:
     """A teacher that only tells in the place of one with layers: it has no activations to map, and no head to keep."""
     config, inputs, stores = prepared.config, prepared.inputs, prepared.stores
     teacher = teller_of(config, inputs)
-    heldout_seconds = 0.0
     # As many rows as requests may be under way.
     size = config.teacher.server.requests if config.teacher.server.url else config.cache.batch_size
     options: dict[str, Any] = {"batch_size": size, "limit": _limit(prepared)}
@@ -186,15 +181,27 @@ def _ask_teacher(prepared: Prepared, student_head: Head) -> float:
         return told_signals(teacher.tell(rows), rows, stores.request, own, student_head, inputs.candidates)
 
     def heldout_rows(batch: list[int]) -> list[Record]:
-        nonlocal heldout_seconds
-        start, rows = time.perf_counter(), [inputs.heldout[i] for i in batch]
-        found = told_heldout(teacher.tell(rows), rows)
-        heldout_seconds += time.perf_counter() - start
-        return found
+        rows = [inputs.heldout[i] for i in batch]
+        return told_heldout(teacher.tell(rows), rows)
 
+    heldout = Timed(heldout_rows)
     fill(stores.teacher, train_rows, label="cache teacher", **options)
-    fill(stores.heldout, heldout_rows, label="cache heldout", **options)
-    return heldout_seconds
+    fill(stores.heldout, heldout, label="cache heldout", **options)
+    return heldout.seconds
+
+
+class Timed:
+    """A source of records, and the seconds that it took."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.seconds = source, 0.0
+
+    def __call__(self, batch: list[int]) -> list[Record]:
+        """The records of a batch."""
+        start = time.perf_counter()
+        found = self.source(batch)
+        self.seconds += time.perf_counter() - start
+        return found
 
 
 def _once(prepared: Prepared, teacher: Decoder) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from semalign.config import ModelConfig, TransferConfig, decisive
 from semalign.data.drawing import task_rows
+from semalign.errors import ConfigError
 from semalign.evaluation.answers import answer_items, graded_again
 from semalign.evaluation.harness import harness_figures
 from semalign.evaluation.heldout import heldout_figures
@@ -73,6 +74,10 @@ def regrade(config: TransferConfig, run: RunFolder) -> list[str]:
         CacheError: the run is not evaluated, or a file of it is damaged.
         DataError: its answers are to other items.
     """
+    if config.evaluation.tasks is None:
+        raise ConfigError(
+            "evaluation.tasks: expected the items whose answers are to be graded again, got null; give their file."
+        )
     metrics = check_files(run.metrics, "evaluate", [run.answers.name])
     old, new, changes = stored_answers(run.answers), {}, []
     for name, given in old.items():

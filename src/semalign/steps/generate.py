@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     check_unedited(run)
     if is_done(run.generated, wanted):
         return
-    if options.keep != "ended":
-        rows = [with_check(row, _name(row, number)) for number, row in enumerate(rows, 1)]
-        check_items(rows, config.evaluation.allow_code_execution)
-    chats = [_chat(row, number) for number, row in enumerate(rows, start=1)]
+    rows, chats = _to_ask(rows, config)
     own, given = ([prompt_row(chat) for chat in chats], []) if options.completions != "given" else ([], chats)
     unanswered = {n: _chat(row, n + 1) for n, row in enumerate(heldout) if is_to_answer(options, row)}
     tokenizer = load_tokenizer(config.student if _has_student(options) else config.teacher)
@@ -96,11 +94,20 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         result["heldout_seconds"] = round(time.perf_counter() - start, 3)
         written, dropped = choose(config, rows, asked_for, texts, models.teacher, controls)
         models.leave("teacher")
-    told = {
-        n: None if unusable(text, controls) else text for n, [text] in zip(unanswered, found, strict=True)
-    }
+    # The teacher's held-out answers are in its own tokens, whoever writes the others.
+    theirs = (
+        special_tokens(load_tokenizer(config.teacher)) if unanswered and _has_student(options) else controls
+    )
+    reasons = {n: unusable(text, theirs) for n, [text] in zip(unanswered, found, strict=True)}
+    told = {n: None if reasons[n] else text for n, [text] in zip(unanswered, found, strict=True)}
     kept = list(_with_answers(heldout, told))
-    _check_left(options, (asked_for, written, dropped), (heldout, kept))
+    if asked_for and not written:
+        raise DataError(f"data.completions: no answer to any of the prompts {_why_not(options, dropped)}.")
+    if heldout and not kept:
+        why = Counter(filter(None, reasons.values()))
+        raise DataError(
+            f"data.completions: no answer to any of the held-out prompts {_why_not(options, why)}."
+        )
     write_atomic(run.heldout, "".join(map(json_line, kept)))
     write_atomic(run.rows, "".join(json_line(chat) for chat in [*given, *written]))
     counts = {
@@ -114,6 +121,24 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     save_result(run.generated, wanted, result | counts, [run.rows, run.heldout])
     for path in (run.rows, run.heldout, run.root / "prompts"):
         _part(path).unlink(missing_ok=True)
+
+
+def check_prompts(config: TransferConfig) -> None:
+    """Refuse rows that nobody could be asked, or whose answers could not be checked as `data.keep` wants it.
+
+    Raises:
+        DataError: some are; the sentence names the first.
+    """
+    if config.data.is_generated:
+        _to_ask(_with_a_question(split_rows(config.data)[0], config.data), config)
+
+
+def _to_ask(rows: list[Row], config: TransferConfig) -> tuple[list[Row], list[Chat]]:
+    """Rows, with their checks where these decide which answers are kept, and the conversations that they hold."""
+    if config.data.keep != "ended":
+        rows = [with_check(row, _name(row, number)) for number, row in enumerate(rows, 1)]
+        check_items(rows, config.evaluation.allow_code_execution)
+    return rows, [_chat(row, number) for number, row in enumerate(rows, start=1)]
 
 
 def _has_student(options: DataConfig) -> bool:
@@ -182,24 +207,15 @@ class _Models:
         return alone(self.teacher(), before)
 
 
-def _check_left(
-    options: DataConfig,
-    training: tuple[Sequence[Chat], Sequence[Chat], Mapping[str, int]],
-    heldout: tuple[Sequence[Row], Sequence[Row]],
-) -> None:
-    """Refuse to go on without an answer: what was asked for and is left, of the rows (and what was dropped) and of the held-out ones."""
-    asked_for, written, dropped = training
+def _why_not(options: DataConfig, dropped: Mapping[str, int]) -> str:
+    """What no answer does, by why they were dropped, and what to do about it."""
+    reasons = {
+        "wrong": "is right; take rows that the model can answer, raise data.samples, or set data.keep: ended",
+        "control": "is plain text, for control tokens stand in them; take a model that answers in words",
+        "blank": "says anything; take a model that was trained to answer",
+    }
     unended = f"ended within {options.max_new_tokens} tokens; raise data.max_new_tokens"
-    if asked_for and not written:
-        reasons = {
-            "wrong": "is right; take rows that the model can answer, raise data.samples, or set data.keep: ended",
-            "control": "is plain text, for control tokens stand in them; take a model that answers in words",
-            "blank": "says anything; take a model that was trained to answer",
-        }
-        reason = next((said for name, said in reasons.items() if dropped[name]), unended)
-        raise DataError(f"data.completions: no answer to any of the prompts {reason}.")
-    if heldout[0] and not heldout[1]:
-        raise DataError(f"data.completions: no answer to any of the held-out prompts {unended}.")
+    return next((said for name, said in reasons.items() if dropped.get(name)), unended)
 
 
 def _part(path: Path) -> Path:

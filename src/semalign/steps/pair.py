@@ -31,6 +31,7 @@ from semalign.run.folder import RunFolder, fingerprint, is_done, save_result
 from semalign.run.meter import free_memory, measured
 from semalign.signals.passes import layer_states, states_at
 from semalign.signals.plan import other_layers, read_plan
+from semalign.signals.request import reads_scores
 
 T = TypeVar("T")
 
@@ -145,14 +146,17 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     """Write pairs.json, unless it is there for the same scores and options (then any edit in it is kept)."""
     scores_file = read_json(run.scores, "attribute", results.Scores)
     scores = [entry["score"] for entry in scores_file["layers"]]
+    recipe = resolve(config.recipe)
     is_measured = config.pairing.match != "depth" or config.pairing.heads > 0
     heads: dict[int, list[float]] = {}
     for entry in scores_file.get("heads", ()):
         heads.setdefault(entry["layer"], []).append(entry["score"])
     wanted = fingerprint(
         pairing=decisive(config.pairing),
-        scores=scores,
-        recipe=decisive(config.recipe),
+        # Scores may be computed for their own sake; then no plan depends on them.
+        scores=scores if reads_scores(config) else None,
+        interface=None if recipe.layer is None else recipe.interface,
+        penalty=config.cache.ridge_penalty if config.pairing.match == "ridge_error" else None,
         inputs=inputs.fingerprint if is_measured else None,
         heads=heads if config.pairing.heads else None,
     )
@@ -169,7 +173,6 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         pairs = pair_layers(scores, inputs.teacher.layers, depth, config.pairing, teachers)
         matched = pair_heads(config, inputs, heads, pairs) if config.pairing.heads else []
         ranked = sorted(range(1, len(scores) + 1), key=lambda n: -scores[n - 1])
-    recipe = resolve(config.recipe)
     result |= {
         "teacher_layers": inputs.teacher.layers,
         "student_layers": depth,

@@ -32,6 +32,23 @@ from semalign.training.student import save_student
 CHECKPOINT = "checkpoint-{}"
 
 
+def check_rounds(recipe: Recipe, count: int) -> None:
+    """Refuse several rounds of what has only one.
+
+    Raises:
+        ConfigError: the recipe is trained in stages or not at all, or starts from another student than the untouched one.
+    """
+    if count > 1 and (recipe.trained == "none" or recipe.schedule != "joint"):
+        raise ConfigError(
+            f"train.rounds: expected 1 with recipe {recipe.name}, which is trained layer by layer or not at all, "
+            f"got {count}; choose another recipe, or one round."
+        )
+    if count > 1 and recipe.start != "untouched":
+        raise ConfigError(
+            f"train.rounds: expected 1 with recipe.start: {recipe.start}, got {count}; rounds go on from the untouched student."
+        )
+
+
 @dataclass(frozen=True)
 class Rounds:
     """The rounds of one training."""
@@ -46,19 +63,10 @@ class Rounds:
     """How many rounds there are."""
 
     def __post_init__(self) -> None:
-        if self.count > 1 and (self.recipe.trained == "none" or self.recipe.schedule != "joint"):
-            raise ConfigError(
-                f"train.rounds: expected 1 with recipe {self.recipe.name}, which is trained layer by layer or not at all, "
-                f"got {self.count}; choose another recipe, or one round."
-            )
+        check_rounds(self.recipe, self.count)
         if self.count > 1 and self.first.targets is not None:
             raise ConfigError(
                 f"train.rounds: expected 1 with targets: random, which are of the first round's rows, got {self.count}; train one round."
-            )
-        if self.count > 1 and self.recipe.start != "untouched":
-            raise ConfigError(
-                f"train.rounds: expected 1 with recipe.start: {self.recipe.start}, got {self.count}; "
-                "rounds go on from the untouched student."
             )
 
     @cached_property

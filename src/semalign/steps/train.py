@@ -53,6 +53,7 @@ def train_student(prepared: Prepared, recipe: Recipe, folder: Path, *, in_rounds
     if ranks.from_main(lambda: is_done(folder / "train.json", wanted)):
         if ranks.is_main():
             _mend_sums(folder)
+            _forget(folder)  # where it was stopped after its last word
         return
     # Checkpoints hold only for the batches that this many processes share.
     made_from = wanted | {"processes": ranks.world()} if ranks.world() > 1 else wanted

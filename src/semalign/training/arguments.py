@@ -29,6 +29,20 @@ class SuffixArguments(TrainingArguments):
     """GradientCheck makes sure that the loss reaches every trained parameter."""
 
 
+def check_tracker(name: str) -> None:
+    """Refuse an experiment tracker that transformers does not find here.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    trackers = ["none", *get_available_reporting_integrations()]
+    if name not in trackers:
+        raise ConfigError(
+            f"train.report_to: expected one of {', '.join(trackers)}, which are installed here, got {name!r}; "
+            "install the tracker or choose none."
+        )
+
+
 def arguments(
     config: TransferConfig, folder: Path, stages: int = 1, stage: int = 1, total: int | None = None
 ) -> SuffixArguments:
@@ -40,12 +54,7 @@ def arguments(
         total: optimiser steps of all rounds, where there are several.
     """
     t = config.train
-    trackers = ["none", *get_available_reporting_integrations()]
-    if t.report_to not in trackers:
-        raise ConfigError(
-            f"train.report_to: expected one of {', '.join(trackers)}, which are installed here, got {t.report_to!r}; "
-            "install the tracker or choose none."
-        )
+    check_tracker(t.report_to)
     given: dict[str, Any] = {name: getattr(t, name) for name in OPTIMISER}
     # What trains on the first round's rows alone, as baselines do, trains as long as all rounds together.
     given["num_train_epochs"] *= t.rounds / stages
