@@ -83,6 +83,15 @@ def test_another_config_in_the_same_folder_stops_with_a_diff(
     assert "data.max_rows: None -> 9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["check", "compare"])
+def test_what_one_process_does_is_refused_to_several(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, str(config_file), "--quiet"]) == 3
+    assert f"{command}: expected one process, got a launch of several" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
