@@ -160,6 +160,32 @@ def test_kept_answers_of_one_engine_are_not_taken_for_another_s(
     assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) == ITEMS
 
 
+def test_what_the_template_has_a_model_think_is_not_its_answer(
+    config: TransferConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [
+        "10000 boxes, but wait",
+        "10001? No.</think>It is 3.",
+        "3?</think>It is 10002.",
+        "10003",
+        "10004",
+    ]
+
+    def written(*_: Any, **__: Any) -> list[tuple[str, bool]]:
+        return [(text, n > 0) for n, text in enumerate(texts)]
+
+    monkeypatch.setattr(module, "answers", written)
+    decoder = load(config.student)
+    plain = answer_items(decoder, config)
+    assert [a["text"] for a in plain] == texts
+    assert [a["correct"] for a in plain] == [True, False, True, True, True]
+    assert decoder.tokenizer is not None
+    decoder.tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    found = answer_items(decoder, config)
+    assert [a["correct"] for a in found] == [False, False, True, False, False]
+    assert found == graded_again(config, found)
+
+
 def test_the_right_answer_in_words() -> None:
     turns = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "It is 2."}]
     assert gold_of({"messages": turns}) == "It is 2."

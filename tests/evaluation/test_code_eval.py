@@ -24,6 +24,7 @@ def test_of_an_item_the_entry_is_the_answer_s_and_the_rest_the_prompt_s() -> Non
     assert program.entries == ("root",) and program.prefix == PROMPT and program.asserts == (TESTS,)
     plain = program_of("def f(x): return x\n", "assert f(1) == 1\nassert g(2) == 2", "write f")
     assert plain.entries == ("f", "g") and not plain.prefix
+    assert program_of(RIGHT, "-" * 9000, PROMPT).entries == (), "of tests that Python cannot read"
 
 
 @pytest.mark.skipif(offered() is None, reason="this machine offers no jail")

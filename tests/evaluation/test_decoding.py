@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerF
 from semalign import embedded
 from semalign.config import SamplingConfig
 from semalign.data import encode_prompt
-from semalign.errors import SemAlignError
+from semalign.errors import DataError, SemAlignError
 from semalign.evaluation import decoding as module
 from semalign.evaluation.decoding import answers, continuations, generate, in_order
 from semalign.run.journal import Journal
@@ -219,6 +219,27 @@ def test_rows_that_may_pass_the_models_positions_are_answered_alone(
     sizes = shapes_read(model, monkeypatch)
     assert answers(model, tokenizer, prompts, 4, 6) == wanted
     assert {size[0] for size in sizes if size[1] > 1} == {4, 1}
+
+
+def test_answers_are_cut_off_at_the_last_learned_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model("gpt2", layers=2, wide=False, seed=1), tiny_tokenizer()
+    prompts = [[{"role": "user", "content": "blue and green " * n}] for n in (1, 2, 3)]
+    rows = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    limit = max(map(len, rows)) + 5
+    # The positions beyond, which a model of so many does not have, must never be asked for.
+    short = tiny_model("gpt2", layers=2, wide=False, seed=1)
+    short.transformer.wpe = torch.nn.Embedding.from_pretrained(model.transformer.wpe.weight[:limit])
+    short.config.n_positions = limit
+    for batch_size in (1, 3):
+        found = answers(short, tokenizer, prompts, 64, batch_size)
+        for prompt, row, answer in zip(prompts, rows, found, strict=True):
+            assert answer == answers(model, tokenizer, [prompt], limit - len(row), 1)[0] and not answer[1]
+    assert answers(short, tokenizer, prompts, 3, 3) == answers(model, tokenizer, prompts, 3, 3)
+    monkeypatch.setattr(module, "NUCLEUS", module.GREEDY)
+    assert continuations(short, tokenizer, rows[2:], 2, max_new_tokens=64, seed=0) == [[found[2]] * 2]
+    short.config.n_positions = len(rows[2])
+    with pytest.raises(DataError, match=f"{len(rows[2])} tokens, but the model has {len(rows[2])} positions"):
+        answers(short, tokenizer, prompts, 64, 3)
 
 
 def test_a_prompt_is_its_turns_or_a_row_with_tools(

@@ -87,3 +87,14 @@ def test_a_task_that_runs_code_is_found_out_before_anything_is_trained(tmp_path:
         check_harness(options)
     check_harness(replace(options, allow_code_execution="unsafe"))
     check_harness(replace(options, harness=("semalign_arithmetic", "mmlu")))
+
+
+def test_an_error_without_a_text_is_named_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm_eval = pytest.importorskip("lm_eval")
+
+    def failing(**_: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", failing)
+    with pytest.raises(ConfigError, match=r"a task's rows cannot be had \(ConnectionError\)"):
+        harness_figures(load("embedded:student"), CONFIG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 import pytest
@@ -70,6 +71,23 @@ def test_equals_a_loop_over_single_tokens(kind: str, rows: list[tuple[list[int],
     expected = [by_hand(models, *both, 4, ends) for both in rows]
     assert told(models, rows) == expected
     assert told(models, rows, batch_size=1) == expected
+
+
+@pytest.mark.parametrize("spare", [0, 9])
+def test_no_position_is_read_that_a_model_has_not_learned(
+    spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, length = pair("gpt2"), 11
+    ends = ending(models)
+    # Of rows of one length those with fewer corrections are ahead, and are read on while the others catch up.
+    rows = [(ids, ids) for ids in (list(range(n, n + length)) for n in range(20, 120, 20))]
+    monkeypatch.setattr(sys.modules[__name__], "MOST", MOST - spare)
+    expected = [by_hand(models, *both, 60, ends) for both in rows]
+    for model in models:
+        embedding = model.model.transformer.wpe
+        model.model.transformer.wpe = torch.nn.Embedding.from_pretrained(embedding.weight[: length + MOST])
+        model.model.config.n_positions = length + MOST
+    assert told(models, rows, accepted=60, batch_size=5, max_new_tokens=MOST + spare) == expected
 
 
 def test_answers_that_end_leave_their_batch_and_change_no_other() -> None:

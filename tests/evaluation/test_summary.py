@@ -13,7 +13,15 @@ from in_memory import HEADS, cached, config_of, prepared
 from semalign.config import DataConfig, EvaluationConfig, ModelConfig, RecipeConfig
 from semalign.errors import CacheError
 from semalign.evaluation.statistics import interval_of_shares, mean_change, wilson_interval
-from semalign.evaluation.summary import SAMPLES_SHOWN, add_costs, summarise, trained_model, trainings
+from semalign.evaluation.summary import (
+    SAMPLES_SHOWN,
+    add_costs,
+    store_answers,
+    stored_answers,
+    summarise,
+    trained_model,
+    trainings,
+)
 from semalign.run.files import read_json, write_json
 from semalign.run.folder import RunFolder, is_done
 from semalign.signals.prepared import Prepared
@@ -373,3 +381,9 @@ def test_a_mean_change_over_tasks_has_the_interval_of_independent_items() -> Non
     two = mean_change([sums, ([1.0] * 5, [1.0] * 5)])
     assert two == pytest.approx((0.25, (low - middle) / 2 + 0.25, (high - middle) / 2 + 0.25))
     assert mean_change([([0.0], [1.0])]) == (1.0, -math.inf, math.inf)
+
+
+def test_answers_with_half_of_a_surrogate_pair_come_back_as_they_were(tmp_path: Path) -> None:
+    given = {"after": [a | {"id": n, "prompt": "\ud800é"} for n, a in enumerate(answers("rw"))]}
+    store_answers(tmp_path / "answers.jsonl", given)
+    assert stored_answers(tmp_path / "answers.jsonl") == given

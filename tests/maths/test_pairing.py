@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from semalign.errors import ConfigError
@@ -228,6 +228,7 @@ heads = st.one_of(st.none(), st.integers(1, 40))
 
 
 @given(depths, depths, st.floats(0, 1), heads, heads)
+@example(4, 3, 0.1, None, None)
 def test_a_pair_survives_its_file(
     teacher: int, student: int, fraction: float, theirs: int | None, ours: int | None
 ) -> None:
@@ -235,9 +236,7 @@ def test_a_pair_survives_its_file(
     row = json.loads(json.dumps(pair.as_json()))
     assert ("teacher_head" in row, "student_head" in row) == (theirs is not None, ours is not None)
     assert LayerPair(**row) == pair
-    read = LayerPair.from_json(row)
-    assert (read.teacher, read.place, read.teacher_head) == (pair.teacher, pair.place, pair.teacher_head)
-    assert read.fraction == pytest.approx(fraction, abs=1e-12)
+    assert LayerPair.from_json(row) == pair
 
 
 def test_files_of_earlier_versions_have_layer_and_fraction_in_one_number() -> None:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -12,6 +14,7 @@ from semalign.maths.topk import (
     outside_of,
     rest_logit,
     rest_of,
+    told_closeness,
     topk_divergence,
     topk_kl_loss,
     union_topk,
@@ -433,3 +436,32 @@ def test_divergences_meet_the_kl_at_their_ends() -> None:
         topk_divergence(student, teacher, mask, "jsd", beta=1.0)
     with pytest.raises(ModelError, match="The temperature must be positive"):
         topk_divergence(student, teacher, mask, "reverse", temperature=0.0)
+
+
+def told(student: torch.Tensor, teacher: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL on the teacher's k likeliest tokens and the rest, with a masked slot that repeats one, and the same exactly."""
+    logp, ids = teacher.double().log_softmax(1).float().topk(k)
+    mask = torch.ones(len(ids), k + 1, dtype=torch.bool)
+    mask[:, -1] = False
+    slots = torch.cat([ids, ids[:, :1]], 1), torch.cat([logp, logp[:, :1]], 1), mask
+    parts = [coarse(z.double(), [set(row) for row in ids.tolist()]) for z in (teacher, student)]
+    exact = torch.stack([reference.kl(p, q) for p, q in zip(*parts, strict=True)])
+    return told_closeness(student, *slots, ids[:, 0])["kl"], exact
+
+
+def test_told_closeness_is_at_most_the_full_one_of_a_student_that_is_sure() -> None:
+    student, teacher = torch.zeros(1, 1000), torch.full((1, 1000), 0.005 / 999).log()
+    student[0, 0], teacher[0, 0] = 28.0, math.log(0.995)
+    found, exact = told(student, teacher, 3)
+    full = reference.divergence(student.double(), teacher.double(), "forward")
+    assert float(full) == pytest.approx(0.0736, abs=1e-3)
+    assert float(found) == pytest.approx(float(exact), abs=1e-6) and float(found) <= float(full) + 1e-6
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1000), st.sampled_from([1.0, 5.0, 20.0]), st.integers(1, 8))
+def test_told_closeness_is_exact_for_peaked_logits(seed: int, peak: float, k: int) -> None:
+    teacher = peak * normal(4, 50, seed=seed)
+    student = 2 * teacher + normal(4, 50, seed=seed + 1)
+    found, exact = told(student, teacher, k)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-6)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from semalign.config import TransferConfig
-from semalign.data.chat import prompt_row
+from semalign.data.chat import prompt_row, render
 from semalign.data.drawing import task_rows
+from semalign.data.kinds import tools_of
 from semalign.errors import DataError
 from semalign.evaluation.asked import asked_answers
 from semalign.evaluation.decoding import answers, in_order
+from semalign.evaluation.extraction import thinking_opened
 from semalign.evaluation.tasks import check_answers
 from semalign.models.decoder import Decoder
 from semalign.models.finding import load_tokenizer
@@ -32,7 +34,7 @@ def answer_items(
     """Answers to the items of all tasks, or of one, with their verdicts: evaluation.samples an item, one after the other.
 
     An answer has the item's `id` (its number where it has none), `task`, `prompt` and `gold`, where more than a user's turn was asked
-    also a hash of all of that (`asked`), the `text`, whether it `ended` or was
+    also a hash of all of that (`asked`), the `text`, with the mark of thinking where the prompt ends with it, whether it `ended` or was
     cut off at evaluation.max_new_tokens, and the verdict: `correct`, `extracted`, `reason`, and the `code` that was run. Where there are
     several an item, `sample` counts them from 1.
 
@@ -48,8 +50,14 @@ def answer_items(
     journal = (
         None if part is None else Journal(part, {**(wanted or {}), "by": asked_by}, list[list[str | bool]])
     )
+    tokenizer = load_tokenizer(config.teacher) if decoder is None else decoder.tokenizer
+    assert tokenizer is not None
+    # What the template opens is not the model's to write, but tells what it writes first from what it says.
+    opened = [
+        thinking_opened(render(p["messages"], tokenizer, f"prompt {n}", prompt=True, tools=tools_of(p)))
+        for n, p in enumerate(prompts, 1)
+    ]
     if decoder is None:
-        tokenizer = load_tokenizer(config.teacher)
 
         def ask(batch: list[int]) -> list[tuple[str, bool]]:
             asked = [prompts[n] for n in batch]
@@ -67,10 +75,9 @@ def answer_items(
         batches = [order[start : start + size] for start in range(0, len(rows), size)]
         found = in_order(batches, options.samples, ask, journal)
     else:
-        assert decoder.tokenizer is not None
         found = answers(
             decoder.model,
-            decoder.tokenizer,
+            tokenizer,
             prompts,
             options.max_new_tokens,
             options.batch_size,
@@ -81,7 +88,10 @@ def answer_items(
             seed=config.seed,
             journal=journal,
         )
-    given: list[Answer] = [{"text": text, "ended": has_ended} for text, has_ended in found]
+    given: list[Answer] = [
+        {"text": opened[n // options.samples] + text, "ended": has_ended}
+        for n, (text, has_ended) in enumerate(found)
+    ]
     if options.samples > 1:
         given = [answer | {"sample": n % options.samples + 1} for n, answer in enumerate(given)]
     return _graded(config, rows, given)

@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from semalign.errors import ConfigError
+from semalign.jail.inside.checker import NO_PYTHON
 from semalign.jail.process import Backend, Permission, require_backend
 from semalign.jail.programs import Program, jails_kept, run_programs
 
@@ -83,7 +84,7 @@ def _free_names(code: str) -> set[str]:
     """Names that code reads and nowhere gives a value to."""
     try:
         nodes = list(ast.walk(ast.parse(code)))
-    except (SyntaxError, ValueError):
+    except NO_PYTHON:
         return set()
     names = [node for node in nodes if isinstance(node, ast.Name)]
     given = {name.id for name in names if not isinstance(name.ctx, ast.Load)} | set(dir(builtins))

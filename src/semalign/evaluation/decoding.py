@@ -14,7 +14,7 @@ from transformers.generation import configuration_utils
 from semalign.config import SERVER, Engine, SamplingConfig
 from semalign.data import encode_prompt
 from semalign.data.tokens import end_of_answer
-from semalign.errors import ModelError
+from semalign.errors import DataError, ModelError
 from semalign.evaluation.prefill import groups_of, prefill
 from semalign.evaluation.room import with_room
 from semalign.evaluation.sampling import settings_of, token_by_token
@@ -41,7 +41,7 @@ def generate(
     """The model's greedy continuation of each chat, in the order of ``prompts``: its turns, or a row with them and its tools.
 
     Batches hold prompts of similar length, padded on the left; a row that has reached an end token leaves its batch, and one whose
-    answer may pass the model's positions has a batch of its own. With
+    answer may pass the model's positions has a batch of its own; where positions are learned, its answer is cut off at the last. With
     `continuous` transformers puts the next prompt where one has ended, without padding; with `server` a program such as vLLM serves a
     copy of the model. Where two tokens are all but equally likely, the engines may differ.
     The model's mode and generation settings are as before afterwards.
@@ -74,8 +74,12 @@ def answers(
     Args:
         server: the command of engine `server`, with {folder} and {port} in it.
         journal: keeps each batch's answers, so that the next try with the same arguments goes on after them.
+
+    Raises:
+        DataError: a prompt leaves an answer no position.
     """
     encoded = [encode_prompt(prompt, tokenizer, f"prompt {n}") for n, prompt in enumerate(prompts, 1)]
+    places_left(model, encoded, max_new_tokens)
     limit = positions_of(model.config.get_text_config())
     batches = batches_of(list(map(len, encoded)), max(1, batch_size // samples), max_new_tokens, limit)
     if engine != "padded":
@@ -89,6 +93,7 @@ def answers(
 
         def write(batch: list[int]) -> list[tuple[str, bool]]:
             rows = [encoded[n] for n in batch]
+            settings.max_new_tokens = places_left(model, rows, max_new_tokens)
             bar.advance(task, len(batch))
             # A seed of the batch, so that a try which goes on after some batches draws the same.
             with drawn_from(seed + order.index(batch[0]), model.device):
@@ -117,9 +122,33 @@ def continuations(
     Drawn at temperature 1 from the likeliest tokens that hold 90% of the probability (nucleus sampling, arXiv 1904.09751).
     All are one batch, each row is read once; the caller's random state stays as it is.
     """
-    with drawn_from(seed, model.device), _plain(model, tokenizer, max_new_tokens, NUCLEUS):
+    most = places_left(model, rows, max_new_tokens)
+    with drawn_from(seed, model.device), _plain(model, tokenizer, most, NUCLEUS):
         found = _generate_batch(model, tokenizer, [list(row) for row in rows], count)
     return [found[start : start + count] for start in range(0, len(found), count)]
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """How many positions a model has an embedding for; None for one that can read on, as all with a rotary embedding can."""
+    config = model.config.get_text_config()
+    return None if getattr(config, "rope_parameters", None) else positions_of(config)
+
+
+def places_left(model: PreTrainedModel, rows: Sequence[Sequence[int]], most: int) -> int:
+    """How many tokens can follow the longest of some rows, ``most`` or fewer.
+
+    Raises:
+        DataError: a row leaves none.
+    """
+    limit, longest = learned_positions(model), max(map(len, rows), default=0)
+    if limit is None:
+        return most
+    if longest >= limit:
+        raise DataError(
+            f"A prompt has {longest} tokens, but the model has {limit} positions, so expected fewer than {limit}; shorten the prompt, or "
+            "take a model with more."
+        )
+    return min(most, limit - longest)
 
 
 def batches_of(

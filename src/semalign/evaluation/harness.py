@@ -82,7 +82,7 @@ def harness_figures(decoder: Decoder, options: EvaluationConfig) -> list[dict[st
             raise CacheError(
                 f"evaluation.harness: its rows cannot be written ({error}); free space, or set HF_HOME and TMPDIR to another disk."
             ) from error
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"evaluation.harness: a task's rows cannot be had ({reason}); without a hub give files: "
             "evaluation.harness.TASK.dataset_path: json and dataset_kwargs.data_files."

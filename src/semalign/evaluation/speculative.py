@@ -26,7 +26,9 @@ from semalign.evaluation.decoding import (
     drawn_from,
     ends_of,
     in_order,
+    learned_positions,
     padded_on_the_left,
+    places_left,
     until_end,
 )
 from semalign.evaluation.sampling import draw
@@ -58,6 +60,7 @@ def corrected_answers(
 
     Raises:
         ModelError: a model keeps something else than keys and values of every token.
+        DataError: a prompt leaves an answer no position.
     """
     own, theirs = (_Side(model, vocabulary) for model in (student, teacher))
     ends = {end for model in (student, teacher) for end in ends_of(model.model, tokenizer)}
@@ -66,9 +69,12 @@ def corrected_answers(
     batches = batches_of(longest, max(1, batch_size // samples), max_new_tokens, min(limits, default=None))
 
     def write(batch: list[int]) -> list[tuple[str, bool]]:
-        own.read([prompts[n][0] for n in batch for _ in range(samples)])
-        theirs.read([prompts[n][1] for n in batch for _ in range(samples)])
-        written = _write(own, theirs, accepted, max_new_tokens, sampling, ends)
+        most = max_new_tokens
+        for number, side in enumerate((own, theirs)):
+            rows = [prompts[n][number] for n in batch for _ in range(samples)]
+            most = places_left(side.decoder.model, rows, most)
+            side.read(rows)
+        written = _write(own, theirs, accepted, most, sampling, ends)
         return [until_end(ids, ends, tokenizer) for ids in written]
 
     with drawn_from(seed, student.device), torch.inference_mode():
@@ -149,7 +155,9 @@ class _Side:
         ids_BN = ids_BN.to(self.decoder.device)
         more_BN = torch.ones_like(ids_BN) if mask_BN is None else mask_BN
         self.mask_BT = torch.cat([self.mask_BT, more_BN], 1)
-        places_BT = (self.mask_BT.cumsum(1) - 1).clamp(min=0)
+        # What a block has beyond the end of the longest answers is dropped, wherever it is read.
+        limit = learned_positions(self.decoder.model)
+        places_BT = (self.mask_BT.cumsum(1) - 1).clamp(0, None if limit is None else limit - 1)
         options: dict[str, Any] = {"position_ids": places_BT[:, -ids_BN.shape[1] :]}
         if mask_BN is not None:
             options["logits_to_keep"] = 1

@@ -39,7 +39,7 @@ def token_view(decoder: Decoder, prepared: Prepared, name: str) -> list[dict[str
         decoder, prepared, f"tokens {name}", points, shown_rows(inputs)
     ):
         states = [found[p][:TOKENS].to(decoder.device, decoder.model.dtype) for p in points]
-        lens = [pieces(inputs, likeliest(head, decoder.final_norm(x))[0]) for x in states]
+        lens = [pieces(inputs, first_tokens(head, decoder.final_norm(x))[0]) for x in states]
         # After the last layer the lens is the model itself.
         view.append(
             {"top": lens[-1], "kl": [round(x, 4) for x in figures["kl"][:TOKENS].tolist()], "lens": lens}
@@ -55,7 +55,7 @@ def teacher_view(prepared: Prepared) -> list[dict[str, Any]]:
     for number in shown_rows(inputs):
         sample, stored = inputs.heldout[number], store.read(number)
         if (states := stored.get(position_name("teacher_output"))) is not None:
-            top, p = likeliest(prepared.teacher_head, states[:TOKENS])
+            top, p = first_tokens(prepared.teacher_head, states[:TOKENS])
         else:
             top, p = _first_told(stored)
         view.append(
@@ -71,13 +71,13 @@ def teacher_view(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def _first_told(record: Mapping[str, Tensor]) -> tuple[list[int], list[float]]:
-    """As `likeliest`, of what a served teacher tells."""
+    """As `first_tokens`, of what a served teacher tells."""
     ids, logp, valid = (record[position_name(n)][:TOKENS] for n in ("ids", "teacher_logp", "valid"))
     best, at = logp.masked_fill(~valid, -torch.inf).max(1, keepdim=True)
     return ids.gather(1, at)[:, 0].tolist(), [round(x, 4) for x in best[:, 0].exp().tolist()]
 
 
-def likeliest(head: Head, hidden_NE: Tensor) -> tuple[list[int], list[float]]:
+def first_tokens(head: Head, hidden_NE: Tensor) -> tuple[list[int], list[float]]:
     """Ids of the likeliest tokens and their probabilities (N)."""
     p, ids = head.logits(hidden_NE).softmax(-1).max(-1)
     return ids.tolist(), [round(x, 4) for x in p.tolist()]

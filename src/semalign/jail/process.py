@@ -202,7 +202,9 @@ class Jail:
 
 def _verdict(message: Any) -> str | None:
     if isinstance(message, dict) and set(message) == {"failed"}:
-        return None if message["failed"] is None else str(message["failed"])
+        # The text of an exception may hold half of a surrogate pair, which has no form in UTF-8.
+        failed = message["failed"]
+        return None if failed is None else str(failed).encode(errors="backslashreplace").decode()
     return "its checker gave no verdict"
 
 

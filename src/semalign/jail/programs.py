@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from semalign.jail.inside.checker import NO_PYTHON
 from semalign.jail.process import Backend, Jail, JailError, Limits, require_backend
 
 
@@ -124,7 +125,7 @@ def _is_bare(text: str, entries: Sequence[str]) -> bool:
     """Whether asserts only compare what the entries return for literals with literals, as `assert f(2) == [1]` does."""
     try:
         nodes = list(ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except NO_PYTHON:
         return False
     called = [node.func for node in nodes if isinstance(node, ast.Call) and not node.keywords]
     return all(

@@ -52,10 +52,10 @@ class LayerPair:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> LayerPair:
         """The pair in a row of a file; in files of earlier versions `teacher` may be layer and fraction in one number."""
-        depth = float(row["teacher"]) + float(row.get("fraction") or 0.0)
-        whole = min(int(depth), int(row["teacher"]))
+        depth = float(row["teacher"])
+        fraction = depth - int(depth) + float(row.get("fraction") or 0.0)
         return cls(
-            whole, int(row["student"]), depth - whole, row.get("teacher_head"), row.get("student_head")
+            int(depth), int(row["student"]), fraction, row.get("teacher_head"), row.get("student_head")
         )
 
     @property

@@ -116,19 +116,25 @@ def told_closeness(
     """
     _check_slots(logits_NV.gather(1, ids_NJ), mask_NJ, teacher_logp_NJ)
     student_NV = logits_NV.float().log_softmax(1)
-    student_NJ, teacher_NJ = student_NV.gather(1, ids_NJ), teacher_logp_NJ.float()
-    p_NJ, q_NJ = (x.exp().masked_fill(~mask_NJ, 0.0) for x in (teacher_NJ, student_NJ))
+    top_N, label_N = student_NV.argmax(1), student_NV.gather(1, labels_N[:, None])[:, 0]
+    # In float64, since what the teacher leaves may be less than float32 tells from none.
+    student_NJ, teacher_NJ = student_NV.gather(1, ids_NJ).double(), teacher_logp_NJ.double()
+    p_NJ = teacher_NJ.exp().masked_fill(~mask_NJ, 0.0)
+    p_N = (1.0 - p_NJ.sum(1)).clamp_min(0.0)
+    # One minus what a sure student gives to J would be none; its other logits say what it is.
+    rows, slots = mask_NJ.nonzero(as_tuple=True)
+    student_NV[rows, ids_NJ[rows, slots]] = -torch.inf
     tiny = torch.finfo(torch.float32).tiny
-    p_N, q_N = ((1.0 - x.sum(1)).clamp_min(0.0) for x in (p_NJ, q_NJ))
+    q_N = student_NV.logsumexp(1).double().clamp_min(math.log(tiny))
     inside_N = (p_NJ * (teacher_NJ - student_NJ)).masked_fill(~mask_NJ, 0.0).sum(1)
-    outside_N = p_N * (p_N.clamp_min(tiny).log() - q_N.clamp_min(tiny).log())
+    outside_N = p_N * (p_N.clamp_min(tiny).log() - q_N)
     first_N = ids_NJ.gather(1, teacher_NJ.masked_fill(~mask_NJ, -torch.inf).argmax(1, keepdim=True))[:, 0]
     is_label_NJ = (ids_NJ == labels_N[:, None]) & mask_NJ
     return {
-        "kl": inside_N + outside_N,
-        "top1": (student_NV.argmax(1) == first_N).float(),
-        "nll_student": -student_NV.gather(1, labels_N[:, None])[:, 0],
-        "nll_teacher": -teacher_NJ.masked_fill(~is_label_NJ, 0.0).sum(1),
+        "kl": (inside_N + outside_N).float(),
+        "top1": (top_N == first_N).float(),
+        "nll_student": -label_N,
+        "nll_teacher": -teacher_NJ.masked_fill(~is_label_NJ, 0.0).sum(1).float(),
     }
 
 

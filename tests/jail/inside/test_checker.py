@@ -266,6 +266,21 @@ RIGHT = {
         "import difflib, xml.etree.ElementTree, email.message, logging, unittest, asyncio\ndef f(x): return x.encode('utf-16-le')",
         "assert f('a') == b'a\\0'",
     ),
+    "a changed argument by name": ("def f(x, *, y): x.sort(); y.sort()", "a, b = [2, 1], [4, 3]\nf(x=a, y=b)\nassert (a, b) == ([1, 2], [3, 4])"),
+    "a changed argument among others": ("def f(x, y, z): y.clear()", "a, b = [2, 1], [4, 3]\nf(a, z=1, y=b)\nassert (a, b) == ([2, 1], [])"),
+    "a missing key": (
+        "def f(x): return {}[x]",
+        "for key in ('x', 3, (1, 'x')):\n    try:\n        f(key)\n        assert False\n    except KeyError as e:\n"
+        "        assert str(e) == repr(key) and e.args == (key,)",
+    ),
+    "a missing key that is no plain data": (
+        "def f(x): return {}[len]",
+        "try:\n    f(1)\n    assert False\nexcept KeyError as e:\n    assert 'len' in str(e)",
+    ),
+    "an exception of many arguments, by its base": (
+        "def f(x): return x.decode()",
+        "try:\n    f(b'\\xff')\n    assert False\nexcept ValueError as e:\n    assert type(e).__name__ == 'UnicodeDecodeError'",
+    ),
     "a name of asserts that hides a built-in": ("def f(x): return x", "sum = f\nassert sum(2) == 2"),
 }  # fmt: skip
 
@@ -294,13 +309,20 @@ def test_what_honest_answers_do_is_graded_right(name: str) -> None:
         ("def f(x): return open('x', 'w')", "assert f(2)", "PermissionError"),
         ("raise ValueError('x' * 1000)", "assert True", "ValueError: xxx"),
         ("class Odd(Exception):\n    def __str__(self): raise ValueError\nraise Odd", "assert True", "Odd"),
-        ("raise ValueError('\\ud800')", "assert True", "ValueError: "),
+        ("raise ValueError('\\ud800')", "assert True", r"ValueError: \ud800"),
+        (
+            "E = type('UnicodeDecodeError', (StopIteration,), {})\ndef f(x): raise E(9)",
+            "assert list(map(f, [1])) == []",
+            "RuntimeError: UnicodeDecodeError: 9",
+        ),
+        ("def f(x): raise KeyError('x')", "assert f(1)", "KeyError: 'x'"),
         ("def f(x): return input()", "assert f(2)", "EOFError"),
     ],
 )
 def test_a_failure_is_named_and_cut_short(code: str, asserts: str, reason: str) -> None:
     found = outcome(code, asserts)
     assert found.reason.startswith(reason) and len(found.reason) <= 300 and not found.passed
+    assert found.reason.encode()
 
 
 def test_asserts_use_what_the_task_defines_and_not_what_the_answer_makes_of_it() -> None:
@@ -311,6 +333,12 @@ def test_asserts_use_what_the_task_defines_and_not_what_the_answer_makes_of_it()
     assert outcome(
         "def f(x): return x * x", "assert math.sqrt(f(3)) == 3", prefix="import math\ndef f(x):\n"
     ).passed
+
+
+def test_what_the_task_defines_may_be_dataclasses_and_every_checker_has_its_own() -> None:
+    prefix = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
+    for names in ("P(f(2)) == P(4) and 'left' not in globals()", "not globals().update(left=1)"):
+        assert outcome("def f(x): return x * x", f"assert {names}", prefix=prefix).passed
 
 
 def test_an_assert_after_a_failing_one_does_not_run() -> None:

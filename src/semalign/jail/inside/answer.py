@@ -5,8 +5,10 @@ Nothing here is trusted or secret: the code may read and change all of it. It ca
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+from .library import fresh_names
 from .values import decode, encode
 from .wire import receive, send
 
@@ -16,7 +18,7 @@ _MUTABLE = ("list", "dict", "set", "bytearray", "deque")
 
 def serve(channel: int) -> None:
     """Run the code that arrives, say that it ran, and answer calls until the other side is gone."""
-    names: dict[str, Any] = {"__name__": "program"}
+    names = fresh_names()
     send(channel, run(receive(channel, _MOST), names))
     while True:
         send(channel, call(receive(channel, _MOST), names))
@@ -42,18 +44,25 @@ def call(order: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answered(function: Any, sent: list[Any], named: dict[str, Any]) -> dict[str, Any]:
-    """What the function returned, and its arguments where it changed them in place."""
-    arguments = decode(sent)
-    value = encode(function(*arguments, **{name: decode(item) for name, item in named.items()}))
+    """What the function returned, and its arguments, numbered with the named ones last, where it changed them in place."""
+    before = [*sent, *named.values()]
+    arguments = decode(before)
+    value = encode(function(*arguments[: len(sent)], **dict(zip(named, arguments[len(sent) :], strict=True))))
     reply = {"value": value}
     after = [encode(a) if type(a).__name__ in _MUTABLE else None for a in arguments]
-    changed = {str(n): a for n, a in enumerate(after) if a is not None and a != sent[n]}
+    changed = {str(n): a for n, a in enumerate(after) if a is not None and a != before[n]}
     return reply | ({"changed": changed} if changed else {})
 
 
 def _raised(error: BaseException) -> dict[str, Any]:
-    try:
-        text = str(error)[:300]
-    except BaseException:
-        text = ""
-    return {"raised": [kind.__name__[:100] for kind in type(error).__mro__], "text": text}
+    return {"raised": [kind.__name__[:100] for kind in type(error).__mro__], "said": _said(error)}
+
+
+def _said(error: BaseException) -> Any:
+    """The text of an exception, or the key that was missing, which a KeyError's text only shows as it is written in code."""
+    with contextlib.suppress(BaseException):
+        if type(error).__str__ is KeyError.__str__ and len(error.args) == 1:
+            return encode(error.args[0])
+    with contextlib.suppress(BaseException):
+        return str(error)[:300]
+    return ""

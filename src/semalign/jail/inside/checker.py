@@ -11,9 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .library import fresh_names
 from .values import decode, encode
 from .wire import EndedError, LateError, receive, send
 
+NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What Python raises of a text that it cannot compile; the last two of one that is nested too deep, as a row of dashes is."""
 _MOST_JOB = 2**26
 
 
@@ -56,9 +59,10 @@ class Answer:
                 value = decode(reply["value"])
             except Exception:
                 raise self._end("sent no plain data") from None
+            given = [*args, *kwargs.values()]
             for n, after in changed.items():
-                if 0 <= n < len(args):
-                    _restore(args[n], after)
+                if 0 <= n < len(given):
+                    _restore(given[n], after)
             return value
 
         call.__name__ = call.__qualname__ = name
@@ -80,31 +84,33 @@ class Answer:
         if not isinstance(reply, dict):
             raise self._end("sent no plain data")
         if "raised" in reply:
-            raise self._error(reply["raised"], reply.get("text"))
+            raise self._error(reply["raised"], reply.get("said"))
         return reply
 
     def _end(self, reason: str) -> _OverError:
         self.over = reason
         return _OverError(reason)
 
-    def _error(self, kinds: Any, text: Any) -> BaseException:
-        """An exception of the answer's: of the nearest built-in type, under its own name; one that leaves Python ends it."""
-        if not (
-            isinstance(kinds, list) and kinds and all(type(k) is str for k in kinds) and type(text) is str
-        ):
+    def _error(self, kinds: Any, said: Any) -> BaseException:
+        """An exception of the answer's: of the nearest built-in type that one argument makes, under its own name; one that leaves
+        Python ends it."""
+        if not (isinstance(kinds, list) and kinds and all(type(k) is str for k in kinds)):
             return self._end("sent no plain data")
-        base = next((kind for kind in map(_builtin_error, kinds) if kind is not None), None)
-        if base is None:
-            return self._end(f"{kinds[0]}: {text}"[:300])
-        if issubclass(
-            base, (StopIteration, StopAsyncIteration)
-        ):  # would end a loop of the asserts in silence
-            return RuntimeError(f"{kinds[0]}: {text}")
-        name = kinds[0] if kinds[0].isidentifier() else base.__name__
         try:
-            return (base if base.__name__ == name else type(name, (base,), {}))(text)
-        except TypeError:  # one that needs more arguments
-            return type(name, (Exception,), {})(text)
+            said = decode(said)
+        except Exception:
+            return self._end("sent no plain data")
+        bases = [kind for kind in map(_builtin_error, kinds) if kind is not None]
+        # It would end a loop of the asserts in silence.
+        if any(issubclass(base, (StopIteration, StopAsyncIteration)) for base in bases):
+            return RuntimeError(f"{kinds[0]}: {said}")
+        for base in bases:
+            name = kinds[0] if kinds[0].isidentifier() else base.__name__
+            try:
+                return (base if base.__name__ == name else type(name, (base,), {}))(said)
+            except TypeError:  # one that needs more arguments
+                continue
+        return self._end(f"{kinds[0]}: {said}"[:300])
 
 
 def _builtin_error(name: str) -> type[Exception] | None:
@@ -148,7 +154,7 @@ def decide(job: int, channel: int, deadline: float, most: int) -> bool:
 
 def _failure(program: dict[str, Any], answer: Answer) -> str | None:
     """Run what the asserts need, the answer, and the asserts; returns when all hold."""
-    names: dict[str, Any] = {"__name__": "program"}
+    names = fresh_names()
     for text in _helpers(program["prefix"]):
         exec(compile(text, "prefix", "exec", dont_inherit=True, optimize=0), names)
     answer.run(program["code"])
@@ -163,7 +169,7 @@ def _helpers(prefix: str) -> list[str]:
     for text in (prefix, f"{prefix}\n    pass"):
         try:
             compile(text, "prefix", "exec", dont_inherit=True)
-        except (SyntaxError, ValueError):
+        except NO_PYTHON:
             continue
         return [text]
     return []

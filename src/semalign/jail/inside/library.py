@@ -87,6 +87,12 @@ def _sources(entry: os.DirEntry[str], name: str) -> Iterator[tuple[str, bool, by
                     yield from _sources(at, f"{name}.{own}")
 
 
+def fresh_names() -> dict[str, Any]:
+    """The names of a new module `program`, in which dataclasses, typing and pickle look up what a program defines."""
+    module = sys.modules["program"] = ModuleType("program")
+    return module.__dict__
+
+
 def keep_library() -> None:
     """Load and keep the standard library; from now on imports open no file and find nothing else."""
     for name in LOADED:
