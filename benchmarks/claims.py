@@ -104,7 +104,18 @@ def _end(name: str, title: str, meaning: str, pair: str, least: float | None, *o
 
 
 REAL_END = (
-    *("--recipe", "aligned_output", "--layers", "24", "--lora-alpha", "32", "--repetitions", "3", "--to-same-kl", "peer"),
+    *(
+        "--recipe",
+        "aligned_output",
+        "--layers",
+        "24",
+        "--lora-alpha",
+        "32",
+        "--repetitions",
+        "3",
+        "--to-same-kl",
+        "peer",
+    ),
     *("--batch", "2", "--learning-rate", "3e-4", "--peer-rows", "128", "--peer-learning-rate", "3e-4"),
 )
 """All layers and small steps, as they were chosen for SemAlign on rows of their own."""
