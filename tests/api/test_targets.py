@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,16 +16,19 @@ import peft
 import pytest
 import torch
 import yaml
-from tiny import save_model, tiny_tokenizer
+from tiny import STEPS, config_of, save_model, tiny_model, tiny_tokenizer
+from tokenizers_apart import byte_level
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from semalign import SemAlignTrainer, cache_targets
 from semalign.api.targets import adapted as layers_of_adapters
 from semalign.api.targets import open_student
-from semalign.config import ModelConfig, PairingConfig, plain
+from semalign.config import EvaluationConfig, ModelConfig, PairingConfig, TransferConfig, plain
 from semalign.errors import ConfigError, DataError, ModelError
 from semalign.models.decoder import Decoder
 from semalign.run.files import find_json
 from semalign.signals.prepared import Prepared
+from semalign.steps.pipeline import transfer
 
 from .small import HELDOUT, TRAIN, arguments, made, models
 
@@ -277,11 +284,127 @@ def test_a_choice_of_layers_beside_adapters_is_refused(pairing: dict[str, Any]) 
 def test_adapters_that_train_more_than_layers_or_nothing_are_refused() -> None:
     student = decoder_of(lora(models()[0], modules_to_save=["norm"]))
     with pytest.raises(
-        ConfigError, match=r"trains modules of layers alone, got \S*norm\S*; leave modules_to_save empty"
+        ConfigError, match=r"trains modules of layers alone, got \S*norm\S*; leave modules_to_save and"
     ):
         layers_of_adapters(PairingConfig(), student)
     student = decoder_of(lora(models()[0], inference_mode=True))
     with pytest.raises(
-        ConfigError, match="got nothing to train; leave modules_to_save empty and is_trainable true"
+        ConfigError, match=r"got nothing to train; leave modules_to_save .* and is_trainable true"
     ):
         layers_of_adapters(PairingConfig(), student)
+
+
+def caches(config: TransferConfig) -> None:
+    """As far as the cache."""
+    transfer(config, STEPS[:-1])
+
+
+def trains_without_comparing(config: TransferConfig) -> None:
+    """A finished run whose options say what a trainer's say."""
+    transfer(replace(config, evaluation=EvaluationConfig(cka_rows=0)), STEPS)
+
+
+def says_something_else(config: TransferConfig) -> None:
+    """A file of somebody else's under the name of a run's options."""
+    Path(config.output_dir).mkdir()
+    Path(config.output_dir, "config.yaml").write_text("evaluation: [1, 2]\nmine: true\n")
+
+
+@pytest.mark.parametrize("fills", [caches, trains_without_comparing, says_something_else])
+def test_a_folder_of_the_command_line_s_is_refused_and_stays_as_it_is(
+    tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path, fills: Callable[[TransferConfig], None]
+) -> None:
+    fills(config_of(tiny_pair, rows_file, tmp_path / "run"))
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(
+        ConfigError, match=r"run: .*got one that holds a run of the command line; choose another"
+    ):
+        targets(tmp_path / "run")
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("folder", ["disk/cache", None])
+def test_the_cache_lies_where_the_options_say(tmp_path: Path, folder: str | None) -> None:
+    place = tmp_path / folder if folder else tmp_path / "run" / "targets"
+    cache = {"top_k": 8, "dtype": "float32", "folder": str(place) if folder else None}
+    kept = targets(tmp_path / "run", args=arguments(tmp_path / "run", cache=cache))
+    assert (place / "manifest.json").is_file() and kept.stores.teacher.missing() == []
+    assert (tmp_path / "run" / "targets").is_symlink() == bool(folder)
+
+
+@pytest.mark.parametrize("prefix_dtype", [None, "int8", "fp8"])
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ({}, None),
+        ({"seed": 3}, r"its stream after layer 2 is \d+% off"),
+        ({"layers": 2}, "2 layers instead of 3"),
+        ({"hidden_size": 40}, "40 channels instead of 32"),
+    ],
+    ids=["same", "weights", "layers", "channels"],
+)
+def test_targets_of_another_student_are_refused(
+    tmp_path: Path, student: dict[str, Any], said: str | None, prefix_dtype: Any
+) -> None:
+    """One that was cached in half precision and trains in float32 is the same."""
+    args = arguments(tmp_path, cache={"top_k": 8, "prefix_dtype": prefix_dtype})
+    kept = targets(tmp_path, models()[0].bfloat16(), args=args)
+    given = tiny_model("llama", **{"layers": 3, "wide": False, "seed": 1} | student).bfloat16().float()
+    if said is None:
+        SemAlignTrainer(given, args=args, targets=kept, processing_class=tiny_tokenizer())
+        return
+    with pytest.raises(
+        ModelError, match=rf"targets: expected the student that they were made with.*\({said}\)"
+    ):
+        SemAlignTrainer(given, args=args, targets=kept, processing_class=tiny_tokenizer())
+
+
+def test_targets_move_to_another_machine(tmp_path: Path) -> None:
+    """As the how-to says: their pickle, and a copy of the folder at the same place."""
+    args = arguments(tmp_path / "run")
+    kept = targets(tmp_path / "run", args=args, eval_dataset=HELDOUT)
+
+    def trained(these: Prepared) -> tuple[list[float], float]:
+        trainer = SemAlignTrainer(models()[0], args=args, targets=these, processing_class=tiny_tokenizer())
+        trainer.train()
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        return losses, trainer.evaluate()["eval_kl"]
+
+    here, pickled = trained(kept), pickle.dumps(kept)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "copy").rename(tmp_path / "run")
+    assert trained(pickle.loads(pickled)) == here
+
+
+def loaded(model: Any, tokenizer: Any, folder: Path) -> Any:
+    """A model in memory whose folder holds this tokenizer, or none."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_teacher_in_memory_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    student, teacher = models()
+    teacher = loaded(teacher, byte_level(), tmp_path / "teacher")
+    with pytest.raises(ModelError, match="teacher and student do not share a vocabulary"):
+        targets(tmp_path / "run", student, teacher)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_teacher_whose_folder_has_no_tokenizer_takes_the_given_one(tmp_path: Path, kind: str) -> None:
+    """Of such a GPT-2 transformers makes a tokenizer with a single token."""
+    teacher = loaded(tiny_model(kind, layers=5, wide=True), None, tmp_path / "teacher")
+    assert len(targets(tmp_path / "run", teacher=teacher).inputs.train) == len(TRAIN)
+    with pytest.raises(ModelError, match="tokenizer"):
+        open_student(teacher, None)
+
+
+def test_a_tokenizer_beside_names_and_arguments_of_another_trainer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="processing_class: expected none beside models given by name"):
+        targets(tmp_path, "student", ModelConfig("teacher"))
+    with pytest.raises(
+        ConfigError, match=r"^args: expected a SemAlignConfig, got TrainingArguments; it takes"
+    ):
+        targets(tmp_path, args=TrainingArguments(str(tmp_path)))

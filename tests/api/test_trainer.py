@@ -11,16 +11,18 @@ import datasets
 import peft
 import pytest
 import torch
+from huggingface_hub import RepoUrl
 from tiny import save_model, tiny_model, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     TrainerCallback,
+    TrainingArguments,
 )
 
 import semalign
-from semalign import SemAlignConfig, SemAlignTrainer
+from semalign import SemAlignTrainer, cache_targets
 from semalign.errors import ConfigError
 
 from .small import HELDOUT, TRAIN, arguments, made, models
@@ -64,6 +66,49 @@ def test_training_moves_the_student_towards_the_teacher_and_only_its_paired_laye
     changed = {n for n, p in student.named_parameters() if not torch.equal(p, before[n])}
     assert changed and all(n.startswith("model.layers.2.") for n in changed)
     assert any("eval_kl" in line for line in trainer.state.log_history)
+
+
+class Asking(TrainerCallback):
+    """Lets the student answer before and after every step."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+        self.logits: list[torch.Tensor] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.ask()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.ask()
+
+    def ask(self) -> None:
+        ids, student = torch.arange(10, 20)[None], self.trainer.student.eval()
+        with torch.no_grad():
+            self.logits.append(student(ids).logits.float())
+        assert student.generate(input_ids=ids, max_new_tokens=2, do_sample=False).shape == (1, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bf16": True}, {"activation_checkpointing": True}],
+    ids=lambda given: next(iter(given), "plain"),
+)
+def test_a_callback_runs_the_whole_student_while_it_trains(
+    tmp_path: Path, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    """At a rate that changes nothing; of a student whose norms hand on the type that they are given."""
+    student = tiny_model("gemma3_text", layers=3, wide=False, seed=1).to(dtype)
+    ids, asking = torch.arange(10, 20)[None], Asking()
+    with torch.no_grad():
+        before = student(ids).logits.float()
+    args = arguments(tmp_path, learning_rate=1e-12, max_steps=2, **options)
+    asking.trainer = made(tmp_path, student, args=args, callbacks=[asking])
+    asking.trainer.train()
+    assert len(asking.logits) == 3
+    for logits in asking.logits:
+        torch.testing.assert_close(logits, before, atol=1e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
+    assert "forward" not in vars(student), "it is as it was"
 
 
 class Saving(TrainerCallback):
@@ -241,6 +286,27 @@ def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+class Recomputed(TrainerCallback):
+    """Which layers recompute their activations in the first step."""
+
+    def __init__(self) -> None:
+        self.layers: list[bool] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.layers = [layer.gradient_checkpointing for layer in model.decoder.layers]
+
+
+def test_activation_checkpointing_takes_its_options(tmp_path: Path) -> None:
+    """But for the reentrant form, which would leave what is trained without gradients."""
+    options, seen = {"use_reentrant": True, "every_n_layers": 2}, Recomputed()
+    args = arguments(
+        tmp_path, max_steps=1, activation_checkpointing=True, activation_checkpointing_kwargs=options
+    )
+    trainer = made(tmp_path, args=args, callbacks=[seen])
+    trainer.train()
+    assert seen.layers == [True, False, True] and trainer.state.global_step == 1
+
+
 def test_it_works_outside_the_main_thread_as_in_a_notebook(tmp_path: Path) -> None:
     found: list[Any] = []
 
@@ -261,30 +327,71 @@ def test_tensorboard_gets_losses_and_options(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
 
-def test_pushing_uploads_the_student_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uploads: list[Path] = []
+class Hub:
+    """In place of HfApi: remembers what it was asked, and which files it was given."""
 
-    class Api:
-        def create_repo(self, name: str, **_: Any) -> str:
-            return f"https://hub/{name}"
+    calls: list[dict[str, Any]]
 
-        def upload_folder(self, folder_path: Path, **_: Any) -> None:
-            uploads.extend(p.relative_to(folder_path) for p in Path(folder_path).rglob("*") if p.is_file())
+    def __init__(self, token: str | None = None) -> None:
+        self.token = token
 
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    trainer = made(tmp_path, args=arguments(tmp_path, hub_model_id="org/name"))
+    def create_repo(self, name: str, **options: Any) -> RepoUrl:
+        return RepoUrl(f"https://huggingface.co/{name}")
+
+    def upload_folder(self, folder_path: Path, **options: Any) -> None:
+        names = {p.relative_to(folder_path).as_posix() for p in folder_path.rglob("*") if p.is_file()}
+        Hub.calls.append(options | {"token": self.token, "files": names})
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
+    Hub.calls = []
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    return Hub
+
+
+LORA = peft.LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize(
+    ("lora", "weights"),
+    [
+        (None, {"config.json", "model.safetensors"}),
+        (LORA, {"adapter_config.json", "adapter_model.safetensors"}),
+    ],
+    ids=["student", "adapter"],
+)
+def test_pushing_uploads_the_student_alone(
+    tmp_path: Path, hub: type[Hub], lora: Any, weights: set[str]
+) -> None:
+    trainer = made(tmp_path, args=arguments(tmp_path, hub_model_id="org/name"), peft_config=lora)
     trainer.train()
-    assert trainer.push_to_hub() == "https://hub/org/name"
-    names = {str(p) for p in uploads}
-    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= names
-    assert not any("targets" in n or "checkpoint" in n for n in names)
+    for name in ("model-00001-of-00002.safetensors", "adapter/left.txt"):
+        path = tmp_path / "student" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of a student that was pushed before")
+    assert trainer.push_to_hub() == "https://huggingface.co/org/name"
+    [uploaded] = hub.calls
+    beside = {"README.md", "SHA256SUMS", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert weights | beside <= uploaded["files"] <= weights | beside | {"generation_config.json"}
 
 
-def test_options_are_transformers_own_and_print_as_plain_values(tmp_path: Path) -> None:
-    args = SemAlignConfig(str(tmp_path), recipe="cosine", pairing={"num_layers": 2})
-    assert args.learning_rate == semalign.methods.resolve(args.recipe).learning_rate
-    assert json.loads(args.to_json_string())["pairing"]["num_layers"] == 2
-    assert SemAlignConfig(str(tmp_path), learning_rate=3e-4).learning_rate == 3e-4
+def test_saving_uploads_where_and_as_the_options_say(tmp_path: Path, hub: type[Hub]) -> None:
+    options = {"hub_model_id": "org/name", "hub_token": "hf_of_options", "hub_revision": "second"}
+    trainer = made(
+        tmp_path / "run", args=arguments(tmp_path / "run", push_to_hub=True, save_steps=5, **options)
+    )
+    trainer.train()
+    assert hub.calls == [], "checkpoints are no students"
+    trainer.save_model(str(tmp_path / "saved"))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").config.num_hidden_layers == 3
+    trainer.push_to_hub("Another try", token="hf_given", revision="third")
+    keys = ("repo_id", "token", "revision", "commit_message")
+    assert [[call[key] for key in keys] for call in hub.calls] == [
+        ["org/name", "hf_of_options", "second", "Model save"],
+        ["org/name", "hf_given", "third", "Another try"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -293,6 +400,7 @@ def test_options_are_transformers_own_and_print_as_plain_values(tmp_path: Path) 
         ({"pairing": {"number": 2}}, "number"),
         ({"recipe": "v2"}, "semalign.transfer"),
         ({"recipe": "cross_entropy_lora"}, "peft_config"),
+        ({"recipe": {"lora_target_modules": ["up_proj"]}}, "peft_config"),
         ({"pairing": {"num_layers": 9}}, "3 layers"),
         ({"pairing": {"layers": (4,)}}, "3 layers"),
     ],
@@ -304,10 +412,73 @@ def test_options_that_do_not_fit_are_refused_in_one_sentence(
         made(tmp_path, args=arguments(tmp_path, **options))
 
 
+@pytest.mark.parametrize(
+    ("adapters", "said"),
+    [
+        (peft.LoraConfig(target_modules="up_proj"), "a list of names or all-linear, got 'up_proj'"),
+        (peft.LoraConfig(layers_to_transform=[1]), "got layers_to_transform; leave it out"),
+        (peft.LoraConfig(modules_to_save=["norm"]), "got modules_to_save; leave it out"),
+        (peft.LoraConfig(trainable_token_indices=[1, 2]), "got trainable_token_indices; leave it out"),
+        (peft.LoraConfig(bias="all"), "got bias all; leave it out"),
+        (peft.IA3Config(), "expected a LoraConfig, got IA3Config; use LoRA"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_adapters_of_another_kind_are_refused_before_anything_is_cached(
+    tmp_path: Path, adapters: Any, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^peft_config.*{said}"):
+        made(tmp_path / "run", peft_config=adapters)
+    assert not (tmp_path / "run").exists()
+
+
+def test_measuring_without_rows_is_refused_before_anything_is_cached(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="eval_strategy: expected no without held-out rows, got epoch"):
+        made(tmp_path / "run", args=arguments(tmp_path / "run", eval_strategy="epoch"), eval_dataset=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_adapters_in_other_layers_than_the_plan_s_are_refused(tmp_path: Path) -> None:
+    student, teacher = models()
+    args = arguments(tmp_path)
+    targets = cache_targets(student, teacher, args, TRAIN, processing_class=tiny_tokenizer())
+    assert targets.plan.trained_layers == (3,)
+    adapted = peft.get_peft_model(
+        student, peft.LoraConfig(target_modules=["up_proj"], layers_to_transform=[1])
+    )
+    with pytest.raises(
+        ConfigError, match=r"expected adapters in the layers \[3\], .* got them in \[2\]; give"
+    ):
+        SemAlignTrainer(adapted, args=args, targets=targets, processing_class=tiny_tokenizer())
+
+
+def test_all_linear_adapts_the_linear_maps_that_the_paired_layers_have(tmp_path: Path) -> None:
+    """Of a student whose other layers have linear maps of other names."""
+    student = tiny_model("qwen3_5_text", layers=4, wide=False, seed=1)
+    lora = peft.LoraConfig(r=2, target_modules="all-linear")
+    trainer = made(tmp_path, student, args=arguments(tmp_path, max_steps=1), peft_config=lora)
+    found = {
+        n.split(".lora_A")[0].rsplit(".", 1)[-1]
+        for n, _ in trainer.student.named_parameters()
+        if "lora_A" in n
+    }
+    assert found == {f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")}
+
+
+def test_the_order_of_rows_has_the_seed_that_transformers_would_take(tmp_path: Path) -> None:
+    orders = [
+        list(made(tmp_path, args=arguments(tmp_path, **seeds))._get_train_sampler())
+        for seeds in ({"seed": 7}, {"seed": 7, "data_seed": 8}, {"seed": 8})
+    ]
+    assert orders[0] != orders[1] == orders[2]
+
+
 def test_what_is_missing_or_wrong_is_said_in_one_sentence(tmp_path: Path) -> None:
     student, _ = models()
     with pytest.raises(ConfigError, match="teacher_model and train_dataset"):
         SemAlignTrainer(student, args=arguments(tmp_path))
+    with pytest.raises(ConfigError, match="args: expected a SemAlignConfig, got TrainingArguments; it takes"):
+        SemAlignTrainer(student, args=TrainingArguments(str(tmp_path)))  # type: ignore[arg-type]
     trainer = made(tmp_path, eval_dataset=None)
     with pytest.raises(ConfigError, match="give eval_dataset when the trainer is made"):
         trainer.evaluate()

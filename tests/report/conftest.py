@@ -1,16 +1,19 @@
-"""A synthetic run folder with every file that the report reads, in the shape the steps write them."""
+"""A synthetic run folder with every file that the report reads, in the shape the steps write them, and a finished tiny run."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from semalign.cli import main
 from semalign.run.digests import sealed
 from semalign.run.files import find_json, write_atomic, write_json
 from semalign.run.folder import save_result
@@ -268,3 +271,25 @@ def edit_json() -> Callable[[Path, Callable[[Any], None]], None]:
         write_json(path, value)
 
     return edit
+
+
+@pytest.fixture(scope="module")
+def done(tiny_pair: tuple[Path, Path], rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose student has a card and a licence file of its own."""
+    root = tmp_path_factory.mktemp("secret place")
+    student = root / "small-model"
+    shutil.copytree(tiny_pair[1], student)
+    (student / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n\n# Small\n")
+    (student / "LICENSE").write_text("MIT License, as it stands.\n")
+    values = {
+        "teacher": {"model_name_or_path": str(tiny_pair[0])},
+        "student": {"model_name_or_path": str(student)},
+        "data": {"dataset_name": str(rows_file), "heldout_rows": 4, "max_length": 64},
+        "output_dir": str(root / "my-run"),
+        "pairing": {"num_layers": 2},
+        "train": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
+        "evaluation": {"baselines": ["cross_entropy"]},
+    }
+    (root / "run.yaml").write_text(yaml.safe_dump(values))
+    assert main(["transfer", str(root / "run.yaml"), "--quiet", "--json"]) == 0
+    return root / "my-run"

@@ -187,6 +187,23 @@ def test_ids_that_no_head_has_are_masked_with_one_that_every_head_has(
             assert float(one.label_logp_N.max()) < -0.49, "something else was told to be likely"
 
 
+@pytest.mark.parametrize("kind", ["uint16", "uint32", "uint64", "int16", "int64"])
+def test_ids_are_read_from_whole_numbers_of_any_type(
+    kind: str, exported: tuple[TransferConfig, Path], tmp_path: Path
+) -> None:
+    inputs = load_inputs(exported[0])
+    rows = entries_of(inputs, {5: -1.0, 6: -2.0})
+    rows[0]["target_token_ids"][1] = [5, None]
+    rows[0]["target_logprobs"][1] = [-1.0, None]
+    table = parquet.read_table(written(tmp_path, rows))
+    ids = table["target_token_ids"].cast(pyarrow.list_(pyarrow.list_(pyarrow.type_for_alias(kind))))
+    place = table.schema.get_field_index("target_token_ids")
+    path = tmp_path / "some.parquet"
+    parquet.write_table(table.set_column(place, "target_token_ids", ids), path)
+    for one in stored(path, inputs, 2).tell(inputs.train[:2]):
+        assert one.ids_NK.unique(dim=0).tolist() == [[5, 6]]
+
+
 def silent(inputs: Inputs, entry: Any) -> list[dict[str, Any]]:
     """Two rows, of the second of which one supervised token, the last, has this for its log-probabilities."""
     rows = entries_of(inputs, {5: -1.0, 6: -2.0})

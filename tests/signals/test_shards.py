@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,13 @@ def test_a_signal_that_nobody_asked_for_is_named(tmp_path: Path) -> None:
         CacheError, match=r"holds no positions\.teacher_output, which the recipe reads; make the cache"
     ):
         ShardStore(tmp_path, {"a": 1}, PLAN).read(0, ["positions.teacher_output"])
+
+
+def test_a_store_that_was_read_from_can_be_pickled(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    read = store.read(3)
+    again = pickle.loads(pickle.dumps(store))
+    assert all(torch.equal(again.read(3)[key], value) for key, value in read.items())
+    assert torch.equal(store.read(1)["positions.ids"], record(1)["positions.ids"]), (
+        "the first one still reads"
+    )

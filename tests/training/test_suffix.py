@@ -154,7 +154,7 @@ def test_the_first_loss_equals_the_literal_formula(
     head = prepared.teacher_head if chosen.needs_teacher_head else None
     collator = Collator(inputs.train, supervision_of(prepared, chosen), prepared.stores.student)
     numbers = [0, 5, 9]
-    with student.span(plan.cut, student.num_layers, norm=True), torch.no_grad():
+    with torch.no_grad():
         model = SuffixModel(student, plan.cut, chosen, plan.pairs, candidates_of(inputs.train), head)
         ours = float(model(**collator([{"index": n} for n in numbers]))["loss"])
     assert ours == pytest.approx(literal(recipe, config, run, numbers), rel=2e-4)

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 
-from semalign.api.arguments import GROUPS, SemAlignConfig
+from semalign.api.arguments import GROUPS, SemAlignConfig, check_args
 from semalign.config import (
     DataConfig,
     EvaluationConfig,
@@ -22,12 +22,14 @@ from semalign.config import (
     TransferConfig,
     plain,
 )
+from semalign.config.parsing import read_yaml
 from semalign.data import disjoint
 from semalign.data.drawing import rows_named
 from semalign.data.inputs import inputs_of
 from semalign.data.mixture import Drawn
 from semalign.data.rows import accept, numbered
-from semalign.errors import ConfigError, DataError, ModelError
+from semalign.errors import ConfigError, DataError, ModelError, SemAlignError
+from semalign.maths.quantise import relative_error
 from semalign.models.decoder import Decoder
 from semalign.models.finding import load_tokenizer
 from semalign.models.layouts import WRAPPERS
@@ -38,9 +40,11 @@ from semalign.run import ranks
 from semalign.run.environment import environment
 from semalign.run.files import write_json, write_yaml
 from semalign.run.folder import RunFolder
+from semalign.signals.passes import extended_prefix, stream_of
 from semalign.signals.prepared import Prepared
 from semalign.steps.attribute import attribute
 from semalign.steps.cache import cache
+from semalign.steps.opening import place_cache
 from semalign.steps.pair import pair
 from semalign.training.arguments import OPTIMISER
 
@@ -48,6 +52,9 @@ logger = logging.getLogger(__name__)
 Model = str | ModelConfig | PreTrainedModel | PeftModel
 Rows = str | Iterable[dict[str, Any]]
 """A name as in `data.dataset_name`, a datasets.Dataset, or a list of rows."""
+SAME = 0.1
+"""How far two streams of one student may be apart, relative to their length: half precision, eight bits and other devices take some
+hundredths, other weights about as much as the stream is long."""
 
 
 def cache_targets(
@@ -66,24 +73,36 @@ def cache_targets(
 
     Args:
         model: the student. The layers of a PeftModel that have adapters are those that are paired and trained.
-        processing_class: tokenizer of models in memory; None: the one of the model's own folder.
+        processing_class: tokenizer of models in memory; None: the one of the model's own folder. A teacher whose folder has one keeps
+            that, so that it is refused where it is another.
 
     Returns:
-        All that training and measuring read of the teacher, and the plan: `plan.pairs` and `plan.trained_layers`.
+        All that training and measuring read of the teacher, and the plan: `plan.pairs` and `plan.trained_layers`. It can be pickled,
+        for a machine where a copy of `args.output_dir` has the same path.
 
     Raises:
         SemAlignError: the models, the rows or the options do not go together; the sentence says how.
     """
+    check_args(args)
+    if processing_class is not None and all(
+        isinstance(m, (str, ModelConfig)) for m in (model, teacher_model)
+    ):
+        raise ConfigError(
+            "processing_class: expected none beside models given by name, whose own tokenizers are read, got "
+            f"{type(processing_class).__name__}; leave it out."
+        )
+    run = RunFolder(Path(args.output_dir))  # type: ignore[arg-type]
+    _refuse_run(run)
     ranks.start()
     student = _checkpoint(model, processing_class)
-    teacher = _checkpoint(teacher_model, processing_class, needs_layers=False)
+    teacher = _checkpoint(teacher_model, _tokenizer_of(teacher_model, processing_class), needs_layers=False)
     config = _transfer_config(args, model, teacher_model, train_dataset, eval_dataset)
     if isinstance(model, PeftModel):
         config = replace(config, pairing=adapted(config.pairing, student.open()))
-    run = RunFolder(Path(args.output_dir))  # type: ignore[arg-type]
     inputs = inputs_of(config, teacher, student, _drawn(config.data, train_dataset, eval_dataset))
     with run.lock():
         if ranks.is_main():
+            place_cache(config, run)
             write_yaml(run.config, plain(config))
             write_json(run.environment, environment())
             write_json(run.data, inputs.counts())
@@ -96,6 +115,48 @@ def cache_targets(
         ranks.wait()
     # The inputs live as long as the trainer; the teacher must not.
     return replace(prepared, inputs=replace(inputs, open_teacher=_gone, open_student=_gone))
+
+
+def _refuse_run(run: RunFolder) -> None:
+    """Refuse a folder of the command line's, of which nearly every file would be written anew.
+
+    What tells them apart: a trainer's options ask for no comparison of all layers, and answers and a training's result are a run's.
+    """
+    if not run.config.exists():
+        return
+    evaluation = read_yaml(run.config).get("evaluation")
+    is_own = isinstance(evaluation, dict) and evaluation.get("cka_rows") == 0
+    if not is_own or run.generated.exists() or (run.root / "train.json").exists():
+        raise ConfigError(
+            f"{run.root}: expected a new folder or one that a trainer made, got one that holds a run of the command line; choose another "
+            "output_dir."
+        )
+
+
+def check_student(targets: Prepared, student: Decoder) -> None:
+    """Refuse targets of another student, by its sizes and by the stream of one row, where streams are cached.
+
+    Raises:
+        ModelError: they are of another one.
+    """
+    made = targets.inputs.student
+    sizes = {"layers": (made.layers, student.num_layers), "channels": (made.width, student.width)}
+    wrong = [
+        f"{got} {what} instead of {expected}" for what, (expected, got) in sizes.items() if expected != got
+    ]
+    request, rows = targets.stores.request, targets.inputs.train
+    if not wrong and request.cut is not None:
+        number = min(range(len(rows)), key=lambda n: len(rows[n].input_ids))
+        [record] = extended_prefix(student, [rows[number]], None, (0, request.cut), request)
+        stored = targets.stores.student.read(number, request.prefix_keys)
+        apart = float(relative_error(stream_of(stored), stream_of(record)).median())
+        if not apart <= SAME:
+            wrong = [f"its stream after layer {request.cut} is {100 * apart:.0f}% off"]
+    if wrong:
+        raise ModelError(
+            f"targets: expected the student that they were made with, got another one ({', '.join(wrong)}); give that one, or make targets "
+            "of this one with cache_targets."
+        )
 
 
 def _gone() -> Decoder:
@@ -183,19 +244,31 @@ def open_student(
 
 def _tokenizer_beside(model: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of the folder or repository that a model in memory was loaded from."""
-    if not getattr(model, "name_or_path", ""):
+    tokenizer = load_tokenizer(ModelConfig(_name(model))) if getattr(model, "name_or_path", "") else None
+    # Of a folder without one transformers makes a tokenizer of special tokens alone.
+    if tokenizer is None or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(
-            f"{type(model).__name__}: expected a tokenizer beside a model that was made in memory, got none; give it as processing_class."
+            f"{_name(model)}: expected a tokenizer beside a model in memory, got none; give it as processing_class."
         )
-    return load_tokenizer(ModelConfig(_name(model)))
+    return tokenizer
 
 
-def adapted(pairing: PairingConfig, student: Decoder) -> PairingConfig:
-    """The layers that hold trainable adapters, as the plan."""
-    if pairing != PairingConfig(match=pairing.match, rows=pairing.rows):
-        raise ConfigError(
-            "pairing: expected no choice of layers beside a PeftModel, whose adapters choose them; use layers_to_transform."
-        )
+def _tokenizer_of(teacher: Model, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
+    """The teacher's own tokenizer where there is one, so that another one than the student's is noticed; else the given one."""
+    if given is None or isinstance(teacher, (str, ModelConfig)):
+        return given
+    try:
+        return _tokenizer_beside(teacher.get_base_model() if isinstance(teacher, PeftModel) else teacher)
+    except SemAlignError:
+        return given
+
+
+def adapted_layers(student: Decoder) -> tuple[int, ...]:
+    """The layers that hold trainable adapters.
+
+    Raises:
+        ConfigError: there is none, or something outside them is trained.
+    """
     layers = tuple(
         n for n, layer in enumerate(student.layers, 1) if any(p.requires_grad for p in layer.parameters())
     )
@@ -204,8 +277,18 @@ def adapted(pairing: PairingConfig, student: Decoder) -> PairingConfig:
     if outside or not layers:
         raise ConfigError(
             f"expected a PeftModel that trains modules of layers alone, got {outside[0] if outside else 'nothing to train'}; "
-            "leave modules_to_save empty and is_trainable true."
+            "leave modules_to_save and trainable_token_indices empty and is_trainable true."
         )
+    return layers
+
+
+def adapted(pairing: PairingConfig, student: Decoder) -> PairingConfig:
+    """The layers that hold trainable adapters, as the plan."""
+    if pairing != PairingConfig(match=pairing.match, rows=pairing.rows):
+        raise ConfigError(
+            "pairing: expected no choice of layers beside a PeftModel, whose adapters choose them; use layers_to_transform."
+        )
+    layers = adapted_layers(student)
     if len(layers) == student.num_layers:
         logger.warning(
             "adapters on every layer: nothing is frozen below them, so that every step runs the whole student; "

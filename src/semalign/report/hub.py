@@ -17,9 +17,19 @@ from semalign.run.files import find_json
 from semalign.run.folder import RunFolder, check_files
 from semalign.run.sums import SUMS, agrees_with_sums
 
+SAVED = ("config.json", "adapter_config.json")
+"""One of these lies beside a saved student's weights, or beside those of its adapter alone."""
+
 
 def push(
-    run: RunFolder, hub_model_id: str, *, private: bool | None = None, is_dry: bool = True
+    run: RunFolder,
+    hub_model_id: str,
+    *,
+    private: bool | None = None,
+    is_dry: bool = True,
+    token: str | None = None,
+    revision: str | None = None,
+    message: str | None = None,
 ) -> dict[str, Any]:
     """Upload student/ with its card, or say what would be uploaded.
 
@@ -27,6 +37,9 @@ def push(
         hub_model_id: ORG/NAME on the hub; made where it does not exist.
         private: whether a repository that is made is private; None: as the hub's account has it.
         is_dry: open no connection.
+        token: None: the one of `hf auth login`.
+        revision: the branch; None: main.
+        message: of the commit; None: that SemAlign has trained the student.
 
     Returns:
         hub_model_id, private, files (name and bytes each), bytes in all, card, and uploaded: the address, or None.
@@ -38,7 +51,7 @@ def push(
     """
     check_hub_id(hub_model_id)
     folder = run.training() / "student"
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in SAVED):
         raise CacheError(f"{folder}: no trained student there; run `semalign train` first.")
     if (run.root / "train.json").exists():
         check_files(run.root / "train.json", "train")
@@ -55,7 +68,7 @@ def push(
         "files": files,
         "bytes": sum(file["bytes"] for file in files),
         "card": (folder / "README.md").read_text(encoding="utf-8"),
-        "uploaded": None if is_dry else _upload(folder, hub_model_id, private),
+        "uploaded": None if is_dry else _upload(folder, hub_model_id, private, token, revision, message),
     }
 
 
@@ -63,15 +76,23 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
-def _upload(folder: Path, name: str, private: bool | None) -> str:
-    api = huggingface_hub.HfApi()
+def _upload(
+    folder: Path,
+    name: str,
+    private: bool | None,
+    token: str | None,
+    revision: str | None,
+    message: str | None,
+) -> str:
+    api = huggingface_hub.HfApi(token=token)
     try:
         made = api.create_repo(name, private=private, exist_ok=True, repo_type="model")
         api.upload_folder(
             repo_id=name,
             folder_path=folder,
             repo_type="model",
-            commit_message="Upload student trained by SemAlign",
+            revision=revision,
+            commit_message=message or "Upload student trained by SemAlign",
         )
     except OSError as error:  # the hub's HTTP, token and offline errors are all OSErrors
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -195,8 +195,9 @@ def _matrix(cell: Any, fill: float, dtype: Any) -> NDArray[Any]:
     lengths = _lengths(cell)
     found = np.full((len(lengths), max(1, lengths.max(initial=0))), fill, dtype=dtype)
     if cell.is_valid:
-        flat = cell.values.flatten().fill_null(fill).to_numpy(zero_copy_only=False)
-        found[np.arange(found.shape[1]) < lengths[:, None]] = flat
+        # Cast first: unsigned ids have no place for MISSING.
+        flat = cell.values.flatten().cast(np.dtype(dtype).name, safe=False).fill_null(fill)
+        found[np.arange(found.shape[1]) < lengths[:, None]] = flat.to_numpy(zero_copy_only=False)
     return found
 
 

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from semalign.config import differences
 from semalign.errors import CacheError
-from semalign.reading import Shape, UnreadableError, check_shape, json_of
+from semalign.reading import UnreadableError, check_shape, json_of
 from semalign.run import ranks
 from semalign.run.digests import damage, digest, record, seal_of
 from semalign.run.files import NOT_AS_WRITTEN, Record, say_once, write_json, write_tensors
@@ -27,16 +27,6 @@ from semalign.run.results import Index, Shard
 from semalign.signals.remote import Remote
 
 KINDS = ("tokens", "positions")
-
-
-def _found(texts: Mapping[str, bytes], name: str, kind: type[Shape]) -> dict[str, Any]:
-    """The object in a file; empty where there is none or it is damaged, so that what it is about is made again."""
-    try:
-        value = json_of(texts[name])
-        check_shape(kind, value)
-    except (KeyError, UnreadableError):
-        return {}
-    return value
 
 
 class ShardStore:
@@ -60,6 +50,10 @@ class ShardStore:
             sample: (n, i) for n, samples in enumerate(self.plan) for i, sample in enumerate(samples)
         }
         self._open: dict[int, tuple[Any, dict[str, None], dict[str, list[int]]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open files, which no other process can have; they are opened again when they are read."""
+        return self.__dict__ | {"_open": {}}
 
     def refresh(self) -> None:
         """Read again which shards lie there, for those that other processes wrote."""

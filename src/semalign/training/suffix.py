@@ -31,8 +31,7 @@ from semalign.training.collator import Collator, EpochSampler, _Numbers
 class SuffixModel(nn.Module):
     """Layers cut+1..L of the student with the recipe's losses on top.
 
-    Runs inside `decoder.span(cut, L, norm=True)`. The stream that enters layer cut+1 comes with the batch
-    (`prefix`), or is computed from `input_ids` when cut is 0.
+    The stream that enters layer cut+1 comes with the batch (`prefix`), or is computed from `input_ids` when cut is 0.
     """
 
     def __init__(
@@ -64,14 +63,20 @@ class SuffixModel(nn.Module):
             let_checkpoint(self)
         return self
 
-    def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         """What the Trainer calls for `activation_checkpointing`; it is taken off again after the training."""
-        self.decoder.model.activation_checkpointing_enable({"use_reentrant": False})
+        # The reentrant form gives no gradient below an input that takes none, as a cached stream does.
+        given = (activation_checkpointing_kwargs or {}) | {"use_reentrant": False}
+        self.decoder.model.activation_checkpointing_enable(given, **options)
 
     def forward(self, states: Tensor, labels: Tensor, **batch: Tensor) -> dict[str, Tensor]:
         """Mean losses over the supervised positions: loss, loss_output, loss_layer."""
         stream = batch["prefix"] if "prefix" in batch else batch["input_ids"]
-        with capture(self.decoder, self.points.values()) as found:
+        # The student is cut for this pass alone: between two of them callbacks may measure, run and save the whole of it.
+        cut = self.decoder.span(self.cut, self.decoder.num_layers, norm=True)
+        with cut, capture(self.decoder, self.points.values()) as found:
             output_BTE = self.decoder.forward(stream)
         hidden = {k: found[point][states] for k, point in self.points.items()}
         return self.objective(output_BTE[states], hidden, labels, states.sum(1).tolist(), batch)
@@ -107,8 +112,8 @@ class SuffixTrainer(Trainer):
         self.decoder, self.cut, self.suffix = model.decoder, model.cut, model.suffix
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, with the student cut to its suffix while it runs."""
-        with self.decoder.span(self.cut, self.decoder.num_layers, norm=True), lora.fused(self.suffix):
+        """As the Trainer's, with LoRA's modules in their faster form while it runs."""
+        with lora.fused(self.suffix):
             return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -122,7 +127,7 @@ class SuffixTrainer(Trainer):
         return EpochSampler(
             lengths,
             step,
-            self.args.seed,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
             multiple=together if processes > 1 else 1,
             epoch=lambda: self.state.global_step // steps_an_epoch,
         )
