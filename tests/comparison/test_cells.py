@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import tiny_config, tiny_tokenizer
 
 from semalign import embedded
 from semalign.cli import main
@@ -374,7 +374,7 @@ def test_a_student_answers_as_many_items_as_the_lower_limit_says(
     config = tiny_config(tiny_pair, rows_file, tmp_path, evaluation=options)
     source = Source("sums", config)
     job = CellJob(Cell("aligned", "names", 0), tmp_path, config, {"sums": source}, {}, retention_items=limit)
-    decoder: Any = SimpleNamespace(model=None, tokenizer="")
+    decoder: Any = SimpleNamespace(model=None, tokenizer=tiny_tokenizer())
     found = verdicts(job, cells.measure(decoder, job)[0])
     assert [x["item"] for x in found] == names and {x["measured"] for x in found} == {"sums"}
     assert [x["correct"] for x in found] == [1, 0, 1, 0][: len(names)] and all(

@@ -114,7 +114,8 @@ def test_a_run_takes_a_mixture_from_file_or_command_line_and_writes_its_counts(
     assert main(["attribute", str(config), "--quiet"]) == 0
     assert json.loads((tmp_path / "run" / "data.json").read_text())["sources"] == counts
     given = json.dumps({str(tmp_path / "a.jsonl"): 1, str(tmp_path / "b.jsonl"): 1})
-    assert main(["check", str(config), "--json", "--quiet", f"--data.dataset_name={given}"]) == 0
+    changed = [f"--data.dataset_name={given}", f"--output_dir={tmp_path / 'other'}"]
+    assert main(["check", str(config), "--json", "--quiet", *changed]) == 0
     assert [s["train"] for s in json.loads(capsys.readouterr().out)["sources"].values()] == [12, 12]
 
 

@@ -153,15 +153,16 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
         heads.setdefault(entry["layer"], []).append(entry["score"])
     wanted = fingerprint(
         pairing=decisive(config.pairing),
-        # Scores may be computed for their own sake; then no plan depends on them.
-        scores=scores if reads_scores(config) else None,
+        scores=scores,
         interface=None if recipe.layer is None else recipe.interface,
         penalty=config.cache.ridge_penalty if config.pairing.match == "ridge_error" else None,
         inputs=inputs.fingerprint if is_measured else None,
         heads=heads if config.pairing.heads else None,
     )
     depth = inputs.student.layers
-    if _is_planned(run, wanted, (inputs.teacher.layers, depth)):
+    # Scores may be computed for their own sake. Then no plan depends on them, and one that was edited stays.
+    free = () if reads_scores(config) else ("scores",)
+    if _is_planned(run, wanted, (inputs.teacher.layers, depth), free):
         return
     result: dict[str, Any] = {}
     with measured(result):
@@ -187,10 +188,13 @@ def pair(config: TransferConfig, run: RunFolder, inputs: Inputs) -> None:
     save_result(run.pairs, wanted, result)
 
 
-def _is_planned(run: RunFolder, wanted: dict[str, Any], layers: tuple[int, int]) -> bool:
+def _is_planned(run: RunFolder, wanted: dict[str, Any], layers: tuple[int, int], free: Sequence[str]) -> bool:
     """Whether the plan is there for the same scores and options, as it was written or as somebody edited it.
 
     The fingerprint names no model where none is read; the layers of teacher and student that the file counts tell others apart.
+
+    Args:
+        free: entries of the fingerprint that may be others for a plan that was edited.
 
     Raises:
         ConfigError: it was edited, and is not for these; writing it again would lose the edit.
@@ -206,7 +210,8 @@ def _is_planned(run: RunFolder, wanted: dict[str, Any], layers: tuple[int, int])
         if found != layers:
             say_once(f"{run.pairs}: stale ({other_layers(found, layers)}); it is made again")
         return found == layers
-    if plan.get("fingerprint") == wanted:
+    made_from = plan.get("fingerprint") or {}
+    if made_from.keys() == wanted.keys() and all(made_from[k] == wanted[k] for k in wanted if k not in free):
         read_plan(run, layers)
         return True
     raise ConfigError(
