@@ -95,6 +95,16 @@ def test_a_file_of_somebody_s_own_in_the_place_of_the_run_s_config_is_left_alone
     assert (folder / "config.yaml").read_text() == "# mine\nseed: 3\n"
 
 
+def test_a_cache_that_lies_in_the_run_does_not_move_in_silence(
+    config: TransferConfig, tmp_path: Path
+) -> None:
+    run = transfer(config, CACHED)
+    run.manifest.unlink()
+    with pytest.raises(ConfigError, match=r"cache\.folder: expected null for a run whose cache lies in"):
+        open_run(changed(config, cache={"folder": str(tmp_path / "big")}))
+    assert open_run(config).targets.is_dir()
+
+
 @pytest.mark.parametrize("is_moved", [False, True])
 def test_a_cache_folder_that_was_deleted_or_named_from_elsewhere_is_made_again(
     config: TransferConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_moved: bool

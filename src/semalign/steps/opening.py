@@ -154,6 +154,11 @@ def place_cache(config: TransferConfig, run: RunFolder) -> None:
         return
     if is_remote(folder):
         Remote(folder)
+    elif run.targets.is_dir() and not run.targets.is_symlink():
+        raise ConfigError(
+            f"cache.folder: expected null for a run whose cache lies in {run.targets} already, got {folder}; leave it out, or delete that "
+            "cache to have it made there."
+        )
     elif not run.targets.exists():
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
