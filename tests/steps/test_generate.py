@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from semalign.data.drawing import split_rows
 from semalign.data.inputs import load_inputs
 from semalign.errors import CacheError, ConfigError, DataError
 from semalign.run.files import read_json
@@ -308,11 +309,11 @@ def test_a_prompt_or_a_check_that_does_not_do_stops_the_run_before_anybody_is_as
 def test_what_nobody_could_be_asked_is_refused_by_itself(
     talking_pair: tuple[Path, Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    check_prompts(config_of(talking_pair, rows_file, tmp_path / "run", completions="teacher"))
+    config = config_of(talking_pair, rows_file, tmp_path / "run", completions="teacher")
+    rows = split_rows(config.data)[0]
+    check_prompts(config, rows)
     with pytest.raises(DataError, match="expected a check of its answers"):
-        check_prompts(
-            config_of(talking_pair, rows_file, tmp_path / "run", completions="teacher", keep="right")
-        )
+        check_prompts(replace(config, data=replace(config.data, keep="right")), rows)
 
 
 @pytest.mark.parametrize(

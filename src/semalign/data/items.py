@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from semalign.data.chat import asked, conversation
 from semalign.data.kinds import CONVERSATIONS, Row, row_kind
 from semalign.errors import DataError
+from semalign.jail.inside.checker import NO_PYTHON
 from semalign.reading import Shape, UnreadableError, check_shape
 
 
@@ -27,7 +28,7 @@ def _number(value: float | str) -> float | str:
 def _source(text: str) -> str:
     try:
         compile(text, "check", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except NO_PYTHON as error:
         raise ValueError(f"expected Python ({error})") from None
     return text
 

@@ -43,13 +43,14 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
     """Print and return the findings; raises the error that the run itself would meet."""
     jail = check_evaluation(config)
     check_start(config)
-    check_prompts(config)
+    rows = split_rows(config.data)[0]
+    check_prompts(config, rows)
     run = RunFolder(Path(config.output_dir))
     refuse_another(config, run)
     inputs = load_inputs(config, identified=False)
     check_teacher(config, inputs.teacher)
     plan, is_provisional = _plan(config, inputs, run)
-    first = split_rows(config.data)[0][:8]
+    first = rows[:8]
     agree = templates_agree(load_tokenizer(config.teacher), inputs.tokenizer, first)
     asks_first = is_to_answer(config.data, first[0])
     _print_rows(config, inputs, agree=agree, asks_first=asks_first, console=console)
@@ -64,9 +65,9 @@ def check(config: TransferConfig, console: Console) -> dict[str, Any]:
         free_memory()
     patch, seen, teacher, drift, carried = None, [], None, None, None
     if is_patchable(resolve(config.recipe)) and not asks_first:
-        rows = patch_rows(inputs, costs)
+        parts = patch_rows(inputs, costs)
         # Of one row there is nothing to fit on.
-        patch = Patch(config, inputs, plan, rows) if rows.fitted else None
+        patch = Patch(config, inputs, plan, parts) if parts.fitted else None
     if config.teacher.only_tells:
         drift, carried = probe_told(config, inputs, costs)
     else:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from semalign.config import TransferConfig
 from semalign.data.chat import prompt_row, render
 from semalign.data.drawing import task_rows
-from semalign.data.kinds import tools_of
+from semalign.data.kinds import Row, tools_of
 from semalign.errors import DataError
 from semalign.evaluation.asked import asked_answers
 from semalign.evaluation.decoding import answers, in_order
@@ -58,22 +60,7 @@ def answer_items(
         for n, p in enumerate(prompts, 1)
     ]
     if decoder is None:
-
-        def ask(batch: list[int]) -> list[tuple[str, bool]]:
-            asked = [prompts[n] for n in batch]
-            return asked_answers(
-                config.teacher,
-                tokenizer,
-                asked,
-                options.max_new_tokens,
-                samples=options.samples,
-                sampling=options.sampling,
-                seed=config.seed + options.samples * batch[0],
-            )
-
-        order, size = list(range(len(rows))), options.batch_size
-        batches = [order[start : start + size] for start in range(0, len(rows), size)]
-        found = in_order(batches, options.samples, ask, journal)
+        found = _from_server(config, prompts, tokenizer, journal)
     else:
         found = answers(
             decoder.model,
@@ -95,6 +82,31 @@ def answer_items(
     if options.samples > 1:
         given = [answer | {"sample": n % options.samples + 1} for n, answer in enumerate(given)]
     return _graded(config, rows, given)
+
+
+def _from_server(
+    config: TransferConfig,
+    prompts: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    journal: Journal | None,
+) -> list[tuple[str, bool]]:
+    """The teacher's answers to the prompts, which its server gives batch by batch."""
+    options = config.evaluation
+
+    def ask(batch: list[int]) -> list[tuple[str, bool]]:
+        return asked_answers(
+            config.teacher,
+            tokenizer,
+            [prompts[n] for n in batch],
+            options.max_new_tokens,
+            samples=options.samples,
+            sampling=options.sampling,
+            seed=config.seed + options.samples * batch[0],
+        )
+
+    order, size = list(range(len(prompts))), options.batch_size
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    return in_order(batches, options.samples, ask, journal)
 
 
 def by_item(given: Sequence[Answer]) -> list[list[Answer]]:

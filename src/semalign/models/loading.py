@@ -66,17 +66,19 @@ def named(
         needs_layers: whether a model will not do that can only be run as a whole.
     """
     known = identity(config, memory) if identified else {}
-    # A model whose layers lie in several places is placed layer by layer.
-    needs_layers = not config.only_tells and (needs_layers or config.is_placed)
-    opened = partial(load, config, needs_layers=needs_layers)
+    opened = partial(load, config, needs_layers=_reads_layers(config, needs_layers))
     return Checkpoint(shape_named(config, needs_layers=needs_layers), load_tokenizer(config), known, opened)
 
 
 def shape_named(config: ModelConfig, *, needs_layers: bool) -> Shape:
     """The sizes of a model that is read by its name; of one that only tells nobody reads the layers."""
-    if config.only_tells:
-        return replace(load_shape(config, needs_layers=False), has_layers=False)
-    return load_shape(config, needs_layers=needs_layers or config.is_placed)
+    shape = load_shape(config, needs_layers=_reads_layers(config, needs_layers))
+    return replace(shape, has_layers=False) if config.only_tells else shape
+
+
+def _reads_layers(config: ModelConfig, is_asked: bool) -> bool:
+    """Whether the layers have to be known: a model whose layers lie in several places is placed layer by layer."""
+    return not config.only_tells and (is_asked or config.is_placed)
 
 
 def _elsewhere(config: ModelConfig) -> Decoder:

@@ -98,16 +98,14 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
     theirs = (
         special_tokens(load_tokenizer(config.teacher)) if unanswered and _has_student(options) else controls
     )
-    reasons = {n: unusable(text, theirs) for n, [text] in zip(unanswered, found, strict=True)}
-    told = {n: None if reasons[n] else text for n, [text] in zip(unanswered, found, strict=True)}
-    kept = list(_with_answers(heldout, told))
+    told = {n: text for n, [text] in zip(unanswered, found, strict=True)}
+    unfit = {n: why for n, text in told.items() if (why := unusable(text, theirs))}
+    kept = list(_with_answers(heldout, told | dict.fromkeys(unfit)))
     if asked_for and not written:
         raise DataError(f"data.completions: no answer to any of the prompts {_why_not(options, dropped)}.")
     if heldout and not kept:
-        why = Counter(filter(None, reasons.values()))
-        raise DataError(
-            f"data.completions: no answer to any of the held-out prompts {_why_not(options, why)}."
-        )
+        why_not = _why_not(options, Counter(unfit.values()))
+        raise DataError(f"data.completions: no answer to any of the held-out prompts {why_not}.")
     write_atomic(run.heldout, "".join(map(json_line, kept)))
     write_atomic(run.rows, "".join(json_line(chat) for chat in [*given, *written]))
     counts = {
@@ -115,7 +113,7 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         "written": len(written),
         "dropped": sum(dropped.values()),
         **{f"dropped_{reason}": count for reason, count in dropped.items() if count},
-        "heldout_written": sum(map(bool, told.values())),
+        "heldout_written": len(told) - len(unfit),
         "heldout_dropped": len(heldout) - len(kept),
     }
     save_result(run.generated, wanted, result | counts, [run.rows, run.heldout])
@@ -123,14 +121,14 @@ def generate(config: TransferConfig, run: RunFolder) -> None:
         _part(path).unlink(missing_ok=True)
 
 
-def check_prompts(config: TransferConfig) -> None:
-    """Refuse rows that nobody could be asked, or whose answers could not be checked as `data.keep` wants it.
+def check_prompts(config: TransferConfig, rows: list[Row]) -> None:
+    """Refuse training rows that nobody could be asked, or whose answers could not be checked as `data.keep` wants it.
 
     Raises:
         DataError: some are; the sentence names the first.
     """
     if config.data.is_generated:
-        _to_ask(_with_a_question(split_rows(config.data)[0], config.data), config)
+        _to_ask(_with_a_question(rows, config.data), config)
 
 
 def _to_ask(rows: list[Row], config: TransferConfig) -> tuple[list[Row], list[Chat]]:

@@ -75,7 +75,7 @@ def refuse_another(config: TransferConfig, run: RunFolder) -> None:
     """
     if not run.config.exists():
         return
-    if seal_of(run.config.read_bytes(), ".yaml") != "whole":
+    if not _is_as_written(run):
         if not run.environment.exists():
             raise ConfigError(
                 f"{run.config}: expected the name to be free for the options of this run, got a file that no run has written; "
@@ -94,9 +94,14 @@ def refuse_another(config: TransferConfig, run: RunFolder) -> None:
 
 def changes(config: TransferConfig, run: RunFolder) -> list[str]:
     """In which options a config differs from the one of the folder, as `path: old -> new`; none where there is no readable one."""
-    if not run.config.exists() or seal_of(run.config.read_bytes(), ".yaml") != "whole":
+    if not _is_as_written(run):
         return []
     return differences(completed(read_yaml(run.config), config), redacted(plain(config)))
+
+
+def _is_as_written(run: RunFolder) -> bool:
+    """Whether the options that a run has written are there, and nobody has changed them."""
+    return run.config.exists() and seal_of(run.config.read_bytes(), ".yaml") == "whole"
 
 
 def _still_open(run: RunFolder) -> tuple[str, ...]:
